@@ -1,0 +1,1 @@
+"""The parallel search over configurations: `python -m tune.search`."""
