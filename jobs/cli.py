@@ -1,0 +1,54 @@
+"""What every command has in common: options named once, errors in one line, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from gansfp.errors import GansfpError, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the value, and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs an entry point and ends the process: 0 when it is done, the error's own status and one line when it is not.
+
+    Only gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main(arguments)
+    except GansfpError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept, the same command goes on from there", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def positive(text: str) -> int:
+    """An option's value that must be a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An option's value that is a list of names with commas between."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected names with commas between")
+    return found
