@@ -1,0 +1,164 @@
+"""Where files are: the one place in which a path or a URI becomes a file system (local, S3, GCS, ...).
+
+Everything else hands strings around: an absolute local path, or a URI that pyarrow's file systems open, options included
+(`s3://bucket/data?region=eu-west-1`). Key names inside a URI are percent-encoded, as pyarrow expects them.
+"""
+
+import csv
+import io
+import os
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+from urllib.parse import quote, unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from gansfp.errors import DataError, UsageError
+
+TEMPORARY = "_tmp-"  # how the names of unfinished files begin; no listing shows them
+
+_LOCAL = fs.LocalFileSystem()
+
+
+def absolute(uri: str) -> str:
+    """The form in which a place is remembered: an absolute path for local ones (also `file://`), else the URI without a
+    closing slash. Raises UsageError for an empty string and for a `file://` URI that names another machine."""
+    if not uri:
+        raise UsageError("got an empty path, expected a folder or a URI such as s3://bucket/folder")
+    if uri.startswith("file:"):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(f"got {uri!r}, expected file:///, with three slashes, before an absolute path")
+        return os.path.abspath(unquote(parts.path))
+    if is_remote(uri):
+        base, mark, options = uri.partition("?")
+        return base.rstrip("/") + mark + options
+    return os.path.abspath(uri)
+
+
+def is_remote(uri: str) -> bool:
+    """True for a URI of another scheme than `file`."""
+    return "://" in uri and not uri.startswith("file:")
+
+
+def open_store(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system that holds `uri`, and the path of `uri` in it.
+
+    Raises UsageError for a scheme that pyarrow does not understand, DataError where the store cannot be reached.
+    """
+    uri = absolute(uri)
+    return _open_remote(uri) if is_remote(uri) else (_LOCAL, uri)
+
+
+@lru_cache(maxsize=4096)  # a client, and for S3 the look-up of a bucket's region, is made once a place
+def _open_remote(uri: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (ValueError, NotImplementedError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        raise UsageError(
+            f"got {uri!r}, expected a path or a URI of file://, s3:// or gs:// ({_line(error)})"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be opened ({_line(error)})") from error
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with `parts` below it: a path stays a path, in a URI the parts are percent-encoded and its options kept."""
+    uri = absolute(uri)
+    if not is_remote(uri):
+        return os.path.join(uri, *parts)
+    base, mark, options = uri.partition("?")
+    return "/".join([base, *(quote(part.strip("/")) for part in parts)]) + mark + options
+
+
+def read_bytes(uri: str) -> bytes:
+    """The bytes of a file. Raises OSError (FileNotFoundError, PermissionError, ...) where it cannot be read."""
+    store, path = open_store(uri)
+    if store is _LOCAL:  # twice as fast as pyarrow's stream for small files
+        with open(path, "rb") as file:
+            return file.read()
+    with store.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
+    """Writes a file that is there whole or not at all: under a temporary name beside it, then moved. Makes its folder.
+
+    Raises DataError where that fails; nothing is left behind then.
+    """
+    store, path = open_store(uri)
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex[:12]}-{name}"
+    try:
+        store.create_dir(folder, recursive=True)
+        try:
+            with store.open_output_stream(temporary) as stream:
+                stream.write(data)
+            store.move(temporary, path)
+        except OSError:
+            if store.get_file_info(temporary).type == fs.FileType.File:
+                store.delete_file(temporary)
+            raise
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be written ({_line(error)})") from error
+
+
+def exists(uri: str) -> bool:
+    """True where a file or a folder is."""
+    store, path = open_store(uri)
+    return store.get_file_info(path).type != fs.FileType.NotFound
+
+
+def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]:
+    """The files in a folder whose names end with `ending`, sorted, each as `join(uri, ...)` would name it.
+
+    Hidden and unfinished (`_tmp-`) files are left out; a folder that is not there has none.
+    """
+    store, path = open_store(uri)
+    infos = store.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    return sorted(
+        join(uri, info.path[len(path) :].lstrip("/"))
+        for info in infos
+        if info.is_file and info.base_name.endswith(ending) and not info.base_name.startswith((".", TEMPORARY))
+    )
+
+
+def check_writable(work: str) -> None:
+    """Makes the folder `work` if it is not there, and proves by a small file that it can be written. Raises DataError."""
+    probe = join(work, f"{TEMPORARY}probe-{uuid.uuid4().hex[:12]}")
+    try:
+        write_bytes_atomically(probe, b"gansfp")
+        store, path = open_store(probe)
+        store.delete_file(path)
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"{work}: the work folder cannot be made or written ({_line(error.__cause__ or error)})"
+        ) from error
+
+
+def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of a CSV file with a header line, as stripped strings: {column: values}.
+
+    Raises DataError for a file that is not UTF-8 text, a column of `needed` that is not there, a line that is too short.
+    """
+    try:
+        rows = csv.reader(io.StringIO(read_bytes(uri).decode("utf-8-sig"), newline=""), strict=True)
+        lines = [[value.strip() for value in line] for line in rows if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{uri}: cannot be read as a CSV file ({_line(error)})") from error
+    header = lines[0] if lines else []
+    for column in needed:
+        if column not in header:
+            raise DataError(f"{uri}: no column {column!r}, its first line is {','.join(header)!r}")
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise DataError(f"{uri}: row {number} has {len(line)} values, expected {len(header)}: {','.join(line)!r}")
+    return {column: [line[index] for line in lines[1:]] for index, column in enumerate(header)}
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message, without the path that our own message already names."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
