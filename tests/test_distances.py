@@ -1,0 +1,167 @@
+"""Distances, projections and dendrograms against scipy and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import fcluster
+from scipy.spatial.distance import cdist
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
+
+from gansfp.distances import (
+    METRICS,
+    cluster_centres,
+    cut,
+    cuts,
+    dendrogram,
+    dendrogram_centres,
+    pairwise,
+    pca,
+    self_distances,
+    standardise,
+)
+from gansfp.errors import UsageError
+
+SCIPY_NAMES = {"euclidean": "euclidean", "manhattan": "cityblock", "cosine": "cosine"}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+def sample(n, d, seed=0, offset=0.0):
+    return (np.random.default_rng(seed).normal(size=(n, d)) + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("block", [7, 1024])
+def test_pairwise_equals_scipy(metric, block, device):
+    x, y = sample(40, 33, 0, offset=5), sample(23, 33, 1, offset=5)
+    got = pairwise(x, y, metric, device=device, block=block)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, cdist(x.astype(float), y.astype(float), SCIPY_NAMES[metric]), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_self_distances_are_symmetric_with_zero_diagonal_and_equal_pairwise(metric):
+    x = sample(37, 12)
+    got = self_distances(x, metric, block=10)
+    assert np.array_equal(got, got.T)
+    assert not got.diagonal().any()
+    np.testing.assert_allclose(got, cdist(x.astype(float), x.astype(float), SCIPY_NAMES[metric]), rtol=2e-6, atol=1e-6)
+
+
+def test_near_duplicates_far_from_the_origin_keep_their_distance():
+    # |x| is about 10^5 times the distance: a float32 product would return noise of the order of 30 here
+    x = sample(10, 1000, offset=100)
+    y = x.copy()
+    y[:, 0] += 0.25
+    np.testing.assert_allclose(pairwise(x, y).diagonal(), 0.25, rtol=1e-3)
+    assert pairwise(x, x).diagonal().max() < 1e-6 * np.linalg.norm(x[0])
+
+
+def test_cosine_of_a_zero_vector_is_one():
+    x = sample(3, 5)
+    x[1] = 0
+    got = pairwise(x, x, "cosine")
+    assert np.all(got[1] == 1)
+    assert np.all(got[:, 1] == 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("n", "d"), [(60, 20), (20, 60), (30, 30)])
+@pytest.mark.parametrize("components", [1, 7, 0.9, 0.95])
+def test_pca_equals_sklearn_up_to_sign(n, d, components, device):
+    x = sample(n, d, offset=3) * np.linspace(0.1, 5, d, dtype=np.float32)
+    expected = PCA(components, svd_solver="full").fit(x.astype(float))
+    got = pca(x, components, device=device)
+    assert got.components.shape == expected.components_.shape
+    np.testing.assert_allclose(got.variance_ratio, expected.explained_variance_ratio_, rtol=1e-5)
+    signs = np.sign((got.components * expected.components_).sum(1, keepdims=True))
+    np.testing.assert_allclose(got.components, signs * expected.components_, atol=1e-5)
+    np.testing.assert_allclose(got.transform(x, block=11), expected.transform(x) * signs.T, atol=1e-3)
+    largest = got.components[np.arange(len(got.components)), np.abs(got.components).argmax(1)]
+    assert np.all(largest > 0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 8), (8, 5000), (5000, 8)])
+def test_pca_of_duplicates_is_finite(n, d):
+    x = np.repeat(sample(3, d), -(-n // 3), axis=0)[:n]
+    got = pca(x, min(n - 1, d))
+    assert np.isfinite(got.components).all()
+    np.testing.assert_allclose(got.variance_ratio[:2].sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("components", [0, -1, 20, 0.0, 1.0, 1.5])
+def test_pca_refuses_what_the_data_cannot_give(components):
+    with pytest.raises(UsageError, match=f"got {components!r} for 20 slices"):
+        pca(sample(20, 30), components)
+
+
+def test_standardise_leaves_constant_columns_at_zero():
+    reference = sample(50, 4, offset=2)
+    reference[:, 2] = 0.1
+    x = sample(5, 4)
+    got = standardise(x, reference)
+    assert not got[:, 2].any()
+    for column in (0, 1, 3):
+        expected = (x[:, column] - reference[:, column].mean()) / reference[:, column].std()
+        np.testing.assert_allclose(got[:, column], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("linkage", "metric"),
+    [("ward", "euclidean"), ("average", "cosine"), ("complete", "manhattan"), ("single", "euclidean")],
+)
+def test_cuts_equal_sklearn_and_scipy(linkage, metric):
+    x = sample(90, 6, 3)
+    tree = dendrogram(self_distances(x, metric), linkage, metric)
+    got = cuts(tree, [1, 2, 5, 17, 90])
+    for k, labels in got.items():
+        assert labels.dtype == np.int64
+        assert sorted(set(labels.tolist())) == list(range(k))
+        _, first = np.unique(labels, return_index=True)
+        assert np.all(np.diff(first) > 0), "clusters are numbered by their first member"
+        expected = AgglomerativeClustering(n_clusters=k, linkage=linkage, metric=metric).fit_predict(x)
+        assert adjusted_rand_score(labels, expected) == 1
+        assert adjusted_rand_score(labels, fcluster(tree, k, "maxclust")) == 1
+        assert np.array_equal(labels, cut(tree, k))
+
+
+def test_cut_of_tied_slices_still_has_exactly_k_clusters():
+    x = np.repeat(sample(2, 3), 5, axis=0)
+    tree = dendrogram(self_distances(x), "ward")
+    assert [cut(tree, k).max() + 1 for k in (2, 3, 7)] == [2, 3, 7]
+
+
+def test_centres_of_all_cuts_equal_the_means():
+    x = sample(60, 9, 5)
+    tree = dendrogram(self_distances(x), "average")
+    ks = [40, 1, 7, 8, 2, 60]
+    centres, rows = dendrogram_centres(x, tree, ks)
+    assert sorted(rows) == sorted(ks)
+    assert len(centres) < 2 * 60
+    for k in ks:
+        labels = cut(tree, k)
+        expected = np.stack([x[labels == c].mean(0) for c in range(k)])
+        np.testing.assert_allclose(centres[rows[k]], expected, atol=1e-5)
+        np.testing.assert_allclose(cluster_centres(x, labels), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: pairwise(x, x, "hamming"), "got 'hamming', expected one of"),
+        (lambda x: pairwise(x, x[:, :2]), r"shapes \(6, 3\) and \(6, 2\)"),
+        (lambda x: dendrogram(self_distances(x), "median"), "got 'median', expected one of"),
+        (
+            lambda x: dendrogram(self_distances(x, "cosine"), "ward", "cosine"),
+            "needs the metric 'euclidean', got 'cosine'",
+        ),
+        (lambda x: dendrogram(self_distances(x[:1])), "at least 2 slices, got 1"),
+        (lambda x: cut(dendrogram(self_distances(x)), 7), "got k=7 for 6 slices"),
+        (lambda x: cut(dendrogram(self_distances(x)), 0), "got k=0 for 6 slices"),
+    ],
+)
+def test_bad_usage_is_one_line_with_the_value(call, message):
+    with pytest.raises(UsageError, match=message):
+        call(sample(6, 3))
