@@ -2,14 +2,15 @@
 
 How grey levels are made, whatever the file (every choice is the same for each image, so that slices stay comparable):
 
-- Colour becomes ITU-R 601 luma, a palette is looked up first (its indices are never read as grey levels).
+- Colour becomes ITU-R 601 luma; a palette is looked up first, its indices are never read as grey levels.
 - Alpha is composited on black: black is air, and what a CT reader expects around a body.
-- 16-bit grey keeps its values where all fit 8 bits (8-bit slices saved in 16), otherwise its high byte is taken: this undoes
-  both customary ways of widening (times 257 and times 256) and is what Pillow does with 16-bit colour.
-- DICOM: rescale slope and intercept (or modality table) give Hounsfield units; the lung window, centre -600 and width 1500,
-  maps -1350 HU to 0 and 150 HU to 255 (LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2), rounded; MONOCHROME1 is inverted. An 8-bit
-  picture without a rescale intercept is no CT measurement and keeps its grey levels.
-- Another size than 256x256 is padded with black to a centred square, so that anatomy keeps its shape, then resized by area.
+- 16-bit grey keeps its values where all fit 8 bits (8-bit slices saved in 16), otherwise its high byte is taken: this
+  undoes both customary ways of widening (times 257 and times 256) and is what Pillow does with 16-bit colour.
+- DICOM: rescale slope and intercept (or the modality table) give Hounsfield units; the lung window, centre -600 and
+  width 1500, maps -1350 HU to 0 and 150 HU to 255 (LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2), rounded; MONOCHROME1 is
+  inverted. An 8-bit picture without a rescale intercept is no CT measurement and keeps its grey levels.
+- Another size than 256x256 is padded with black to a centred square, so that anatomy keeps its shape, then resized by
+  area.
 """
 
 import io
@@ -38,7 +39,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)  # what it has to say ab
 
 @dataclass(frozen=True)
 class Slice:
-    """One decoded image. pixels: (256, 256) uint8, None where status is "failed"; mode, width, height: as in the file."""
+    """One decoded image; pixels: (256, 256) uint8, None where it failed; mode, width, height: those of the file."""
 
     pixels: np.ndarray | None
     status: str  # "ok", "resized" or "failed"
@@ -48,7 +49,7 @@ class Slice:
     height: int = 0
 
 
-class _Unusable(Exception):
+class _NoSliceError(Exception):
     """The reason why a file is not one slice."""
 
 
@@ -63,17 +64,17 @@ class _Opened:
     grey: Callable[[], np.ndarray]
 
     def refuse(self) -> None:
-        """Raises _Unusable for what must not be decoded."""
+        """Raises _NoSliceError for what must not be decoded."""
         if max(self.width, self.height) > MAX_SIDE:
-            raise _Unusable(f"{self.width}x{self.height} pixels, at most {MAX_SIDE}x{MAX_SIDE} are read")
+            raise _NoSliceError(f"{self.width}x{self.height} pixels, at most {MAX_SIDE}x{MAX_SIDE} are read")
         if min(self.width, self.height) < 1:
-            raise _Unusable(f"{self.width}x{self.height} pixels")
+            raise _NoSliceError(f"{self.width}x{self.height} pixels")
         if self.frames > 1:
-            raise _Unusable(f"holds {self.frames} frames, expected one slice a file")
+            raise _NoSliceError(f"holds {self.frames} frames, expected one slice a file")
 
 
 def decode(data: bytes, name: str = "") -> Slice:
-    """Decodes the bytes of one file; `name` only tells a DICOM file without preamble (.dcm). Never raises on bad input."""
+    """Decodes the bytes of one file; a bad one never raises. Of `name` only .dcm counts (DICOM may lack its magic)."""
     mode, width, height = "", 0, 0
     try:
         with _quietly():
@@ -98,7 +99,7 @@ def load(uri: str) -> Slice:
 
 
 def inspect(data: bytes, name: str = "") -> tuple[str, int, int, str]:
-    """mode, width, height and "" from a file's header alone, or what is known of them and the reason why it is no slice."""
+    """(mode, width, height, "") from a file's header alone, or what is known of it and why it is no slice."""
     mode, width, height = "", 0, 0
     try:
         with _quietly():
@@ -113,7 +114,7 @@ def inspect(data: bytes, name: str = "") -> tuple[str, int, int, str]:
 def _open(data: bytes, name: str) -> _Opened:
     """Chooses by content, never by the name: generators of challenges have named JPEG files .png."""
     if not data:
-        raise _Unusable("empty file")
+        raise _NoSliceError("empty file")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _open_png(data)
     if data.startswith(b"\xff\xd8\xff"):
@@ -122,7 +123,7 @@ def _open(data: bytes, name: str) -> _Opened:
         return _open_tiff(data)
     if data[128:132] == b"DICM" or name.lower().partition("?")[0].endswith(".dcm"):
         return _open_dicom(data)
-    raise _Unusable("not a PNG, JPEG, TIFF or DICOM file")
+    raise _NoSliceError("not a PNG, JPEG, TIFF or DICOM file")
 
 
 def _open_png(data: bytes) -> _Opened:
@@ -130,7 +131,7 @@ def _open_png(data: bytes) -> _Opened:
 
     def grey() -> np.ndarray:
         if _PNG_END not in data[-4096:] and _PNG_END not in data:  # Pillow reads on where only the end is missing
-            raise _Unusable("truncated: a PNG file without its end")
+            raise _NoSliceError("truncated: a PNG file without its end")
         return opened.grey()
 
     return _Opened(opened.mode, opened.width, opened.height, opened.frames, grey)
@@ -160,7 +161,7 @@ def _grey(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         return _from_16_bits(np.asarray(image))
     if image.mode == "F":
-        raise _Unusable("pixels are floating-point numbers, expected 8 or 16 bits")
+        raise _NoSliceError("pixels are floating-point numbers, expected 8 or 16 bits")
     if not image.has_transparency_data:
         return np.array(image.convert("L"))
     colour = image.convert("RGBA")
@@ -171,7 +172,7 @@ def _from_16_bits(values: np.ndarray) -> np.ndarray:
     """(height, width) of any integer dtype, 0 to 65535 -> uint8."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
-        raise _Unusable(f"pixels from {low} to {high}, expected 0 to 65535")
+        raise _NoSliceError(f"pixels from {low} to {high}, expected 0 to 65535")
     return (values if high <= 0xFF else values >> 8).astype(np.uint8)
 
 
@@ -179,15 +180,15 @@ def _open_dicom(data: bytes) -> _Opened:
     try:
         import pydicom
     except ImportError:
-        raise _Unusable("DICOM needs pydicom: install gansfp[dicom]") from None
+        raise _NoSliceError("DICOM needs pydicom: install gansfp[dicom]") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     image = pydicom.dcmread(io.BytesIO(data), force=True)  # force: files cut from a PACS often lack the preamble
     for keyword in ("Rows", "Columns", "BitsStored", "PhotometricInterpretation", "PixelData"):
         if keyword not in image:
-            raise _Unusable(f"not a DICOM image: no {keyword}")
+            raise _NoSliceError(f"not a DICOM image: no {keyword}")
     mode = str(image.PhotometricInterpretation)
     if mode not in ("MONOCHROME1", "MONOCHROME2"):
-        raise _Unusable(f"DICOM of kind {mode}, expected MONOCHROME1 or MONOCHROME2")
+        raise _NoSliceError(f"DICOM of kind {mode}, expected MONOCHROME1 or MONOCHROME2")
 
     def grey() -> np.ndarray:
         values = pydicom.pixels.apply_modality_lut(image.pixel_array, image).astype(np.float32)
@@ -236,4 +237,4 @@ def _reason(error: Exception) -> str:
     """An error in one short line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = (text.strip().splitlines() or [""])[0][:160]
-    return line if line and isinstance(error, _Unusable | OSError) else f"{type(error).__name__}: {line}"
+    return line if line and isinstance(error, _NoSliceError | OSError) else f"{type(error).__name__}: {line}"

@@ -1,7 +1,7 @@
 """Where files are: the one place in which a path or a URI becomes a file system (local, S3, GCS, ...).
 
-Everything else hands strings around: an absolute local path, or a URI that pyarrow's file systems open, options included
-(`s3://bucket/data?region=eu-west-1`). Key names inside a URI are percent-encoded, as pyarrow expects them.
+Everything else hands strings around: an absolute local path, or a URI that pyarrow's file systems open, options
+included (`s3://bucket/data?region=eu-west-1`). Key names inside a URI are percent-encoded, as pyarrow expects them.
 """
 
 import csv
@@ -49,19 +49,27 @@ def open_store(uri: str) -> tuple[fs.FileSystem, str]:
     Raises UsageError for a scheme that pyarrow does not understand, DataError where the store cannot be reached.
     """
     uri = absolute(uri)
-    return _open_remote(uri) if is_remote(uri) else (_LOCAL, uri)
+    if not is_remote(uri):
+        return _LOCAL, uri
+    base, mark, options = uri.partition("?")
+    scheme, _, place = base.partition("://")
+    root, _, key = place.partition("/")
+    store, path = _open_root(f"{scheme}://{root}{mark}{options}")
+    return store, f"{path.rstrip('/')}/{unquote(key)}" if key else path
 
 
-@lru_cache(maxsize=4096)  # a client, and for S3 the look-up of a bucket's region, is made once a place
-def _open_remote(uri: str) -> tuple[fs.FileSystem, str]:
+@lru_cache(
+    maxsize=64
+)  # a client, and for S3 the look-up of the bucket's region, is made once a bucket, not once a file
+def _open_root(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
     except (ValueError, NotImplementedError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise UsageError(
-            f"got {uri!r}, expected a path or a URI of file://, s3:// or gs:// ({_line(error)})"
+            f"got {uri!r}, expected a path or a URI of file://, s3:// or gs:// ({one_line(error)})"
         ) from error
     except OSError as error:
-        raise DataError(f"{uri}: cannot be opened ({_line(error)})") from error
+        raise DataError(f"{uri}: cannot be opened ({one_line(error)})") from error
 
 
 def join(uri: str, *parts: str) -> str:
@@ -102,22 +110,29 @@ def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
                 store.delete_file(temporary)
             raise
     except OSError as error:
-        raise DataError(f"{uri}: cannot be written ({_line(error)})") from error
+        raise DataError(f"{uri}: cannot be written ({one_line(error)})") from error
 
 
 def exists(uri: str) -> bool:
-    """True where a file or a folder is."""
+    """True where a file or a folder is. Raises DataError where that cannot be told."""
     store, path = open_store(uri)
-    return store.get_file_info(path).type != fs.FileType.NotFound
+    try:
+        return store.get_file_info(path).type != fs.FileType.NotFound
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be read ({one_line(error)})") from error
 
 
 def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]:
     """The files in a folder whose names end with `ending`, sorted, each as `join(uri, ...)` would name it.
 
-    Hidden and unfinished (`_tmp-`) files are left out; a folder that is not there has none.
+    Hidden and unfinished (`_tmp-`) files are left out; a folder that is not there has none. Raises DataError where it
+    cannot be listed.
     """
     store, path = open_store(uri)
-    infos = store.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    try:
+        infos = store.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be listed ({one_line(error)})") from error
     return sorted(
         join(uri, info.path[len(path) :].lstrip("/"))
         for info in infos
@@ -126,7 +141,7 @@ def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]
 
 
 def check_writable(work: str) -> None:
-    """Makes the folder `work` if it is not there, and proves by a small file that it can be written. Raises DataError."""
+    """Makes the folder `work` if it is not there and proves by a small file that it can be written, or DataError."""
     probe = join(work, f"{TEMPORARY}probe-{uuid.uuid4().hex[:12]}")
     try:
         write_bytes_atomically(probe, b"gansfp")
@@ -134,20 +149,20 @@ def check_writable(work: str) -> None:
         store.delete_file(path)
     except (DataError, OSError) as error:
         raise DataError(
-            f"{work}: the work folder cannot be made or written ({_line(error.__cause__ or error)})"
+            f"{work}: the work folder cannot be made or written ({one_line(error.__cause__ or error)})"
         ) from error
 
 
 def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
     """The columns of a CSV file with a header line, as stripped strings: {column: values}.
 
-    Raises DataError for a file that is not UTF-8 text, a column of `needed` that is not there, a line that is too short.
+    Raises DataError for a file that is not UTF-8 text, a column of `needed` that is missing, a row of another length.
     """
     try:
         rows = csv.reader(io.StringIO(read_bytes(uri).decode("utf-8-sig"), newline=""), strict=True)
         lines = [[value.strip() for value in line] for line in rows if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{uri}: cannot be read as a CSV file ({_line(error)})") from error
+        raise DataError(f"{uri}: cannot be read as a CSV file ({one_line(error)})") from error
     header = lines[0] if lines else []
     for column in needed:
         if column not in header:
@@ -158,7 +173,7 @@ def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
     return {column: [line[index] for line in lines[1:]] for index, column in enumerate(header)}
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an error's message, without the path that our own message already names."""
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, without the path that our own messages already name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
