@@ -83,11 +83,11 @@ def resample(images: Tensor, boxes: Tensor, size: int, mode: str = "bicubic") ->
     weigh = {"bicubic": _bicubic_weights, "area": _area_weights}.get(mode)
     if weigh is None:
         raise UsageError(f"resampling: got {mode!r}, expected one of ['area', 'bicubic']")
-    boxes = boxes.float()
+    boxes = boxes.double()  # float32 places are off by 1e-5 pixels, which shows at edges
     # The weights are no place for bf16, whatever precision the backbone runs in.
     with torch.autocast(images.device.type, enabled=False):
-        rows = weigh(boxes[:, 0], boxes[:, 2], size)
-        columns = weigh(boxes[:, 1], boxes[:, 3], size)
+        rows = weigh(boxes[:, 0], boxes[:, 2], size).float()
+        columns = weigh(boxes[:, 1], boxes[:, 3], size).float()
         if images.ndim == 4:
             rows, columns = rows[:, None], columns[:, None]
         return rows @ images.float() @ columns.mT
@@ -97,7 +97,7 @@ def _bicubic_weights(start: Tensor, end: Tensor, size: int) -> Tensor:
     """(n, size, 256): each output pixel's weights on the input: Keys' cubic (1981, a = -1/2), widened to shrink."""
     scale = ((end - start) / size)[:, None, None]
     centres = start[:, None, None] + (torch.arange(size, device=start.device)[None, :, None] + 0.5) * scale
-    x = ((torch.arange(SIDE, device=start.device) + 0.5 - centres) / scale.clamp(min=1.0)).abs()
+    x = ((torch.arange(SIDE, device=start.device) + 0.5 - centres) / scale.clamp(min=1.0)).abs().float()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
@@ -108,5 +108,5 @@ def _area_weights(start: Tensor, end: Tensor, size: int) -> Tensor:
     """(n, size, 256): the share of each output pixel's stretch of the box that lies in each input pixel."""
     step = ((end - start) / size)[:, None, None]
     low = start[:, None, None] + torch.arange(size, device=start.device)[None, :, None] * step
-    pixels = torch.arange(SIDE, device=start.device)
-    return ((low + step).minimum(pixels + 1.0) - low.maximum(pixels.float())).clamp(min=0) / step
+    pixels = torch.arange(SIDE, device=start.device, dtype=start.dtype)
+    return ((low + step).minimum(pixels + 1) - low.maximum(pixels)).clamp(min=0) / step
