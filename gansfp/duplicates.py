@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations, islice, product
+from itertools import combinations
 
 import pyarrow as pa
 
@@ -18,17 +18,20 @@ ELSEWHERE = "different sets or tasks"
 WITHIN = "within one class"
 KINDS = (USED_NOT_USED, GENERATORS, LABELLED_UNKNOWN, GENERATED_REAL, TRAIN_TEST, ELSEWHERE, WITHIN)  # the worst first
 
-MAX_PAIRS = 1000  # kept of each kind, all are counted: ten thousand empty slices are fifty million pairs
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """One kind of finding. count: byte-identical pairs; within one class: copies beyond the first. ids: the pairs."""
+    """One kind of finding. ids: for each shared content one image of either side; within one class, first and copy."""
 
-    kind: str
-    count: int
+    kind: str  # of KINDS
     ids: tuple[tuple[str, str], ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.ids)
 
     def __str__(self) -> str:
         pairs = ", ".join(f"{one} = {other}" for one, other in self.ids[:SHOWN])
@@ -37,17 +40,13 @@ class Duplicates:
 
 def find_duplicates(table: pa.Table) -> list[Duplicates]:
     """The findings in a catalog's table (n rows), the worst kind first. Images that cannot be read are left out."""
-    counts = dict.fromkeys(KINDS, 0)
     pairs: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
     for parts in _same(table):
         for ids in parts.values():
-            counts[WITHIN] += len(ids) - 1
-            _keep(pairs[WITHIN], product(ids[:1], ids[1:]))
+            pairs[WITHIN] += ((ids[0], copy) for copy in ids[1:])
         for (one, ids), (other, others) in combinations(parts.items(), 2):
-            kind = _kind(one, other)
-            counts[kind] += len(ids) * len(others)
-            _keep(pairs[kind], product(ids, others))
-    return [Duplicates(kind, counts[kind], tuple(pairs[kind])) for kind in KINDS if counts[kind]]
+            pairs[_kind(one, other)].append((ids[0], others[0]))  # not each with each: empty slices come by thousands
+    return [Duplicates(kind, tuple(found)) for kind, found in pairs.items() if found]
 
 
 def first_of_same(table: pa.Table) -> list[str]:
@@ -74,10 +73,6 @@ def _same(table: pa.Table) -> Iterable[dict[Part, list[str]]]:
             for image_id, part_of_it in images:
                 parts[part_of_it].append(image_id)
             yield parts
-
-
-def _keep(kept: list[tuple[str, str]], pairs: Iterable[tuple[str, str]]) -> None:
-    kept.extend(islice(pairs, max(0, MAX_PAIRS - len(kept))))
 
 
 def _kind(one: Part, other: Part) -> str:

@@ -191,9 +191,9 @@ def _open_dicom(data: bytes) -> _Opened:
         raise _NoSliceError(f"DICOM of kind {mode}, expected MONOCHROME1 or MONOCHROME2")
 
     def grey() -> np.ndarray:
-        values = pydicom.pixels.apply_modality_lut(image.pixel_array, image).astype(np.float32)
+        values = pydicom.pixels.apply_modality_lut(image.pixel_array, image).astype(np.float64)
         if image.BitsStored > 8 or "RescaleIntercept" in image:
-            values = ((values - WINDOW_CENTRE) / WINDOW_WIDTH + 0.5) * 255
+            values = (values - WINDOW_CENTRE + WINDOW_WIDTH / 2) * 255 / WINDOW_WIDTH  # exact where HU are integers
         pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
         return 255 - pixels if mode == "MONOCHROME1" else pixels
 

@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from functools import lru_cache
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -24,16 +24,24 @@ _LOCAL = fs.LocalFileSystem()
 
 def absolute(uri: str) -> str:
     """The form in which a place is remembered: an absolute path for local ones (also `file://`), else the URI without a
-    closing slash. Raises UsageError for an empty string and for a `file://` URI that names another machine."""
+    closing slash.
+
+    Raises UsageError for an empty string, a `file://` URI that names another machine, a URI with a password in it.
+    """
     if not uri:
         raise UsageError("got an empty path, expected a folder or a URI such as s3://bucket/folder")
     if uri.startswith("file:"):
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost"):
+        path = uri.removeprefix("file:").removeprefix("//localhost")
+        if path.startswith("//") and not path.startswith("///"):
             raise UsageError(f"got {uri!r}, expected file:///, with three slashes, before an absolute path")
-        return os.path.abspath(unquote(parts.path))
+        return os.path.abspath(unquote(path.removeprefix("//")))
     if is_remote(uri):
         base, mark, options = uri.partition("?")
+        user, at, _ = base.partition("://")[2].partition("/")[0].rpartition("@")
+        if at and ":" in user:  # uris are written into catalogs, logs and results
+            raise UsageError(
+                "got a URI with a secret in it, expected keys in the environment or in the cloud's own files"
+            )
         return base.rstrip("/") + mark + options
     return os.path.abspath(uri)
 
