@@ -8,9 +8,10 @@ The folder layout, every part optional, but not all; a class may have sub-folder
     attribution/test/                                     or below it unknown/, generated_unknown/
 """
 
+import os
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -112,8 +113,7 @@ def _from_folders(data: str) -> tuple[list[Image], list[str]]:
     ignored: list[str] = []
     strays: list[str] = []
     for task in ("membership", "attribution"):
-        selector = fs.FileSelector(f"{base.rstrip('/')}/{task}", recursive=True, allow_not_found=True)
-        for info in home.get_file_info(selector):
+        for info in _walk(home, f"{base.rstrip('/')}/{task}"):
             relative = info.path[len(base) :].lstrip("/")
             parts = relative.split("/")
             if any(part.startswith(".") for part in parts):
@@ -138,6 +138,20 @@ def _from_folders(data: str) -> tuple[list[Image], list[str]]:
             raise DataError(f"no images in {store.join(data, folder)}, expected files ending in {' '.join(ENDINGS)}")
     notes = _passed_by(ignored, "files that are no images") + _passed_by(strays, "images outside the layout")
     return _name(data, found), notes
+
+
+def _walk(home: fs.FileSystem, folder: str) -> Iterator[fs.FileInfo]:
+    """All below a folder; what is named like an image and cannot be read is shown as a file, so that it gets a row."""
+    infos = home.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    parents = {posixpath.dirname(info.path) for info in infos}
+    for info in infos:
+        empty_folder = info.type == fs.FileType.Directory and info.path not in parents
+        yield fs.FileInfo(info.path) if empty_folder and info.path.lower().endswith(ENDINGS) else info
+    if isinstance(home, fs.LocalFileSystem):  # pyarrow passes links by that lead nowhere
+        for parent, _, names in os.walk(folder):
+            for path in (os.path.join(parent, name) for name in names):
+                if os.path.islink(path) and not os.path.exists(path):
+                    yield fs.FileInfo(path)
 
 
 def _part_of(folders: Sequence[str]) -> tuple[Part | None, int]:

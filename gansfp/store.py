@@ -84,7 +84,7 @@ def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` below it: a path stays a path, in a URI the parts are percent-encoded and its options kept."""
     uri = absolute(uri)
     if not is_remote(uri):
-        return os.path.join(uri, *parts)
+        return os.path.abspath(os.path.join(uri, *parts))
     base, mark, options = uri.partition("?")
     return "/".join([base, *(quote(part.strip("/")) for part in parts)]) + mark + options
 
