@@ -205,6 +205,18 @@ def test_a_second_reading_opens_only_what_is_new(data, tmp_path, monkeypatch):
     assert len(third) == 21
 
 
+def test_without_a_time_nothing_is_taken_over(data):
+    path = data / "attribution/test/t1.png"
+    os.utime(path, ns=(0, 0))
+    first = read_catalog(str(data))
+    assert row(first, "t1")["mtime"] == 0
+    path.write_bytes(png(200))
+    os.utime(path, ns=(0, 0))
+    assert row(first, "t1")["bytes"] == path.stat().st_size
+    second = read_catalog(str(data), first.table)
+    assert row(second, "t1")["sha256"] == hashlib.sha256(png(200)).hexdigest()
+
+
 def test_a_known_catalog_of_another_version_is_not_used(tmp_path):
     for content in (b"", b"no parquet"):
         (tmp_path / "catalog.parquet").write_bytes(content)
