@@ -1,0 +1,77 @@
+"""How long work shows itself: one live line on a terminal, a plain line every few seconds in a job's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LOG_EVERY = 5.0  # seconds between two lines of a log
+LIVE_EVERY = 0.2  # seconds between two states of the live line
+
+
+class Progress:
+    """Counts what is done of a stage: done / total, rate, time left, failures. Use as a context manager."""
+
+    def __init__(self, stage: str, total: int, unit: str = "slices") -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = self.failed = 0
+        self._live = sys.stderr.isatty()
+        self._start = self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first result came: start-up is not part of the rate
+
+    def __enter__(self) -> Progress:
+        if not self._live and self.total:
+            print(f"{self.stage}: {self.total:,} {self.unit} to do", file=sys.stderr, flush=True)
+        return self
+
+    def add(self, done: int, failed: int = 0) -> None:
+        """Counts `done` more, of which `failed` went wrong."""
+        self.set(self.done + done, self.failed + failed)
+
+    def set(self, done: int, failed: int = 0) -> None:
+        """Sets the counts; shows them when it is time to."""
+        self.done, self.failed = done, failed
+        now = time.monotonic()
+        if self._first is None and done:
+            self._first = (now, done)
+        if now - self._shown >= (LIVE_EVERY if self._live else LOG_EVERY):
+            self._shown = now
+            self._show()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._start
+
+    @property
+    def rate(self) -> float:
+        """Units a second, without the time to the first result where that can be told."""
+        if self._first and self.done > self._first[1]:
+            return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
+        return self.done / max(self.seconds, 1e-9)
+
+    def _line(self) -> str:
+        left = (self.total - self.done) / self.rate if self.done else 0.0
+        failures = f", {self.failed:,} failed" if self.failed else ""
+        return (
+            f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}, {self.rate:.0f}/s, {_clock(left)} left{failures}"
+        )
+
+    def _show(self) -> None:
+        text = self._line()
+        print(f"\r{text:<100}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            print("\r" + " " * 100 + "\r", end="", file=sys.stderr, flush=True)
+        if self.total and kind is None:
+            failures = f", {self.failed:,} failed" if self.failed else ""
+            text = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s ({self.rate:.0f}/s){failures}"
+            print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
