@@ -116,8 +116,7 @@ class Projection:
 
 
 def pca(x: np.ndarray, components: int | float, device: str = "cpu") -> Projection:
-    """Principal components of x (n, d) float32: a whole number of them, or the fewest that keep a share of the variance
-    in (0, 1).
+    """Principal components of x (n, d) float32: a whole number, or as few as keep that share of the variance in (0, 1).
 
     From the eigenvectors of the smaller of the (n, n) Gram and the (d, d) covariance matrix, in float64. Equal to
     sklearn.decomposition.PCA(svd_solver="full"); the sign is such that each component's largest loading is positive. A
