@@ -87,7 +87,7 @@ def _state(x: np.ndarray, y: np.ndarray, metric: str) -> None:
         raise UsageError(f"distance metric: got {metric!r}, expected one of {sorted(METRICS)}")
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise UsageError(f"distances: got embeddings of shapes {x.shape} and {y.shape}, expected (n, d) and (m, d)")
-    _log.info("%s distances: %d x %d, %.1f MB", metric, len(x), len(y), matrix_bytes(len(x), len(y)) / 1e6)
+    _log.debug("%s distances: %d x %d, %.1f MB", metric, len(x), len(y), matrix_bytes(len(x), len(y)) / 1e6)
 
 
 def _blockwise(x: np.ndarray, y: np.ndarray, metric: str, device: str, block: int) -> np.ndarray:

@@ -30,24 +30,22 @@ log = logging.getLogger(__name__)
 class EmbedConfig:
     """What is embedded and how; every field is part of an embedding's identity. Raises UsageError for unknown names."""
 
-    backbones: tuple[str, ...]
-    views: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]  # (backbone, view)
     mask: str = "threshold"
     precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in self.backbones:
-            parse_backbone(name)
-        for name in self.views:
-            get_view(name)
+        for backbone, view in self.pairs:
+            parse_backbone(backbone)
+            get_view(view)
         get_mask(self.mask)
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision: got {self.precision!r}, expected one of {list(PRECISIONS)}")
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """(backbone, view), in the order in which the columns of a batch hold them."""
-        return [(backbone, view) for backbone in self.backbones for view in self.views]
+    def backbones(self) -> list[str]:
+        """The backbones among the pairs, each once."""
+        return list(dict.fromkeys(backbone for backbone, _ in self.pairs))
 
 
 def load_all_weights(names: Sequence[str], folder: str | None) -> dict[str, Weights]:
@@ -172,10 +170,13 @@ WEIGHT_FREE: dict[str, Callable[[Backbone, torch.Tensor, torch.Tensor, torch.Ten
 
 def cpu_features(pairs: Sequence[tuple[str, str]], pixels: np.ndarray, mask: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
     """The `lbp` pairs of one slice, pixels (256, 256) uint8 and mask (256, 256) bool: {(backbone, view): (d,) float32}."""
-    found = {}
-    for name, view in pairs:
-        backbone = parse_backbone(name)
-        if backbone.kind == "lbp":
-            region = regions(torch.from_numpy(mask)[None], get_view(view))[0].numpy()
-            found[name, view] = texture.lbp(pixels, region, output=backbone.features)
-    return found
+    wanted = [pair for pair in pairs if parse_backbone(pair[0]).kind == "lbp"]
+    if not wanted:
+        return {}
+    codes, lungs = texture.lbp_codes(pixels), torch.from_numpy(mask)[None]
+    return {
+        (name, view): texture.summarise_lbp(
+            codes, regions(lungs, get_view(view))[0].numpy(), parse_backbone(name).features
+        )
+        for name, view in wanted
+    }

@@ -33,7 +33,7 @@ class Sweep:
     linkages: tuple[str, ...] = ("ward", "average", "complete", "kmeans")
     class_ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     neighbours: tuple[int, ...] = (1, 5)
-    components: tuple[int, ...] = (20, 60, 150, 300)
+    spans: tuple[int, ...] = (20, 60, 150, 300)
 
     def __post_init__(self) -> None:
         for name, values, known in (
@@ -43,7 +43,7 @@ class Sweep:
             for value in values:
                 if value not in known:
                     raise UsageError(f"{name}: got {value!r}, expected one of {list(known)}")
-        for name, numbers in (("k", self.ks), ("k", self.class_ks), ("neighbours", self.neighbours), ("components", self.components)):
+        for name, numbers in (("k", self.ks), ("k", self.class_ks), ("neighbours", self.neighbours), ("span", self.spans)):
             for number in numbers:
                 if number < 1:
                     raise UsageError(f"{name}: got {number}, expected at least 1")
@@ -161,7 +161,7 @@ def _kmeans_per_class(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
         for fold in np.unique(data.folds)
     )
     for k in (k for k in sweep.class_ks if k <= smallest):
-        yield {"k": k, "rule": "manhattan"}, data.cross_fitted(lambda rows, labelled, k=k: score(rows, labelled, k))
+        yield {"k": k, "rule": "nearest"}, data.cross_fitted(lambda rows, labelled, k=k: score(rows, labelled, k))
 
 
 def _two_means(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -192,14 +192,14 @@ def _nearest(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     """
     for m in sweep.neighbours:
         close = np.log(nearest(data.to_generated, m) + TINY)
-        yield {"m": m, "reference": ""}, -close
-        yield {"m": m, "reference": "real"}, np.log(nearest(data.to_real, m) + TINY) - close
+        yield {"neighbours": m, "reference": "none"}, -close
+        yield {"neighbours": m, "reference": "real"}, np.log(nearest(data.to_real, m) + TINY) - close
 
         def calibrated(rows: np.ndarray, labelled: np.ndarray, m: int = m, close: np.ndarray = close) -> np.ndarray:
             reference = labelled[data.labels[labelled] == NOT_USED]
             return np.log(nearest(data.to_real[np.ix_(rows, reference)], m) + TINY) - close[rows]
 
-        yield {"m": m, "reference": "not_used"}, data.cross_fitted(calibrated)
+        yield {"neighbours": m, "reference": "not_used"}, data.cross_fitted(calibrated)
 
 
 def _contrast(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -212,7 +212,7 @@ def _contrast(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
             reference = labelled[data.labels[labelled] == NOT_USED]
             return nearest(data.to_real[np.ix_(rows, reference)], m) - close[rows]
 
-        yield {"m": m}, data.cross_fitted(score)
+        yield {"neighbours": m}, data.cross_fitted(score)
 
 
 def _reverse(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -238,7 +238,7 @@ def _span(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     logarithm of |x - projection of x|^2 / |x - mean|^2.
     """
     most = min(len(data.generated) - 1, data.generated.shape[1])
-    wanted = [c for c in sweep.components if c < most]
+    wanted = [c for c in sweep.spans if c < most]
     if not wanted:
         return
     basis = distances.pca(data.generated, max(wanted), data.device)
@@ -246,7 +246,7 @@ def _span(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     inside = np.cumsum(np.square(basis.transform(data.real, data.device).astype(np.float64)), axis=1)
     for c in wanted:
         outside = np.maximum(whole - inside[:, c - 1], 0)
-        yield {"components": c}, -np.log((outside + TINY) / (whole + TINY))
+        yield {"span": c}, -np.log((outside + TINY) / (whole + TINY))
 
 
 METHODS: dict[str, Callable[[MembershipSet, Sweep], Iterator[Scored]]] = {

@@ -21,9 +21,11 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs an entry point and ends the process: 0 when it is done, the error's own status and one line when it is not.
 
-    Only gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
+    gansfp's log goes to standard error line by line, other libraries' only where it warns. Only gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("gansfp", "jobs", "tune"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         main(arguments)
     except GansfpError as error:

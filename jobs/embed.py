@@ -9,6 +9,7 @@ embeds what the first one left.
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from gansfp import shards, store
 from gansfp.backbones import WEIGHT_ENDINGS, Weights, parse_backbone
 from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import PRECISIONS, EmbedConfig, Embedder, cpu_features, identity, load_all_weights
-from gansfp.errors import UsageError, WeightsError
+from gansfp.errors import WeightsError
 from gansfp.lungs import MASKS, get_mask
 from gansfp.slices import SIDE, decode
 from gansfp.views import VIEWS
@@ -238,25 +239,16 @@ def available(names: Sequence[str], folder: str | None) -> tuple[tuple[str, ...]
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the module's docstring."""
     parser = Parser(prog="jobs.embed", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="the collection: a folder or a URI")
-    parser.add_argument("--work", required=True, help="where results go: a folder or a URI")
-    parser.add_argument("--backbones", type=names, help=f"default: those of {','.join(DEFAULT_BACKBONES)} that can be had")
-    parser.add_argument("--views", type=names, default=DEFAULT_VIEWS, help=f"among {','.join(VIEWS)}")
-    parser.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASKS)}")
-    parser.add_argument("--weights", help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}; default: timm's download")
-    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
-    parser.add_argument("--gpus-per-actor", type=float, default=1.0, help="a share such as 0.5 puts two actors on a GPU")
-    parser.add_argument("--batch", type=positive, help="slices a forward pass")
+    add_embedding_options(parser)
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
-    if not 0 < options.gpus_per_actor:
-        raise UsageError(f"--gpus-per-actor: got {options.gpus_per_actor}, expected more than 0, such as 0.5 or 1")
-    backbones, left_out = options.backbones or (), []
+    backbones, left_out = options.backbones, []
     if not backbones:
         backbones, left_out = available(DEFAULT_BACKBONES, options.weights)
     for line in left_out:
         log.warning("left out: %s", line)
-    config = EmbedConfig(backbones, options.views, options.lungs, options.precision)
+    pairs = tuple((backbone, view) for backbone in backbones for view in options.views or DEFAULT_VIEWS)
+    config = embed_config(options, pairs)
     weights = load_all_weights(config.backbones, options.weights)
     store.check_writable(options.work)
     catalog = update_catalog(options.data, options.work)
@@ -264,6 +256,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log.warning("%s", note)
     start_ray(options.address, options.verbose)
     embed(catalog, store.absolute(options.work), config, weights, options.gpus_per_actor, options.batch)
+
+
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that embeds: what, where, how."""
+    parser.add_argument("--data", required=True, help="the collection: a folder or a URI")
+    parser.add_argument("--work", required=True, help="where results go: a folder or a URI")
+    parser.add_argument("--backbones", type=names, help="names with commas between; see gansfp/backbones.py")
+    parser.add_argument("--views", type=names, help=f"among {','.join(VIEWS)}")
+    parser.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASKS)}")
+    parser.add_argument("--weights", help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}; default: timm's download")
+    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
+    parser.add_argument("--gpus-per-actor", type=_share, default=1.0, help="a share such as 0.5 puts two actors on a GPU")
+    parser.add_argument("--batch", type=positive, help="slices a forward pass")
+
+
+def embed_config(options: argparse.Namespace, pairs: Sequence[Pair]) -> EmbedConfig:
+    """The configuration that those options ask for. Raises UsageError for unknown names."""
+    return EmbedConfig(tuple(pairs), options.lungs, options.precision)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0, such as 0.5 or 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""One trial's work, without Ray: the rows of trials.parquet that one prepared embedding gives."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gansfp import distances
+from gansfp.attribution import best_k, cluster_many
+from gansfp.catalog import Catalog
+from gansfp.errors import DataError, UsageError
+from gansfp.known import score_on_known
+from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
+from gansfp.metrics import decision_metrics
+from gansfp.resampling import stratified_group_folds
+from gansfp.stacking import area_under_curve
+from gansfp.thresholds import choose_threshold
+from tune.space import clusterings
+
+FOLDS = 5
+
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("set", pa.string()),
+        ("configuration", pa.string()),  # all of it, as JSON
+        ("backbone", pa.string()),
+        ("view", pa.string()),
+        ("components", pa.float64()),
+        ("method", pa.string()),
+        ("linkage", pa.string()),
+        ("metric", pa.string()),
+        ("k", pa.int64()),
+        ("rule", pa.string()),
+        ("status", pa.string()),  # ok or failed
+        ("error", pa.string()),
+        ("auc", pa.float64()),  # membership: cross-validated on the labelled slices
+        ("f1", pa.float64()),
+        ("balanced_accuracy", pa.float64()),
+        ("ari_known", pa.float64()),  # attribution: on the known generators, their number to be found
+        ("ari_known_given_k", pa.float64()),  # the same with their number given
+        ("silhouette", pa.float64()),  # of the test slices
+        ("chosen_k", pa.bool_()),  # whether the silhouette chose this k
+        ("seconds", pa.float64()),  # of the whole trial, which the rows share
+        ("scores", pa.list_(pa.float64())),  # membership: of every real slice, attribution: the test slices' clusters
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SetRows:
+    """One membership set by rows of the task's images. folds: -1 for unknown slices."""
+
+    name: str
+    generated: np.ndarray
+    real: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionRows:
+    """The attribution slices by rows of the task's images; generators: of the known ones."""
+
+    known: np.ndarray
+    generators: np.ndarray
+    test: np.ndarray
+
+
+def membership_sets(catalog: Catalog, readable: np.ndarray, seed: int) -> list[SetRows]:
+    """The sets that a search can choose for. catalog: of the membership images; readable: (n,) bool.
+
+    Raises DataError where a set lacks generated, used or not used slices, or enough groups of each to cross-validate.
+    """
+    sets, roles, splits, groups = (catalog.column("set"), catalog.column("role"), catalog.column("split"), catalog.groups())
+    labels = np.select([roles == "used", roles == "not_used"], [USED, NOT_USED], UNKNOWN)
+    found = []
+    for name in catalog.sets():
+        here = (sets == name) & readable
+        generated, real = np.flatnonzero(here & (roles == "generated")), np.flatnonzero(here & (roles != "generated"))
+        for role in ("generated", "used", "not_used"):
+            if not (here & (roles == role)).any():
+                raise DataError(f"membership set {name!r}: got no readable {role} slices, expected some in train/{role}")
+        real = real[np.argsort(labels[real] == UNKNOWN, kind="stable")]
+        known = labels[real] != UNKNOWN
+        folds = np.full(len(real), -1)
+        try:
+            folds[known] = stratified_group_folds(labels[real][known], groups[real][known], FOLDS, seed)
+        except UsageError as error:
+            raise DataError(f"membership set {name!r}: {error}") from error
+        found.append(SetRows(name, generated, real, labels[real], groups[real], folds))
+    if not found:
+        raise DataError(f"{catalog.data}: got no membership sets, expected membership/<set>/train/...")
+    return found
+
+
+def attribution_rows(catalog: Catalog, readable: np.ndarray) -> AttributionRows:
+    """The attribution slices. Raises DataError without test slices, or with fewer than two known generators."""
+    known = np.flatnonzero(readable & (catalog.column("role") == "generated"))
+    test = np.flatnonzero(readable & (catalog.column("role") == "unknown"))
+    generators = catalog.column("generator")[known]
+    if len(set(generators.tolist())) < 2:
+        raise DataError(
+            f"attribution: got {len(set(generators.tolist()))} known generators, expected 2 or more folders in "
+            "attribution/train, to choose a clustering by"
+        )
+    if not len(test):
+        raise DataError("attribution: got no readable test slices, expected some in attribution/test")
+    return AttributionRows(known, generators, test)
+
+
+def evaluate_membership(
+    trial: dict[str, Any], vectors: np.ndarray, sets: Sequence[SetRows], sweep: Sweep, device: str, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of one embedding for all sets. vectors: (images of the task, d) float32."""
+    rows = []
+    for one in sets:
+        generated, real = vectors[one.generated], vectors[one.real]
+        if trial["components"]:
+            basis = distances.pca(np.concatenate([generated, real]), trial["components"], device)
+            generated, real = basis.transform(generated, device), basis.transform(real, device)
+        data = MembershipSet(generated, real, one.labels, one.groups, one.folds, trial["metric"], device, seed)
+        labelled = one.labels != UNKNOWN
+        for parameters, found in scores(data, sweep):
+            rows.append(
+                {
+                    "set": one.name,
+                    "configuration": json.dumps({**trial, **parameters}),
+                    **{name: parameters[name] for name in ("method", "linkage", "k", "rule") if name in parameters},
+                    "metric": trial["metric"],
+                    "scores": found,
+                    **_cross_validated(found[labelled], one.labels[labelled], one.folds[labelled]),
+                }
+            )
+    return rows
+
+
+def cross_validated_decisions(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:
+    """(n,) 0/1 decisions on labelled slices, each by the threshold that the other folds choose."""
+    decision = np.zeros(len(score), np.int64)
+    for fold in np.unique(folds):
+        others = folds != fold
+        decision[~others] = score[~others] >= choose_threshold(score[others], labels[others], rule)
+    return decision
+
+
+def _cross_validated(score: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> dict[str, float]:
+    decided = decision_metrics(labels, cross_validated_decisions(score, labels, folds, "balanced_accuracy"))
+    return {
+        "auc": float(area_under_curve(score[None], labels == USED)[0]),
+        "f1": decided["f1"],
+        "balanced_accuracy": (decided["recall"] + decided["specificity"]) / 2,
+    }
+
+
+def evaluate_attribution(
+    trial: dict[str, Any], vectors: np.ndarray, rows: AttributionRows, ks: Sequence[int], device: str, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of one embedding: each clustering at each k, judged on the known generators, applied to the test slices."""
+    known, test = vectors[rows.known], vectors[rows.test]
+    tried = clusterings(trial["components"], trial["standardise"], seed)
+    judged = {s.clustering: s for s in score_on_known(known, rows.generators, tried, device=device)}
+    possible = [k for k in ks if k < len(test)]
+    if not possible:
+        raise UsageError(f"k: got {list(ks)} for {len(test)} test slices, expected fewer clusters than slices")
+    results = list(cluster_many(test, tried, possible, device))
+    found = []
+    for clustering in tried:
+        of_it = {r.k: r for r in results if r.clustering == clustering}
+        chosen = best_k({k: r.silhouettes[k] for k, r in of_it.items()})
+        for k, result in of_it.items():
+            found.append(
+                {
+                    "configuration": json.dumps({**trial, **_described(clustering), "k": k}),
+                    "method": clustering.method,
+                    "linkage": clustering.linkage if clustering.method == "hierarchical" else None,
+                    "metric": clustering.metric,
+                    "k": k,
+                    "ari_known": judged[clustering].auto,
+                    "ari_known_given_k": judged[clustering].given,
+                    "silhouette": result.silhouettes[k],
+                    "chosen_k": k == chosen,
+                    "scores": result.labels.astype(np.float64),
+                }
+            )
+    return found
+
+
+def _described(clustering: Any) -> dict[str, Any]:
+    names = {"hierarchical": ("linkage", "metric"), "gmm": ("covariance", "init"), "kmeans": ()}[clustering.method]
+    return {"method": clustering.method, **{name: getattr(clustering, name) for name in names}}
+
+
+def table(task: str, trial: dict[str, Any], rows: list[dict[str, Any]], started: float, error: str = "") -> pa.Table:
+    """The rows of one trial as a table of SCHEMA; a trial that failed is one row with its error."""
+    rows = rows or [{"configuration": json.dumps(trial)}]
+    common = {
+        "task": task,
+        "backbone": trial["backbone"],
+        "view": trial["view"],
+        "components": float(trial["components"]),
+        "status": "failed" if error else "ok",
+        "error": error,
+        "seconds": time.monotonic() - started,
+    }
+    return pa.Table.from_pylist([{**common, **row} for row in rows], schema=SCHEMA)
