@@ -1,0 +1,39 @@
+# On a fresh machine with Python 3.10 or newer, make and a package index:
+#     make audit                        installs, makes a challenge with known truth, audits it: ./data and ./work
+#     make audit ARGS="--data DATA"     the same with options of jobs.audit
+#     make test, make quick, make lint  what a change must pass
+# Paths are relative and programs are run by `python -m`, so that the checkout may lie in a path with spaces.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+RUN := $(VENV)/bin/python -m
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: audit test quick lint
+
+audit: $(VENV)/installed
+	$(RUN) jobs.audit $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(RUN) pytest $(ARGS)
+
+quick: $(VENV)/installed-dev
+	$(RUN) pytest -m "not slow" $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): PyTorch is large, this takes a few minutes"
+	$(RUN) pip install --quiet -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(RUN) pip install --quiet -e ".[dev]"
+	touch $@
