@@ -24,7 +24,7 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     gansfp's log goes to standard error line by line, other libraries' only where it warns. Only gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for package in ("gansfp", "jobs", "tune"):
+    for package in ("__main__", "gansfp", "jobs", "tune"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         main(arguments)
