@@ -31,7 +31,7 @@ class Settings:
 
     strength: float = 0.85  # of `warp`: 1 a nearly exact copy of a training slice, towards 0 a strongly deformed blend
     vae_steps: int = 200
-    glo_steps: int = 350
+    glo_steps: int = 300
 
 
 def eigen(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.ndarray:
