@@ -129,8 +129,8 @@ def _clusters(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
             continue
         if linkage == "kmeans":
             fits = [KMeans(k, n_init=1, random_state=data.seed).fit(data.generated).cluster_centers_ for k in ks]
-            starts = np.cumsum([0, *ks])
-            centres, columns = np.concatenate(fits), {k: np.arange(a, a + k) for k, a in zip(ks, starts, strict=False)}
+            centres = np.concatenate(fits)
+            columns = {k: np.arange(end - k, end) for k, end in zip(ks, np.cumsum(ks), strict=True)}
         else:
             tree = distances.dendrogram(data.among_generated, linkage, data.metric)
             centres, columns = distances.dendrogram_centres(data.generated, tree, ks)

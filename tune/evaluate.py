@@ -20,7 +20,7 @@ from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, sco
 from gansfp.metrics import decision_metrics
 from gansfp.resampling import stratified_group_folds
 from gansfp.stacking import area_under_curve
-from gansfp.thresholds import choose_threshold
+from gansfp.verdict import decide_by_other_folds
 from tune.space import clusterings
 
 FOLDS = 5
@@ -142,17 +142,8 @@ def evaluate_membership(
     return rows
 
 
-def cross_validated_decisions(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:
-    """(n,) 0/1 decisions on labelled slices, each by the threshold that the other folds choose."""
-    decision = np.zeros(len(score), np.int64)
-    for fold in np.unique(folds):
-        others = folds != fold
-        decision[~others] = score[~others] >= choose_threshold(score[others], labels[others], rule)
-    return decision
-
-
 def _cross_validated(score: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> dict[str, float]:
-    decided = decision_metrics(labels, cross_validated_decisions(score, labels, folds, "balanced_accuracy"))
+    decided = decision_metrics(labels, decide_by_other_folds(score, labels, folds, "balanced_accuracy"))
     return {
         "auc": float(area_under_curve(score[None], labels == USED)[0]),
         "f1": decided["f1"],

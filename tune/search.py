@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
+
 import ray
 import torch
 from ray import tune
@@ -138,7 +141,7 @@ def search(
     images = catalog.select(task=config.task)
     if not len(images):
         raise DataError(f"{catalog.data}: got no {config.task} images, expected a folder {config.task}/")
-    problem, identities, readable = _problem(images, work, config, pairs, weights, embedding)
+    problem, identities, unreadable = _problem(images, work, config, pairs, weights, embedding)
     trials = grid(config.task, pairs) if config.algorithm == "grid" else []
     if config.max_trials:
         trials = _sample(trials, config.max_trials, config.seed)
@@ -163,7 +166,7 @@ def search(
         "failed": int(np.sum(np.array(table["status"].to_pylist()) == "failed")),
         "search": asdict(config),
         "identities": {f"{b} {v}": identities[b, v] for b, v in pairs},
-        "unreadable": images.ids[~readable].tolist(),
+        "unreadable": unreadable,
         "ids": ids,
     }
     store.write_bytes_atomically(store.join(problem.folder, "best.json"), json.dumps(best, indent=1).encode())
@@ -176,14 +179,15 @@ def search(
 
 def _problem(
     images: Catalog, work: str, config: SearchConfig, pairs: Sequence[Pair], weights: Mapping[str, Weights], embedding: EmbedConfig
-) -> tuple[Problem, dict[Pair, dict[str, str]], np.ndarray]:
+) -> tuple[Problem, dict[Pair, dict[str, str]], dict[str, str]]:
     hashes = dict(zip(images.ids.tolist(), images.column("sha256").tolist(), strict=True))
-    vectors, keys, identities = {}, {}, {}
+    vectors, keys, identities, unreadable = {}, {}, {}, {}
     readable = np.ones(len(images), bool)
     for pair in pairs:
         identities[pair] = identity(pair, embedding, weights)
         found = shards.read_embeddings(work, identities[pair], hashes)
         readable &= found.ok
+        unreadable |= dict(zip(images.ids[~found.ok].tolist(), found.error[~found.ok].tolist(), strict=True))
         vectors[pair] = ray.put(found.vectors)
     rows: Any
     if config.task == "membership":
@@ -198,7 +202,7 @@ def _problem(
     for pair in pairs:
         keys[pair] = json.dumps([identities[pair], digest], sort_keys=True)
     folder = store.join(work, "search", config.task)
-    return Problem(config, folder, vectors, keys, rows), identities, readable
+    return Problem(config, folder, vectors, keys, rows), identities, unreadable
 
 
 def _row_ids(images: Catalog, problem: Problem) -> dict[str, Any]:

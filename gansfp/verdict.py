@@ -1,0 +1,121 @@
+"""From a search's scores to decisions about slices, and what these are worth: figures, chance levels, p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gansfp.errors import UsageError
+from gansfp.membership import UNKNOWN
+from gansfp.metrics import attribution_chance, auc, f1_all_used, membership_chance
+from gansfp.permutation import p_values_ari, p_values_auc
+from gansfp.stacking import COMBINATIONS, Combined, combine
+from gansfp.statistics import Figure, attribution_figures, membership_figures, support
+from gansfp.thresholds import choose_threshold
+
+BY_LABELS = ("f1", "balanced_accuracy")  # rules whose threshold comes from the labelled slices
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What is decided about the real slices of one set.
+
+    decision: (n,) 0/1, for labelled slices by a threshold of the other folds; cross_validated_auc: by combination.
+    """
+
+    combined: Combined
+    threshold: float
+    decision: np.ndarray
+    cross_validated_auc: dict[str, float]
+
+
+def decide_membership(
+    scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, wanted: str | None = None, rule: str | float = BY_LABELS[1]
+) -> Verdict:
+    """Combines the scores (c, n) of all configurations and decides.
+
+    labels: (n,) 1, 0, or -1 for unknown; folds: (n,), -1 for unknown. wanted: "best", "stack", or None for whichever
+    cross-validates better. rule: the threshold's, as in choose_threshold; "median" and a rate look at the unknown
+    slices' scores alone.
+    """
+    labelled = labels != UNKNOWN
+    candidates = {name: combine(name, scores, labels, folds) for name in ([wanted] if wanted else COMBINATIONS)}
+    areas = {name: auc(labels[labelled], found.score[labelled]) for name, found in candidates.items()}
+    combined = candidates[max(areas, key=lambda name: areas[name])]
+    decision = np.zeros(len(labels), np.int64)
+    decision[labelled] = decide_by_other_folds(combined.score[labelled], labels[labelled], folds[labelled], rule)
+    ruling = labelled if rule in BY_LABELS or labelled.all() else ~labelled
+    threshold = choose_threshold(combined.score[ruling], labels[ruling], rule)
+    decision[~labelled] = combined.score[~labelled] >= threshold
+    return Verdict(combined, threshold, decision, areas)
+
+
+def decide_by_other_folds(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:
+    """(n,) 0/1 decisions on labelled slices, each by the threshold that the other folds choose."""
+    decision = np.zeros(len(score), np.int64)
+    for fold in np.unique(folds):
+        others = folds != fold
+        decision[~others] = score[~others] >= choose_threshold(score[others], labels[others], rule)
+    return decision
+
+
+def membership_report(
+    truth: np.ndarray,
+    score: np.ndarray,
+    decision: np.ndarray,
+    groups: np.ndarray,
+    tried: np.ndarray,
+    permutations: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The figures of metrics.json for one set. truth, score, decision: (n,); tried: (c, n) scores of all configurations."""
+    figures = membership_figures(truth, score, decision, groups, seed=seed)
+    p = p_values_auc(truth, np.concatenate([score[None], tried]), groups, 0, permutations, seed)
+    return {
+        **_beside_chance(figures, membership_chance(truth, decision)),
+        "p_value": p.p_value,
+        "p_value_selected": p.p_value_selected,
+        "p_value_smallest": p.smallest,
+        "f1_all_used": f1_all_used(truth),
+        **support(truth, groups),
+        "tried": len(tried),
+        "warnings": [p.warning] if p.warning else [],
+    }
+
+
+def attribution_report(
+    truth: np.ndarray, labels: np.ndarray, groups: np.ndarray, tried: np.ndarray, permutations: int, seed: int
+) -> dict[str, Any]:
+    """The figures of metrics.json for attribution. truth: (n,) str; labels: (n,); tried: (c, n) of all clusterings."""
+    figures = attribution_figures(truth, labels, groups, seed=seed)
+    p = p_values_ari(truth, np.concatenate([labels[None], tried]), groups, 0, permutations, seed)
+    return {
+        **_beside_chance(figures, attribution_chance(truth, labels)),
+        "p_value": p.p_value,
+        "p_value_selected": p.p_value_selected,
+        "p_value_smallest": p.smallest,
+        "n": len(truth),
+        "n_groups": p.n_groups,
+        "tried": len(tried),
+        "warnings": [p.warning] if p.warning else [],
+    }
+
+
+def _beside_chance(figures: dict[str, Figure], chance: dict[str, float]) -> dict[str, dict[str, float | None]]:
+    """Each figure as metrics.json holds it: value, interval, and the value that knows nothing."""
+    return {name: {**figure.as_dict(), "chance": Figure(chance[name]).as_dict()["value"]} for name, figure in figures.items()}
+
+
+def parse_rule(text: str) -> str | float:
+    """A threshold rule of a command line: a name, or a rate such as 0.5. Raises UsageError for anything else."""
+    try:
+        rule: str | float = float(text)
+    except ValueError:
+        rule = text
+    known: Sequence[str] = (*BY_LABELS, "median")
+    if rule not in known and not (isinstance(rule, float) and 0 <= rule <= 1):
+        raise UsageError(f"--decide: got {text!r}, expected one of {list(known)} or a rate from 0 to 1")
+    return rule
