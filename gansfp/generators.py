@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from gansfp.errors import UsageError
@@ -111,11 +112,10 @@ def vae(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.n
         divergence = (mean.square() + spread.exp() - 1 - spread).sum(dim=1).mean() / 2
         return distance + 3e-5 * divergence
 
-    with one_thread():
-        _train(loss, [(list(networks.parameters()), 2e-3)], len(slices), settings.vae_steps, random)
-        with torch.no_grad():
-            codes = encoder(slices)[:, :latent]
-        return _decoded(decoder, _gaussian_like(codes, count, random), average)
+    _train(loss, [(list(networks.parameters()), 2e-3)], len(slices), settings.vae_steps, random)
+    with torch.no_grad():
+        codes = encoder(slices)[:, :latent]
+    return _decoded(decoder, _gaussian_like(codes, count, random), average)
 
 
 def glo(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.ndarray:
@@ -142,10 +142,9 @@ def glo(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.n
     def loss(batch: torch.Tensor) -> torch.Tensor:
         return (decoder(codes[batch]) - slices[batch]).square().mean()
 
-    with one_thread():
-        rates = [(list(decoder.parameters()), 4e-3), ([codes], 2e-2)]
-        _train(loss, rates, len(slices), settings.glo_steps, random)
-        return _decoded(decoder, _gaussian_like(codes.detach(), count, random))
+    rates = [(list(decoder.parameters()), 4e-3), ([codes], 2e-2)]
+    _train(loss, rates, len(slices), settings.glo_steps, random)
+    return _decoded(decoder, _gaussian_like(codes.detach(), count, random))
 
 
 Generator = Callable[[np.ndarray, int, int, Settings], np.ndarray]
@@ -161,16 +160,18 @@ def generate(name: str, training: np.ndarray, count: int, seed: int, settings: S
         raise UsageError(f"got generator {name!r}, expected one of {sorted(GENERATORS)}")
     if len(training) < 2 or count < 1:
         raise UsageError(f"got {len(training)} training slices and {count} to make, expected at least 2 and 1")
-    return GENERATORS[name](training, count, seed, settings or Settings())
+    with one_thread():
+        return GENERATORS[name](training, count, seed, settings or Settings())
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch's operations inside, the caller's number after."""
+    """One thread for torch's and BLAS's operations inside, the caller's numbers after."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from gansfp.errors import UsageError
 
@@ -341,6 +342,7 @@ def phantoms(patients: int, slices_per_patient: int, seed: int) -> tuple[np.ndar
         levels = first + SLICE_GAP * np.arange(slices_per_patient)
         return np.stack([draw_slice(patient, level, rng) for level in levels])
 
-    with ThreadPoolExecutor(2) as pool:
+    # matrices this small lose time on BLAS threads, and much of it where other work has the cores
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2) as pool:
         slices = np.concatenate(list(pool.map(scan, range(patients))))
     return slices, np.repeat([f"patient_{i:04d}" for i in range(patients)], slices_per_patient)

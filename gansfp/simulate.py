@@ -208,6 +208,7 @@ def simulate(config: SimulationConfig, out: str, real: str | None = None, progre
     out: a local folder that is not there yet or empty; it appears when it is complete. real: a folder of real slices
     instead of phantoms. The same config (and real folder) gives the same bytes on one machine. Raises DataError.
     """
+    # `one_thread` around the whole: threads that end while others work then restore to one, not to the caller's number
     with _complete_or_absent(out) as folder, one_thread():
         clock = time.monotonic()
 
@@ -248,8 +249,7 @@ def _generate(
         generator, name = order
         key = [config.seed, 4, sorted(GENERATORS).index(generator), sorted(SETS).index(name)]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        with one_thread():
-            pictures = generate(generator, training[name], wanted[order], seed, config.settings())
+        pictures = generate(generator, training[name], wanted[order], seed, config.settings())
         progress(f"{len(pictures)} slices by {generator}, trained on {len(training[name])} of set {name}")
         return pictures
 
