@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from gansfp import texture
-from gansfp.backbones import Backbone, Network, Weights, load_weights, parse_backbone
+from gansfp.backbones import Backbone, Network, Preparation, check_runs, parse_backbone
 from gansfp.errors import UsageError
 from gansfp.lungs import get_mask
 from gansfp.slices import SIDE
 from gansfp.views import View, boxes, get_view, regions, resample
+from gansfp.weights import Weights, check_folder, load_weights
 
 PRECISIONS = ("bfloat16", "float32")
 
@@ -49,11 +50,17 @@ class EmbedConfig:
 
 
 def load_all_weights(names: Sequence[str], folder: str | None) -> dict[str, Weights]:
-    """The weights of every network among the backbones, each loaded once. Raises WeightsError."""
+    """The weights of every network among the backbones, each loaded once.
+
+    Raises WeightsError where they cannot be had, UsageError for a feature map or input size that a model does not have.
+    """
+    check_folder(folder)
     found: dict[str, Weights] = {}
     for backbone in map(parse_backbone, names):
-        if backbone.kind == "timm" and backbone.network not in found:
-            found[backbone.network] = load_weights(backbone, folder)
+        if backbone.kind == "timm":
+            if backbone.network not in found:
+                found[backbone.network] = load_weights(backbone.model, folder, backbone.random)
+            check_runs(backbone, found[backbone.network])
     return found
 
 
@@ -80,78 +87,99 @@ class Embedder:
         weights: by network name, for every timm backbone among the pairs.
         device: "cpu", "cuda", "cuda:1", ...
         precision: "bfloat16" or "float32"; the weight-free features are float32 always.
+        batch_limit: slices that are on the device at once, at most.
     """
 
     pairs: Sequence[tuple[str, str]]
     weights: Mapping[str, Weights]
     device: str = "cpu"
     precision: str = "bfloat16"
-    batch_limit: int = 1 << 30
-    _networks: dict[tuple[str, int, str], Network] = field(init=False, default_factory=dict)
-    _weight_free: dict[str, list[Backbone]] = field(init=False, default_factory=dict)
+    batch_limit: int = 256
+    _networks: dict[tuple[str, int], Network] = field(init=False, default_factory=dict)
+    _members: dict[str, list[Backbone]] = field(init=False, default_factory=dict)  # the backbones of a view
 
     def __post_init__(self) -> None:
-        members: dict[tuple[str, int, str], list[Backbone]] = {}
         for name, view in self.pairs:
             backbone = parse_backbone(name)
             if backbone.kind == "lbp":
                 raise UsageError(f"backbone {name!r} is computed on CPUs, by cpu_features")
-            if backbone.kind == "timm":
-                members.setdefault((backbone.network, backbone.size, view), []).append(backbone)
-            else:
-                self._weight_free.setdefault(view, []).append(backbone)
-        built: dict[tuple[str, int, tuple[str, ...]], Network] = {}
-        for (network, size, view), backbones in members.items():  # views share a network that gives the same features
-            key = (network, size, tuple(b.name for b in backbones))
-            if key not in built:
-                built[key] = Network(backbones, self.weights[network], self.device, self.precision)
-            self._networks[network, size, view] = built[key]
+            key = (backbone.network, backbone.size)
+            if backbone.kind == "timm" and key not in self._networks:  # one for all views and kinds of features
+                self._networks[key] = Network(backbone, self.weights[key[0]], self.device, self.precision)
+            self._members.setdefault(view, []).append(backbone)
 
     def __call__(self, pixels: np.ndarray, masks: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         """pixels: (n, 256, 256) uint8; masks: (n, 256, 256) bool, all False where no lungs were found.
 
-        Returns {(backbone, view): (n, d) float32}. Raises torch.OutOfMemoryError only when a single slice is too much.
+        Returns {(backbone, view): (n, d) float32}. Raises an out-of-memory error only when a single slice is too much.
         """
         parts: list[dict[tuple[str, str], np.ndarray]] = []
         start = 0
         while start < len(pixels):
-            stop = start + min(self.batch_limit, len(pixels) - start)
+            stop = min(start + self.batch_limit, len(pixels))
             try:
                 parts.append(self._embed(pixels[start:stop], masks[start:stop]))
                 start = stop
-            except torch.OutOfMemoryError:
-                if stop - start == 1:
+                continue
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if stop - start == 1 or not is_out_of_memory(error):
                     raise
-                self.batch_limit = (stop - start) // 2
-            if start < stop:  # outside the handler: the exception would keep the failed batch's tensors alive
-                log.warning("out of memory on %s: going on with batches of %d slices", self.device, self.batch_limit)
-                if self.device.startswith("cuda"):
-                    torch.cuda.empty_cache()
+            # Outside the handler: the exception would keep the failed batch's tensors alive.
+            self.batch_limit = (stop - start) // 2
+            log.warning("out of memory on %s: going on with batches of %d slices", self.device, self.batch_limit)
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
         return {pair: np.concatenate([part[pair] for part in parts]) for pair in (parts[0] if parts else {})}
 
     @torch.inference_mode()
     def _embed(self, pixels: np.ndarray, masks: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-        slices = torch.from_numpy(pixels).to(self.device, non_blocking=True).float()
-        lungs = torch.from_numpy(masks).to(self.device, non_blocking=True)
+        slices, lungs = self._upload(pixels).float(), self._upload(masks)
         found: dict[tuple[str, str], torch.Tensor] = {}
-        for name in dict.fromkeys(view for _, view in self.pairs):
+        for name, backbones in self._members.items():
             view = get_view(name)
             region, box = regions(lungs, view), boxes(lungs, view)
-            for backbone in self._weight_free.get(name, []):
-                found[backbone.name, name] = WEIGHT_FREE[backbone.kind](backbone, slices, region, box)
             viewed = slices if view.region == "all" else slices * region
-            for (_, _, of_view), network in self._networks.items():
-                if of_view == name:
-                    vectors = network(_input(network, viewed, view, box))
-                    found |= {(backbone, name): vector for backbone, vector in vectors.items()}
-        return {pair: vector.cpu().numpy() for pair, vector in found.items()}
+            inputs: dict[tuple[int, int, str], torch.Tensor] = {}
+            together: dict[tuple[str, int], list[Backbone]] = {}
+            for backbone in backbones:
+                if backbone.kind == "timm":
+                    together.setdefault((backbone.network, backbone.size), []).append(backbone)
+                else:
+                    found[backbone.name, name] = WEIGHT_FREE[backbone.kind](backbone, slices, region, box)
+            for key, wanted in together.items():
+                network = self._networks[key]
+                geometry = network.preparation.geometry
+                if geometry not in inputs:
+                    inputs[geometry] = _input(network.preparation, viewed, view, box)
+                vectors = network(inputs[geometry], wanted)
+                found |= {(backbone, name): vector for backbone, vector in vectors.items()}
+        return self._download(found)
+
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        """Onto the device; from pinned memory where it is a GPU, so that the host does not wait."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else tensor
+
+    def _download(self, found: Mapping[tuple[str, str], torch.Tensor]) -> dict[tuple[str, str], np.ndarray]:
+        """Off the device, waiting for it once for all vectors."""
+        on_host = {pair: vectors.to("cpu", non_blocking=True) for pair, vectors in found.items()}
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+        return {pair: vectors.numpy() for pair, vectors in on_host.items()}
 
 
-def _input(network: Network, viewed: torch.Tensor, view: View, box: torch.Tensor) -> torch.Tensor:
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the ways in which PyTorch says so: cuBLAS without room for its workspace and the host's allocator do not
+    raise OutOfMemoryError."""
+    told = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in told)
+
+
+def _input(prepared: Preparation, viewed: torch.Tensor, view: View, box: torch.Tensor) -> torch.Tensor:
     """A view at a network's input size. A cropped view fills it: timm's centre crop would cut into the lungs."""
     if not view.crop:
-        return network.prepare(viewed)
-    return resample(viewed, box, network.preparation.size, mode="bicubic").round_().clamp_(0, 255)
+        return prepared.apply(viewed)
+    return resample(viewed, box, prepared.size, mode="bicubic").round_().clamp_(0, 255)
 
 
 def _highpass(backbone: Backbone, slices: torch.Tensor, region: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
@@ -168,15 +196,22 @@ WEIGHT_FREE: dict[str, Callable[[Backbone, torch.Tensor, torch.Tensor, torch.Ten
 }
 
 
-def cpu_features(pairs: Sequence[tuple[str, str]], pixels: np.ndarray, mask: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """The `lbp` pairs of one slice, pixels (256, 256) uint8 and mask (256, 256) bool: {(backbone, view): (d,) float32}."""
-    wanted = [pair for pair in pairs if parse_backbone(pair[0]).kind == "lbp"]
+def cpu_features(
+    pairs: Sequence[tuple[str, str]], pixels: np.ndarray, mask: np.ndarray
+) -> dict[tuple[str, str], np.ndarray]:
+    """The `lbp` pairs of one slice: {(backbone, view): (d,) float32}.
+
+    pixels: (256, 256) uint8; mask: (256, 256) bool, its lungs.
+    """
+    wanted = [(parse_backbone(name), view) for name, view in pairs if parse_backbone(name).kind == "lbp"]
     if not wanted:
         return {}
     codes, lungs = texture.lbp_codes(pixels), torch.from_numpy(mask)[None]
     return {
-        (name, view): texture.summarise_lbp(
-            codes, regions(lungs, get_view(view))[0].numpy(), parse_backbone(name).features
+        (backbone.name, view): texture.summarise_lbp(
+            codes,
+            regions(lungs, get_view(view))[0].numpy(),
+            "mean" if backbone.features == "mean" else "histogram",
         )
-        for name, view in wanted
+        for backbone, view in wanted
     }

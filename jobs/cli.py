@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from gansfp.errors import GansfpError, UsageError
+from gansfp import store
+from gansfp.errors import DataError, GansfpError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,11 +23,14 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs an entry point and ends the process: 0 when it is done, the error's own status and one line when it is not.
 
-    gansfp's log goes to standard error line by line, other libraries' only where it warns. Only gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
+    gansfp's log goes to standard error line by line; what other libraries have to say comes with --verbose. Only
+    gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     for package in ("__main__", "gansfp", "jobs", "tune"):
         logging.getLogger(package).setLevel(logging.INFO)
+    if "--verbose" not in (sys.argv if arguments is None else arguments) and not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         main(arguments)
     except GansfpError as error:
@@ -37,6 +42,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     sys.exit(0)
 
 
+def check_places(data: str, work: str) -> None:
+    """What can be said of DATA and WORK at once. Raises DataError where DATA is missing or WORK cannot be written,
+    UsageError where they are one folder."""
+    if store.absolute(data) == store.absolute(work):
+        raise UsageError(f"--work: got {work!r}, which is --data, expected another folder")
+    if not store.exists(data):
+        raise DataError(f"--data: got {data!r}, where nothing is; expected a folder or a URI with images")
+    store.check_writable(work)
+
+
 def positive(text: str) -> int:
     """An option's value that must be a whole number of at least 1."""
     try:
@@ -45,6 +60,17 @@ def positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return value
+
+
+def share(text: str) -> float:
+    """An option's value that is a share of a device: more than 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0 and at most 1, such as 0.5")
     return value
 
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import DataContext
 
 from gansfp.errors import UsageError
+from gansfp.store import one_line
+
+CONNECT_TIMEOUT = 5.0  # seconds in which a cluster must answer
+PACKAGES = ("gansfp", "jobs", "tune")
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """--address and --verbose, for every command that runs on Ray."""
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else Ray is started on this machine)")
-    parser.add_argument("--verbose", action="store_true", help="show what Ray itself has to say")
+    parser.add_argument("--verbose", action="store_true", help="show what Ray and other libraries have to say")
 
 
 def start_ray(address: str | None = None, verbose: bool = False) -> None:
@@ -27,16 +38,66 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
-    logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
+    level = logging.INFO if verbose else logging.ERROR
+    for name in (None, "ray", "ray.data"):
+        logging.getLogger(name).setLevel(level)
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     # Ray hides the GPUs from CPU tasks by itself only under the old rule; under the new one it warns at every start.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options = {"include_dashboard": False} if address == "local" else {}
-    level = logging.INFO if verbose else logging.ERROR
+    if not verbose:  # Ray's core calls every actor pool of Ray Data an error (issue 53727), and no logger can stop it
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {}
+    if address == "local":
+        options["include_dashboard"] = False
+    else:
+        _check_answers(address)
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit` brings the code itself
+            root = Path(__file__).parents[1]
+            options["runtime_env"] = {"py_modules": [str(root / name) for name in PACKAGES]}
     try:
-        ray.init(address=address, logging_level=level, log_to_driver=verbose, configure_logging=verbose, **options)
+        with nullcontext() if verbose else _closed_stderr():
+            ray.init(address=address, logging_level=level, log_to_driver=verbose, configure_logging=verbose, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UsageError(f"--address {address!r}: no Ray cluster answers there ({reason})") from error
+        raise UsageError(_no_cluster(address, one_line(error))) from error
+
+
+@contextmanager
+def _closed_stderr() -> Iterator[None]:
+    """While it starts, Ray's core writes to file descriptor 2 that it was told to be quiet."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def gpus() -> float:
+    """The GPUs of the cluster: those that are there, or that its autoscaler may start."""
+    there = ray.cluster_resources().get("GPU", 0.0)
+    may_come = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return float(max(there, may_come.get("GPU", 0)))
+
+
+def _check_answers(address: str) -> None:
+    """Raises UsageError unless something listens at host:port; Ray itself would try for a minute."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--address: got {address!r}, expected host:port on a node of the cluster, or use `ray job submit`"
+        )
+    match = re.fullmatch(r"\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)", address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match["host"], int(match["port"])), CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(_no_cluster(address, one_line(error))) from error
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    return f"--address (or RAY_ADDRESS): got {address!r}, where no Ray cluster answers ({reason})"

@@ -8,6 +8,7 @@ from types import TracebackType
 
 LOG_EVERY = 5.0  # seconds between two lines of a log
 LIVE_EVERY = 0.2  # seconds between two states of the live line
+WIDTH = 100
 
 
 class Progress:
@@ -21,8 +22,8 @@ class Progress:
         self._first: tuple[float, int] | None = None  # when the first result came: start-up is not part of the rate
 
     def __enter__(self) -> Progress:
-        if not self._live and self.total:
-            print(f"{self.stage}: {self.total:,} {self.unit} to do", file=sys.stderr, flush=True)
+        if self._live and self.total:
+            self._draw(f"{self.stage}: 0/{self.total:,} {self.unit}, starting")
         return self
 
     def add(self, done: int, failed: int = 0) -> None:
@@ -37,7 +38,10 @@ class Progress:
             self._first = (now, done)
         if now - self._shown >= (LIVE_EVERY if self._live else LOG_EVERY):
             self._shown = now
-            self._show()
+            if self._live:
+                self._draw(self._line())
+            else:
+                print(self._line(), file=sys.stderr, flush=True)
 
     @property
     def seconds(self) -> float:
@@ -53,25 +57,28 @@ class Progress:
 
     def _line(self) -> str:
         left = (self.total - self.done) / self.rate if self.done else 0.0
-        failures = f", {self.failed:,} failed" if self.failed else ""
-        return (
-            f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}, {self.rate:.0f}/s, {_clock(left)} left{failures}"
-        )
+        done = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
+        return f"{done}, {self.rate:.0f}/s, {_clock(left)} left{self._failures}"
 
-    def _show(self) -> None:
-        text = self._line()
-        print(f"\r{text:<100}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+    @property
+    def _failures(self) -> str:
+        return f", {self.failed:,} failed" if self.failed else ""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def _draw(self, text: str) -> None:
+        print(f"\r{text:<{WIDTH}}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
-            print("\r" + " " * 100 + "\r", end="", file=sys.stderr, flush=True)
+            self._draw("")
+            print("\r", end="", file=sys.stderr, flush=True)
         if self.total and kind is None:
-            failures = f", {self.failed:,} failed" if self.failed else ""
-            text = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s ({self.rate:.0f}/s){failures}"
-            print(text, file=sys.stderr, flush=True)
+            text = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s ({self.rate:.0f}/s once running)"
+            print(text + self._failures, file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+def _clock(left: float) -> str:
+    minutes, seconds = divmod(round(left), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,168 @@
+"""A network's weights: from a folder of files, from timm's own source, or random where that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from gansfp.errors import UsageError, WeightsError
+from gansfp.store import one_line
+
+HUB_TIMEOUT = 8.0  # seconds in which a hub must have answered, name look-up included
+WEIGHT_ENDINGS = (".safetensors", ".pth")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A network's tensors and the digest that stands for them in an embedding's identity."""
+
+    network: str  # as Backbone.network names it
+    tensors: Mapping[str, torch.Tensor]
+    digest: str
+
+
+def load_weights(model: str, folder: str | None, random: bool = False) -> Weights:
+    """The weights of a timm model without its classifier: from `folder`/<model>.safetensors or .pth, else by timm's own
+    download; with `random` drawn anew, always the same for one model.
+
+    Raises WeightsError, which names the file to put and where, when they cannot be had, and when a file is not of this
+    model: never a silent random start. Raises UsageError for a folder that is not there.
+    """
+    path = None if random else _weights_file(model, folder)
+    if random:
+        network = _empty(model)
+    elif path:
+        network = _empty(model)
+        _fill(network, _read(path, model), path, model)
+    else:
+        network = _download(model, folder)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return Weights(f"{model}@random" if random else model, tensors, digest.hexdigest()[:16])
+
+
+def check_folder(folder: str | None) -> None:
+    """Raises UsageError where a folder of weights is named that is not there."""
+    if folder is not None and not os.path.isdir(folder):
+        raise UsageError(f"--weights: got {folder!r}, expected a folder of <timm name>{' or '.join(WEIGHT_ENDINGS)}")
+
+
+def translate(tensors: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """timm's own translation of a checkpoint to a model: older names, position tables of another input size."""
+    filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    return dict(filter_fn(tensors, network)) if filter_fn else tensors
+
+
+def _empty(model: str) -> torch.nn.Module:
+    """The model with its random start, the same for the same name, without touching the global random state."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(model.encode()).digest()[:4], "little"))
+        return timm.create_model(model, pretrained=False, num_classes=0).eval()
+
+
+def _weights_file(model: str, folder: str | None) -> str | None:
+    check_folder(folder)
+    paths = [os.path.join(folder, model + ending) for ending in WEIGHT_ENDINGS] if folder else []
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _read(path: str, model: str) -> dict[str, torch.Tensor]:
+    """The state dict in a file; code in a pickle is never run."""
+    import timm
+
+    try:
+        state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
+    except Exception as error:  # a broken file raises whatever its bytes lead the parser to
+        reason = f"{type(error).__name__}: {one_line(error)[:160]}"
+        raise WeightsError(f"{path}: cannot be read as weights of {model} ({reason})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: holds no state dict of tensors, expected the weights of timm's {model}")
+    return state
+
+
+def _fill(network: torch.nn.Module, state: dict[str, torch.Tensor], source: str, model: str) -> None:
+    """Loads a state dict that must be this model's: all its tensors, none of another's but the classifier's."""
+    heads = _config(model).classifier
+    heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
+    try:
+        state = translate(state, network)
+        state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except Exception as error:  # sizes that differ: RuntimeError; a translation that meets another model: anything
+        raise WeightsError(f"{source}: these are not the weights of timm's {model} (tensors do not fit)") from error
+    if missing or unexpected:
+        found = f"{len(missing)} tensors missing, {len(unexpected)} unknown, e.g. {[*missing, *unexpected][0]!r}"
+        raise WeightsError(f"{source}: these are not the weights of timm's {model} ({found})")
+
+
+def _config(model: str) -> Any:
+    """timm's pretrained configuration of a model; one without weights has an empty one."""
+    import timm
+
+    return timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()
+
+
+def _download(model: str, folder: str | None) -> torch.nn.Module:
+    """The model as timm's own source gives it, after a quick look whether there is a way out at all."""
+    import huggingface_hub
+    import timm
+
+    config = _config(model)
+    place = f"into {folder}" if folder else "into a folder and name it with --weights"
+    remedy = f"put {model}.safetensors (or .pth) {place}, or ask for {model}@random"
+    if not config.has_weights:
+        raise WeightsError(f"backbone {model!r}: timm has no weights for it; {remedy}")
+    if config.hf_hub_id:
+        for name in (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES:
+            cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, name)
+            if isinstance(cached, str):  # without asking the hub, which takes minutes where there is no way out
+                network = _empty(model)
+                _fill(network, _read(cached, model), cached, model)
+                return network
+    unreachable = _unreachable(huggingface_hub.constants.ENDPOINT if config.hf_hub_id else str(config.url))
+    try:
+        if unreachable:
+            raise OSError(unreachable)
+        return timm.create_model(model, pretrained=True, num_classes=0).eval()
+    except Exception as error:  # the hub's client, urllib and sockets each have errors of their own
+        reason = one_line(error)[:160]
+        raise WeightsError(f"backbone {model!r}: its weights cannot be downloaded ({reason}); {remedy}") from error
+
+
+@lru_cache(maxsize=16)  # so that several backbones wait once
+def _unreachable(address: str) -> str:
+    """Why no server answers at `address` in time, whatever its answer; "" where one does.
+
+    In a thread of its own, because looking up a name has no time limit: download clients try for minutes.
+    """
+    found = [f"no answer from {address} in {HUB_TIMEOUT:g} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT).close()
+            found[0] = ""
+        except urllib.error.HTTPError:
+            found[0] = ""
+        except OSError as error:
+            found[0] = f"no answer from {address}: {one_line(error)}"
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT)
+    return found[0]
