@@ -34,7 +34,7 @@ from jobs.stages import COUNTS, EmbedActor, Pair, decode_block, write_block
 
 DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
-CPU_BATCH, GPU_BATCH = 16, 256  # slices on a device at once; a core's cache holds what comes of 16
+CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take fresh memory for every layer
 CPU_BLOCK = 64  # slices a block, which is what tasks hand on and what a shard holds
 ACTOR_CPUS, TASK_CPUS = 0.25, 0.5  # the system shares the cores out; that they differ keeps Ray from fusing stages
 PASS = 512  # slices that lack the same pairs are worth a pass of their own, in which only those are computed
