@@ -7,16 +7,19 @@ slices is cross-fitted: a labelled slice is scored from the labels of the other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from gansfp import distances
 from gansfp.errors import UsageError
+from gansfp.resampling import group_codes
 
 USED, NOT_USED, UNKNOWN = 1, 0, -1
 TINY = 1e-12  # under every logarithm: a copy has distance 0
@@ -43,7 +46,12 @@ class Sweep:
             for value in values:
                 if value not in known:
                     raise UsageError(f"{name}: got {value!r}, expected one of {list(known)}")
-        for name, numbers in (("k", self.ks), ("k", self.class_ks), ("neighbours", self.neighbours), ("span", self.spans)):
+        for name, numbers in (
+            ("k", self.ks),
+            ("k", self.class_ks),
+            ("neighbours", self.neighbours),
+            ("span", self.spans),
+        ):
             for number in numbers:
                 if number < 1:
                     raise UsageError(f"{name}: got {number}, expected at least 1")
@@ -68,12 +76,25 @@ class MembershipSet:
     codes: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        for label, name in ((USED, "used"), (NOT_USED, "not used")):
-            if not (self.labels == label).any():
-                raise UsageError(f"membership: got no labelled slice that is {name}, expected both classes")
         if len(self.generated) < 2:
             raise UsageError(f"membership: got {len(self.generated)} generated slices, expected at least 2")
-        object.__setattr__(self, "codes", np.unique(self.groups, return_inverse=True)[1])
+        if not (np.isfinite(self.generated).all() and np.isfinite(self.real).all()):
+            raise UsageError(
+                "membership: got embeddings that are not finite, expected numbers (--precision float32 may help)"
+            )
+        if not np.array_equal(self.folds < 0, self.labels == UNKNOWN):
+            raise UsageError("membership: got folds that do not fit the labels, expected -1 for the unknown alone")
+        if self.fewest < 1:
+            raise UsageError("membership: expected used and not used slices outside of every fold")
+        object.__setattr__(self, "codes", group_codes(self.groups, len(self.real)))
+
+    @cached_property
+    def fewest(self) -> int:
+        """The fewest slices of a class that a fold's scores can learn from."""
+        learnt = [
+            (self.labels == label) & (self.folds != fold) for label in (USED, NOT_USED) for fold in set(self.folds)
+        ]
+        return min(int(rows.sum()) for rows in learnt)
 
     @cached_property
     def to_generated(self) -> np.ndarray:
@@ -96,13 +117,33 @@ class MembershipSet:
         """(g, g) float32 distances between generated slices."""
         return distances.self_distances(self.generated, self.metric, self.device)
 
+    @cached_property
+    def generated_axes(self) -> distances.Projection:
+        """All principal components of the generated slices. Along them distances among these slices are the same, in
+        fewer numbers: k-means takes a fifth of the time."""
+        return distances.pca(self.generated, min(len(self.generated) - 1, self.generated.shape[1]), self.device)
+
+    @cached_property
+    def real_axes(self) -> distances.Projection:
+        """All principal components of the real slices."""
+        return distances.pca(self.real, min(len(self.real) - 1, self.real.shape[1]), self.device)
+
     def cross_fitted(self, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """(n,) scores: `score(rows, labelled)` of each fold's rows from the labelled rows outside it, unknown from all."""
+        """(n,) scores: `score(rows, labelled)` of each fold's rows from the labelled rows outside it."""
         found = np.empty(len(self.labels))
         for fold in np.unique(self.folds):
             rows = np.flatnonzero(self.folds == fold)
             found[rows] = score(rows, np.flatnonzero((self.labels != UNKNOWN) & (self.folds != fold)))
         return found
+
+
+def _kmeans(x: np.ndarray, places: np.ndarray, k: int, seed: int, starts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) and centres (at most k, d) of k-means on x (n, d), which is looked at in the coordinates `places`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates give fewer clusters than k
+        found = KMeans(k, n_init=starts, random_state=seed).fit(places).labels_
+    labels = np.unique(found, return_inverse=True)[1]
+    return labels, distances.cluster_centres(x, labels)
 
 
 def nearest(distance: np.ndarray, m: int) -> np.ndarray:
@@ -128,9 +169,11 @@ def _clusters(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
         if not ks or (linkage == "ward" and data.metric != "euclidean"):
             continue
         if linkage == "kmeans":
-            fits = [KMeans(k, n_init=1, random_state=data.seed).fit(data.generated).cluster_centers_ for k in ks]
-            centres = np.concatenate(fits)
-            columns = {k: np.arange(end - k, end) for k, end in zip(ks, np.cumsum(ks), strict=True)}
+            places = data.generated_axes.transform(data.generated, data.device)
+            found = [_kmeans(data.generated, places, k, data.seed)[1] for k in ks]
+            ends = np.cumsum([len(each) for each in found])
+            centres = np.concatenate(found)
+            columns = {k: np.arange(e - len(f), e) for k, f, e in zip(ks, found, ends, strict=True)}
         else:
             tree = distances.dendrogram(data.among_generated, linkage, data.metric)
             centres, columns = distances.dendrogram_centres(data.generated, tree, ks)
@@ -146,22 +189,18 @@ def _kmeans_per_class(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
 
     Published by Biomedical Imaging Goa 2024; it never looks at the generated slices.
     """
+    places = data.real_axes.transform(data.real, data.device)
 
     def score(rows: np.ndarray, labelled: np.ndarray, k: int) -> np.ndarray:
         to_class = []
         for label in (NOT_USED, USED):
-            members = data.real[labelled[data.labels[labelled] == label]]
-            centres = KMeans(k, n_init=1, random_state=data.seed).fit(members).cluster_centers_
+            members = labelled[data.labels[labelled] == label]
+            centres = _kmeans(data.real[members], places[members], k, data.seed)[1]
             to_class.append(distances.pairwise(data.real[rows], centres, "manhattan", data.device).min(1))
         return to_class[0] - to_class[1]
 
-    smallest = min(
-        int(((data.labels == label) & (data.folds != fold)).sum())
-        for label in (NOT_USED, USED)
-        for fold in np.unique(data.folds)
-    )
-    for k in (k for k in sweep.class_ks if k <= smallest):
-        yield {"k": k, "rule": "nearest"}, data.cross_fitted(lambda rows, labelled, k=k: score(rows, labelled, k))
+    for k in (k for k in sweep.class_ks if k <= data.fewest):
+        yield {"k": k, "rule": "nearest", "metric": "manhattan"}, data.cross_fitted(partial(score, k=k))
 
 
 def _two_means(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -170,22 +209,21 @@ def _two_means(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     Published by KDE-med-lab 2024, who do not say how clusters were named. The score is the difference of the distances
     to the two centres.
     """
-    model = KMeans(2, n_init=10, random_state=data.seed).fit(data.real)
-    to_centres = distances.pairwise(data.real, model.cluster_centers_.astype(np.float32), data.metric, data.device)
-    toward_second = to_centres[:, 0].astype(np.float64) - to_centres[:, 1]
+    clusters, centres = _kmeans(data.real, data.real_axes.transform(data.real, data.device), 2, data.seed, starts=10)
+    to_centres = distances.pairwise(data.real, centres, data.metric, data.device).astype(np.float64)
+    toward_second = to_centres[:, 0] - to_centres[:, -1]  # 0 where all slices are the same
 
     def score(rows: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-        used = data.labels[labelled] == USED
-        second = model.labels_[labelled] == 1
-        share_second, share_first = used[second].mean() if second.any() else 0.0, used[~second].mean() if (~second).any() else 0.0
-        return toward_second[rows] * (1.0 if share_second >= share_first else -1.0)
+        used, second = data.labels[labelled] == USED, clusters[labelled] == 1
+        shares = [used[part].mean() if part.any() else 0.0 for part in (~second, second)]
+        return toward_second[rows] * (1 if shares[1] >= shares[0] else -1)
 
     yield {"k": 2}, data.cross_fitted(score)
 
 
 def _nearest(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
-    """Distance to the m nearest generated slices: alone (GAN-Leaks, Chen et al. 2020), and calibrated by the distance to
-    the m nearest real slices of other patients, as a difference of logarithms.
+    """Mean distance to the m nearest generated slices: alone (GAN-Leaks, Chen et al. 2020), or less that to the
+    m nearest real slices of other patients, as a difference of logarithms.
 
     `reference` says which real slices: the labelled not used ones (GAN-Leaks calibrated), or all real ones, which needs
     no labels and has more of them.
@@ -195,11 +233,11 @@ def _nearest(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
         yield {"neighbours": m, "reference": "none"}, -close
         yield {"neighbours": m, "reference": "real"}, np.log(nearest(data.to_real, m) + TINY) - close
 
-        def calibrated(rows: np.ndarray, labelled: np.ndarray, m: int = m, close: np.ndarray = close) -> np.ndarray:
+        def calibrated(rows: np.ndarray, labelled: np.ndarray, m: int, close: np.ndarray) -> np.ndarray:
             reference = labelled[data.labels[labelled] == NOT_USED]
             return np.log(nearest(data.to_real[np.ix_(rows, reference)], m) + TINY) - close[rows]
 
-        yield {"neighbours": m, "reference": "not_used"}, data.cross_fitted(calibrated)
+        yield {"neighbours": m, "reference": "not_used"}, data.cross_fitted(partial(calibrated, m=m, close=close))
 
 
 def _contrast(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -208,18 +246,19 @@ def _contrast(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     for m in sweep.neighbours:
         close = nearest(data.to_generated, m)
 
-        def score(rows: np.ndarray, labelled: np.ndarray, m: int = m, close: np.ndarray = close) -> np.ndarray:
+        def score(rows: np.ndarray, labelled: np.ndarray, m: int, close: np.ndarray) -> np.ndarray:
             reference = labelled[data.labels[labelled] == NOT_USED]
             return nearest(data.to_real[np.ix_(rows, reference)], m) - close[rows]
 
-        yield {"neighbours": m}, data.cross_fitted(score)
+        yield {"neighbours": m}, data.cross_fitted(partial(score, m=m, close=close))
 
 
 def _reverse(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     """Reverse retrieval (VCMI 2023): a slice is used if it is the nearest real slice of some generated one.
 
     The score is its margin: the largest, over generated slices, logarithm of the distance of the nearest real slice of
-    another patient over its own distance. It is above 0 exactly for the slices that the rule calls used.
+    another patient over its own distance. It is above 0 exactly for the slices that are nearer to some generated slice
+    than every slice of another patient; two that are equally near have 0.
     """
     distance = data.to_generated.T.astype(np.float64)  # (g, n)
     first = distance.argmin(1)
@@ -237,14 +276,12 @@ def _span(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     What a generator learnt by heart it can draw: used slices lie closer to the span of its pictures. Score: minus the
     logarithm of |x - projection of x|^2 / |x - mean|^2.
     """
-    most = min(len(data.generated) - 1, data.generated.shape[1])
-    wanted = [c for c in sweep.spans if c < most]
-    if not wanted:
-        return
-    basis = distances.pca(data.generated, max(wanted), data.device)
-    whole = np.square(data.real.astype(np.float64) - basis.mean).sum(1)
-    inside = np.cumsum(np.square(basis.transform(data.real, data.device).astype(np.float64)), axis=1)
-    for c in wanted:
+    if data.metric != "euclidean":
+        return  # the span does not depend on the metric: it is the same in the euclidean trial
+    axes = data.generated_axes
+    whole = np.square(data.real.astype(np.float64) - axes.mean).sum(1)
+    inside = np.cumsum(np.square(axes.transform(data.real, data.device).astype(np.float64)), axis=1)
+    for c in (c for c in sweep.spans if c < len(axes.components)):
         outside = np.maximum(whole - inside[:, c - 1], 0)
         yield {"span": c}, -np.log((outside + TINY) / (whole + TINY))
 
@@ -258,6 +295,12 @@ METHODS: dict[str, Callable[[MembershipSet, Sweep], Iterator[Scored]]] = {
     "reverse": _reverse,
     "span": _span,
 }
+LEARNERS = ("kmeans_per_class", "two_means", "contrast")
+
+
+def learns_from_labels(parameters: Mapping[str, Any]) -> bool:
+    """Whether a configuration's scores look at labels, so that permuting labels would change them."""
+    return parameters["method"] in LEARNERS or parameters.get("reference") == "not_used"
 
 
 def scores(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:

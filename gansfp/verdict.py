@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gansfp.errors import UsageError
 from gansfp.membership import UNKNOWN
-from gansfp.metrics import attribution_chance, auc, f1_all_used, membership_chance
+from gansfp.metrics import attribution_chance, f1_all_used, membership_chance
 from gansfp.permutation import p_values_ari, p_values_auc
-from gansfp.stacking import COMBINATIONS, Combined, combine
+from gansfp.stacking import Combined, combine, p_value_refitted
 from gansfp.statistics import Figure, attribution_figures, membership_figures, support
 from gansfp.thresholds import choose_threshold
 
@@ -23,7 +23,8 @@ BY_LABELS = ("f1", "balanced_accuracy")  # rules whose threshold comes from the 
 class Verdict:
     """What is decided about the real slices of one set.
 
-    decision: (n,) 0/1, for labelled slices by a threshold of the other folds; cross_validated_auc: by combination.
+    combined: its members are rows of all the scores; decision: (n,) 0/1, for labelled slices by a threshold of the
+    other folds; cross_validated_auc: of each combination that there was to choose from.
     """
 
     combined: Combined
@@ -33,24 +34,35 @@ class Verdict:
 
 
 def decide_membership(
-    scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, wanted: str | None = None, rule: str | float = BY_LABELS[1]
+    scores: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    wanted: str | None = None,
+    rule: str | float = BY_LABELS[1],
+    learns: np.ndarray | None = None,
 ) -> Verdict:
     """Combines the scores (c, n) of all configurations and decides.
 
     labels: (n,) 1, 0, or -1 for unknown; folds: (n,), -1 for unknown. wanted: "best", "stack", or None for whichever
     cross-validates better. rule: the threshold's, as in choose_threshold; "median" and a rate look at the unknown
-    slices' scores alone.
+    slices' scores alone. learns: (c,) bool, configurations that learn from labels (membership.learns_from_labels),
+    which are left out unless there are no others.
     """
+    rows = np.flatnonzero(_free(scores, learns))
+    combined = combine(wanted, scores[rows], labels, folds)
+    combined = replace(combined, members=tuple(int(rows[member]) for member in combined.members))
     labelled = labels != UNKNOWN
-    candidates = {name: combine(name, scores, labels, folds) for name in ([wanted] if wanted else COMBINATIONS)}
-    areas = {name: auc(labels[labelled], found.score[labelled]) for name, found in candidates.items()}
-    combined = candidates[max(areas, key=lambda name: areas[name])]
     decision = np.zeros(len(labels), np.int64)
     decision[labelled] = decide_by_other_folds(combined.score[labelled], labels[labelled], folds[labelled], rule)
     ruling = labelled if rule in BY_LABELS or labelled.all() else ~labelled
     threshold = choose_threshold(combined.score[ruling], labels[ruling], rule)
     decision[~labelled] = combined.score[~labelled] >= threshold
-    return Verdict(combined, threshold, decision, areas)
+    return Verdict(combined, threshold, decision, combined.areas)
+
+
+def _free(scores: np.ndarray, learns: np.ndarray | None) -> np.ndarray:
+    """(c,) bool: the configurations that are combined."""
+    return np.ones(len(scores), bool) if learns is None or learns.all() else ~learns
 
 
 def decide_by_other_folds(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:
@@ -71,7 +83,7 @@ def membership_report(
     permutations: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of metrics.json for one set. truth, score, decision: (n,); tried: (c, n) scores of all configurations."""
+    """The figures of metrics.json for one set. truth, score, decision: (n,); tried: (c, n) of all configurations."""
     figures = membership_figures(truth, score, decision, groups, seed=seed)
     p = p_values_auc(truth, np.concatenate([score[None], tried]), groups, 0, permutations, seed)
     return {
@@ -83,6 +95,48 @@ def membership_report(
         **support(truth, groups),
         "tried": len(tried),
         "warnings": [p.warning] if p.warning else [],
+    }
+
+
+def cross_validated_report(
+    verdict: Verdict,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    groups: np.ndarray,
+    permutations: int,
+    seed: int,
+    wanted: str | None = None,
+    learns: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The figures of membership_report for the labelled slices, each judged by the other folds.
+
+    scores, labels, folds, wanted, learns: as in decide_membership; groups: (n,). Here both p-values rest on the
+    configurations that do not learn from labels, and permuting labels repeats all that was chosen and fitted by them
+    (stacking.p_value_refitted). Without such configurations there is no p-value.
+    """
+    labelled = labels != UNKNOWN
+    given = scores[_free(scores, learns)]
+    truth, score, decision = labels[labelled], verdict.combined.score[labelled], verdict.decision[labelled]
+    figures = membership_figures(truth, score, decision, groups[labelled], seed=seed)
+    report = {
+        **_beside_chance(figures, membership_chance(truth, decision)),
+        "f1_all_used": f1_all_used(truth),
+        **support(truth, groups[labelled]),
+        "tried": len(scores),
+    }
+    if learns is not None and learns.all():
+        warning = "every configuration learns from the labels: these figures flatter, and there is no p-value"
+        nothing = dict.fromkeys(("p_value", "p_value_selected", "p_value_smallest"))
+        return report | nothing | {"warnings": [warning]}
+    p_value, smallest = p_value_refitted(wanted, given, labels, folds, groups, seed)
+    selected = p_values_auc(truth, given[:, labelled], groups[labelled], 0, permutations, seed)
+    warning = f"too few groups in each fold: p cannot fall below {smallest:.2g}" if smallest > 0.05 else ""
+    return report | {
+        "p_value": p_value,
+        "p_value_selected": selected.p_value_selected,
+        "p_value_smallest": smallest,
+        "warnings": [warning] if warning else [],
     }
 
 
@@ -106,7 +160,10 @@ def attribution_report(
 
 def _beside_chance(figures: dict[str, Figure], chance: dict[str, float]) -> dict[str, dict[str, float | None]]:
     """Each figure as metrics.json holds it: value, interval, and the value that knows nothing."""
-    return {name: {**figure.as_dict(), "chance": Figure(chance[name]).as_dict()["value"]} for name, figure in figures.items()}
+    return {
+        name: {**figure.as_dict(), "chance": Figure(chance[name]).as_dict()["value"]}
+        for name, figure in figures.items()
+    }
 
 
 def parse_rule(text: str) -> str | float:
