@@ -222,8 +222,8 @@ def _two_means(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
 
 
 def _nearest(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
-    """Mean distance to the m nearest generated slices: alone (GAN-Leaks, Chen et al. 2020), or less that to the
-    m nearest real slices of other patients, as a difference of logarithms.
+    """How near the m nearest generated slices are: alone (GAN-Leaks, Chen et al. 2020), or against the m nearest real
+    slices of other patients, as a difference of logarithms of mean distances.
 
     `reference` says which real slices: the labelled not used ones (GAN-Leaks calibrated), or all real ones, which needs
     no labels and has more of them.
