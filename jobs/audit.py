@@ -1,7 +1,7 @@
 """All of it: catalog, embeddings, search and final decisions; without --data on a simulated challenge.
 
-    python -m jobs.audit --data DATA --work WORK [--weights DIR]
-    python -m jobs.audit                        simulates into data/simulated, results in work/simulated
+python -m jobs.audit --data DATA --work WORK [--weights DIR]
+python -m jobs.audit                        simulates into data/simulated, results in work/simulated
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import time
 from collections.abc import Sequence
 
 from gansfp import store
-from gansfp.backbones import Weights
 from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import EmbedConfig, load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.simulate import SimulationConfig, simulate
-from jobs.cli import Parser, positive, run
+from jobs.cli import Parser, run
 from jobs.cluster import add_cluster_options, start_ray
 from jobs.embed import add_embedding_options, embed, embed_config
 from jobs.final import add_final_options, final, final_config
 from jobs.record import record_stage
 from jobs.summary import summary
-from tune.search import ALGORITHMS, Pair, SearchConfig, choose_pairs, search
+from tune.search import add_search_options, choose_pairs, search, search_config
 from tune.space import TASKS
 
 SIMULATED_DATA, SIMULATED_WORK = os.path.join("data", "simulated"), os.path.join("work", "simulated")
@@ -44,7 +43,9 @@ def _tasks(catalog: Catalog) -> list[str]:
     found = [task for task in TASKS if len(catalog.select(task=task))]
     known = set(catalog.select("attribution", role="generated").column("generator").tolist())
     if "attribution" in found and len(known) < 2 and "membership" in found:
-        log.warning("attribution is left out: got %d known generators, expected 2 or more in attribution/train", len(known))
+        log.warning(
+            "attribution is left out: got %d known generators, expected 2 or more in attribution/train", len(known)
+        )
         found.remove("attribution")
     if not found:
         raise DataError(f"{catalog.data}: got no images of a task, expected membership/ or attribution/")
@@ -55,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the module's docstring."""
     parser = Parser(prog="jobs.audit", description=(__doc__ or "").splitlines()[0])
     add_embedding_options(parser, required=False)
-    parser.add_argument("--algo", default="grid", help=f"one of {','.join(ALGORITHMS)}")
-    parser.add_argument("--max-trials", type=positive, help="of each task's search")
-    parser.add_argument("--gpus-per-trial", type=float, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    add_search_options(parser)
     add_final_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     add_cluster_options(parser)
@@ -65,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data and not options.work:
         raise UsageError("--work: got none, expected a folder or a URI for the results")
     decide = final_config(options)
-    searches = {
-        task: SearchConfig(task, options.algo, options.max_trials, options.gpus_per_trial, options.seed) for task in TASKS
-    }
+    searches = {task: search_config(options, task) for task in TASKS}
     chosen = {task: choose_pairs(task, options.backbones or (), options.views or (), options.weights) for task in TASKS}
     configs: dict[str, EmbedConfig] = {task: embed_config(options, pairs) for task, (pairs, _) in chosen.items()}
     weights = load_all_weights([b for config in configs.values() for b in config.backbones], options.weights)
@@ -82,25 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for note in catalog.notes:
         log.warning("%s", note)
     tasks = _tasks(catalog)
-    left_out = sorted({line for task in tasks for line in chosen[task][1]})
-    for line in left_out:
+    for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
         log.warning("left out: %s", line)
-    record_stage(work, "default-backbones", 0.0, {"left_out": left_out})
     start_ray(options.address, options.verbose)
     for task in tasks:
         embed(catalog.select(task=task), work, configs[task], weights, options.gpus_per_actor, options.batch)
     for task in tasks:
-        _search(catalog, work, searches[task], chosen[task][0], weights, configs[task])
+        search(catalog, work, searches[task], configs[task], weights, chosen[task][1])
     metrics = final(data, work, decide, catalog)
     print(summary(metrics))
     log.info("results are in %s", store.join(work, "results"))
-
-
-def _search(
-    catalog: Catalog, work: str, config: SearchConfig, pairs: list[Pair], weights: dict[str, Weights], embedding: EmbedConfig
-) -> None:
-    best = search(catalog, work, config, pairs, weights, embedding)
-    log.info("search %s: %d configurations tried", config.task, best["tried"])
 
 
 if __name__ == "__main__":

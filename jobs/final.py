@@ -1,7 +1,7 @@
 """Decides about the test slices with what the search found, writes results, and scores them where the truth is there.
 
-    python -m jobs.final --data DATA --work WORK
-    python -m jobs.final --check FILE --ids IDS          checks anybody's CSV against the challenge's rules
+python -m jobs.final --data DATA --work WORK
+python -m jobs.final --check FILE --ids IDS          checks anybody's CSV against the challenge's rules
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gansfp import shards, store
-from gansfp.attribution import Clustering, cluster, prepare
+from gansfp.attribution import prepare
 from gansfp.catalog import Catalog, update_catalog
 from gansfp.distances import pairwise
 from gansfp.errors import DataError, UsageError
@@ -91,10 +91,14 @@ def final(data: str, work: str, config: FinalConfig, catalog: Catalog | None = N
         unreadable |= found.best["unreadable"]
     records = read_records(work)
     metrics["run"] = {
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
         "seed": config.seed,
         "permutations": config.permutations,
-        "seconds": {stage: record["seconds"] for stage, record in records.items()} | {"final": round(time.monotonic() - started, 2)},
+        "seconds": {stage: record["seconds"] for stage, record in records.items()}
+        | {"final": round(time.monotonic() - started, 2)},
         "left_out": sorted({line for record in records.values() for line in record.get("left_out", [])}),
         "bad_images": [{"image_id": image_id, "reason": reason} for image_id, reason in sorted(unreadable.items())],
     }
@@ -106,7 +110,9 @@ def _check_current(catalog: Catalog, found: Found, task: str) -> None:
     now, then = set(catalog.select(task=task).ids.tolist()), set(found.best["ids"]["images"])
     if now != then:
         odd = sorted(now ^ then)[0]
-        raise DataError(f"{catalog.data}: {len(now ^ then)} {task} images changed since the search, such as {odd!r}; search again")
+        raise DataError(
+            f"{catalog.data}: {len(now ^ then)} {task} images changed since the search, such as {odd!r}; search again"
+        )
 
 
 def _membership(data: str, catalog: Catalog, work: str, found: Found, config: FinalConfig) -> dict[str, Any]:
@@ -161,7 +167,9 @@ def _described(verdict: Verdict, configurations: list[dict[str, Any]], config: F
     }
 
 
-def _decisions(test: Catalog, real: list[str], labels: np.ndarray, verdict: Verdict, scores: np.ndarray) -> dict[str, np.ndarray]:
+def _decisions(
+    test: Catalog, real: list[str], labels: np.ndarray, verdict: Verdict, scores: np.ndarray
+) -> dict[str, np.ndarray]:
     """For every test slice, in the catalog's order: a slice that cannot be read is not used, and ranks below all."""
     rows = {image_id: row for row, image_id in enumerate(real) if labels[row] == UNKNOWN}
     here = np.array([rows.get(image_id, -1) for image_id in test.ids.tolist()])
@@ -177,7 +185,12 @@ def _decisions(test: Catalog, real: list[str], labels: np.ndarray, verdict: Verd
 
 
 def _nearest(
-    catalog: Catalog, work: str, found: Found, rows: dict[str, Any], configurations: list[dict[str, Any]], verdict: Verdict
+    catalog: Catalog,
+    work: str,
+    found: Found,
+    rows: dict[str, Any],
+    configurations: list[dict[str, Any]],
+    verdict: Verdict,
 ) -> dict[str, list[str]]:
     """The nearest generated slices of each unknown one, in the embedding of the strongest member."""
     combined = verdict.combined
@@ -204,7 +217,9 @@ def _submitted_ids(test: Catalog) -> list[str]:
     return names if len(set(names)) == len(names) else test.ids.tolist()
 
 
-def _write_membership(work: str, name: str, test: Catalog, answers: dict[str, np.ndarray], nearest: dict[str, list[str]]) -> None:
+def _write_membership(
+    work: str, name: str, test: Catalog, answers: dict[str, np.ndarray], nearest: dict[str, list[str]]
+) -> None:
     ids, full = _submitted_ids(test), test.ids.tolist()
     for image_id, readable in zip(ids, answers["readable"], strict=True):
         if not readable:
@@ -237,17 +252,18 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     of_known = catalog.select("attribution", role="generated")
     by_id = dict(zip(of_known.ids.tolist(), of_known.column("generator").tolist(), strict=True))
     generators = np.array([by_id[image_id] for image_id in ids["known"]])
-    clustering = Clustering(**{k: v for k, v in chosen.items() if k not in ("backbone", "view", "k")}, seed=found.best["search"]["seed"])
     groups = dict(zip(catalog.ids.tolist(), catalog.groups().tolist(), strict=True))
-    again = cluster(known, clustering, "auto").labels
+    again = np.array(found.table["known"][best["row"]].as_py())
     known_groups = np.array([groups[i] for i in ids["known"]])
     report: dict[str, Any] = {
-        "cross_validated": attribution_report(generators, again, known_groups, again[None], config.permutations, config.seed),
+        "cross_validated": attribution_report(
+            generators, again, known_groups, again[None], config.permutations, config.seed
+        ),
         "clusters": int(labels.max()) + 1,
         "configuration": chosen,
         "tried": len(tried),
     }
-    both = prepare(np.concatenate([known, test_vectors]), clustering.standardise, clustering.components)
+    both = prepare(np.concatenate([known, test_vectors]), chosen["standardise"], chosen["components"])
     names = {n.cluster: n.generator for n in name_clusters(labels, both[len(known) :], both[: len(known)], generators)}
     report["names"] = {str(number): name for number, name in names.items()}
     test = catalog.select("attribution", split="test", role="unknown")
@@ -259,7 +275,9 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     submitted = _submitted_ids(test)
     _submit(work, "attribution.csv", dict(zip(submitted, answer.tolist(), strict=True)), binary=False)
     resembles = [names.get(c, "") for c in answer.tolist()]
-    table = pa.table({"image_id": submitted, "catalog_id": test.ids.tolist(), "cluster": answer, "resembles": resembles})
+    table = pa.table(
+        {"image_id": submitted, "catalog_id": test.ids.tolist(), "cluster": answer, "resembles": resembles}
+    )
     _write_table(work, "attribution.parquet", table)
     truth = read_attribution_truth(data, catalog)
     if truth is not None:
@@ -329,7 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def add_final_options(parser: Parser) -> None:
     """How decisions are made, for every command that makes them."""
     parser.add_argument("--combine", choices=COMBINATIONS, help="default: whichever cross-validates better")
-    parser.add_argument("--decide", default="balanced_accuracy", help="threshold: f1, balanced_accuracy, median, or a rate")
+    parser.add_argument(
+        "--decide", default="balanced_accuracy", help="threshold: f1, balanced_accuracy, median, or a rate"
+    )
     parser.add_argument("--permutations", type=positive, default=1000, help="of the p-values")
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gansfp import distances
-from gansfp.attribution import best_k, cluster_many
+from gansfp.attribution import Clustering, Space, best_k, results, silhouettes, spaces
 from gansfp.catalog import Catalog
 from gansfp.errors import DataError, UsageError
 from gansfp.known import score_on_known
 from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
 from gansfp.metrics import decision_metrics
 from gansfp.resampling import stratified_group_folds
+from gansfp.splits import own_silhouette, score_splits, split, split_limit
 from gansfp.stacking import area_under_curve
 from gansfp.verdict import decide_by_other_folds
 from tune.space import clusterings
@@ -46,9 +47,11 @@ SCHEMA = pa.schema(
         ("ari_known", pa.float64()),  # attribution: on the known generators, their number to be found
         ("ari_known_given_k", pa.float64()),  # the same with their number given
         ("silhouette", pa.float64()),  # of the test slices
-        ("chosen_k", pa.bool_()),  # whether the silhouette chose this k
+        ("margin", pa.float64()),  # how much clearer the splits made are than those refused, on known generators
+        ("chosen_k", pa.bool_()),  # whether this number of clusters is the configuration's own choice
         ("seconds", pa.float64()),  # of the whole trial, which the rows share
         ("scores", pa.list_(pa.float64())),  # membership: of every real slice, attribution: the test slices' clusters
+        ("known", pa.list_(pa.int64())),  # attribution, chosen_k: the known slices' clusters, found in the same way
     ]
 )
 
@@ -79,7 +82,7 @@ def membership_sets(catalog: Catalog, readable: np.ndarray, seed: int) -> list[S
 
     Raises DataError where a set lacks generated, used or not used slices, or enough groups of each to cross-validate.
     """
-    sets, roles, splits, groups = (catalog.column("set"), catalog.column("role"), catalog.column("split"), catalog.groups())
+    sets, roles, groups = catalog.column("set"), catalog.column("role"), catalog.groups()
     labels = np.select([roles == "used", roles == "not_used"], [USED, NOT_USED], UNKNOWN)
     found = []
     for name in catalog.sets():
@@ -87,7 +90,9 @@ def membership_sets(catalog: Catalog, readable: np.ndarray, seed: int) -> list[S
         generated, real = np.flatnonzero(here & (roles == "generated")), np.flatnonzero(here & (roles != "generated"))
         for role in ("generated", "used", "not_used"):
             if not (here & (roles == role)).any():
-                raise DataError(f"membership set {name!r}: got no readable {role} slices, expected some in train/{role}")
+                raise DataError(
+                    f"membership set {name!r}: got no readable {role} slices, expected some in train/{role}"
+                )
         real = real[np.argsort(labels[real] == UNKNOWN, kind="stable")]
         known = labels[real] != UNKNOWN
         folds = np.full(len(real), -1)
@@ -129,16 +134,15 @@ def evaluate_membership(
         data = MembershipSet(generated, real, one.labels, one.groups, one.folds, trial["metric"], device, seed)
         labelled = one.labels != UNKNOWN
         for parameters, found in scores(data, sweep):
-            rows.append(
-                {
-                    "set": one.name,
-                    "configuration": json.dumps({**trial, **parameters}),
-                    **{name: parameters[name] for name in ("method", "linkage", "k", "rule") if name in parameters},
-                    "metric": trial["metric"],
-                    "scores": found,
-                    **_cross_validated(found[labelled], one.labels[labelled], one.folds[labelled]),
-                }
-            )
+            row: dict[str, Any] = {
+                "set": one.name,
+                "configuration": json.dumps({**trial, **parameters}),
+                "metric": trial["metric"],
+                "scores": found,
+            }
+            row |= {name: parameters[name] for name in ("method", "linkage", "k", "rule") if name in parameters}
+            row |= _cross_validated(found[labelled], one.labels[labelled], one.folds[labelled])
+            rows.append(row)
     return rows
 
 
@@ -154,38 +158,96 @@ def _cross_validated(score: np.ndarray, labels: np.ndarray, folds: np.ndarray) -
 def evaluate_attribution(
     trial: dict[str, Any], vectors: np.ndarray, rows: AttributionRows, ks: Sequence[int], device: str, seed: int
 ) -> list[dict[str, Any]]:
-    """The rows of one embedding: each clustering at each k, judged on the known generators, applied to the test slices."""
+    """The rows of one embedding: each clustering at each k, judged on the known generators, applied to the test.
+
+    A clustering that fails (a mixture too wide for its memory, say) is one row with its error; the others go on.
+    """
     known, test = vectors[rows.known], vectors[rows.test]
-    tried = clusterings(trial["components"], trial["standardise"], seed)
-    judged = {s.clustering: s for s in score_on_known(known, rows.generators, tried, device=device)}
     possible = [k for k in ks if k < len(test)]
     if not possible:
         raise UsageError(f"k: got {list(ks)} for {len(test)} test slices, expected fewer clusters than slices")
-    results = list(cluster_many(test, tried, possible, device))
+    tried = clusterings(trial["components"], trial["standardise"], seed)
+    of_known = {clustering: space for space, sharing in spaces(known, tried, device) for clustering in sharing}
     found = []
-    for clustering in tried:
-        of_it = {r.k: r for r in results if r.clustering == clustering}
-        chosen = best_k({k: r.silhouettes[k] for k, r in of_it.items()})
-        for k, result in of_it.items():
-            found.append(
-                {
-                    "configuration": json.dumps({**trial, **_described(clustering), "k": k}),
-                    "method": clustering.method,
-                    "linkage": clustering.linkage if clustering.method == "hierarchical" else None,
-                    "metric": clustering.metric,
-                    "k": k,
-                    "ari_known": judged[clustering].auto,
-                    "ari_known_given_k": judged[clustering].given,
-                    "silhouette": result.silhouettes[k],
-                    "chosen_k": k == chosen,
-                    "scores": result.labels.astype(np.float64),
-                }
-            )
+    for space, sharing in spaces(test, tried, device):
+        for clustering in sharing:
+            configuration = {**trial, **_described(clustering)}
+            row: dict[str, Any] = {
+                "method": clustering.method,
+                "linkage": clustering.linkage if clustering.method == "hierarchical" else None,
+                "metric": clustering.metric,
+            }
+            try:
+                parts = _by_silhouette(space, of_known[clustering], rows.generators, clustering, possible, device)
+                if clustering.method == "hierarchical":
+                    parts.append(_by_splits(space, of_known[clustering], rows.generators, clustering))
+            except UsageError as error:
+                parts = [{"status": "failed", "error": str(error)}]
+            for part in parts:
+                told = {name: part[name] for name in ("count", "k") if name in part}
+                rest = {name: value for name, value in part.items() if name != "count"}
+                found.append({**row, "configuration": json.dumps({**configuration, **told}), **rest})
     return found
 
 
-def _described(clustering: Any) -> dict[str, Any]:
-    names = {"hierarchical": ("linkage", "metric"), "gmm": ("covariance", "init"), "kmeans": ()}[clustering.method]
+def _by_silhouette(
+    test: Space, known: Space, generators: np.ndarray, clustering: Clustering, ks: Sequence[int], device: str
+) -> list[dict[str, Any]]:
+    """One row for each k; the mean silhouette chooses among them."""
+    judged = next(score_on_known(known.x, generators, [replace_preparation(clustering)], device=device))
+    of_test = {result.k: result for result in results(test, clustering, ks)}
+    chosen = best_k({k: result.silhouettes[k] for k, result in of_test.items()})
+    of_known = {result.k: result for result in results(known, clustering, [k for k in ks if k < len(known.x)])}
+    again = of_known[best_k({k: result.silhouettes[k] for k, result in of_known.items()})]
+    return [
+        {
+            "count": "silhouette",
+            "k": k,
+            "ari_known": judged.auto,
+            "ari_known_given_k": judged.given,
+            "silhouette": result.silhouettes[k],
+            "margin": 0.0,
+            "chosen_k": k == chosen,
+            "scores": result.labels.astype(np.float64),
+            "known": again.labels if k == chosen else None,
+        }
+        for k, result in of_test.items()
+    ]
+
+
+def _by_splits(test: Space, known: Space, generators: np.ndarray, clustering: Clustering) -> dict[str, Any]:
+    """The row of a dendrogram that is split as long as no known generator would be."""
+    linkage, metric = clustering.linkage, clustering.metric
+    judged = score_splits(known, generators, linkage, metric, clustering.seed)
+    own = [own_silhouette(known.part(np.flatnonzero(generators == g)), linkage, metric) for g in np.unique(generators)]
+    labels = split(test, linkage, metric, split_limit(own)).labels
+    return {
+        "count": "splits",
+        "k": int(labels.max()) + 1,
+        "ari_known": judged.ari,
+        "ari_known_given_k": judged.ari,
+        "silhouette": float(silhouettes(test.distances(metric), [labels])[0]),
+        "margin": judged.margin,
+        "chosen_k": True,
+        "scores": labels.astype(np.float64),
+        "known": judged.worst,
+    }
+
+
+def replace_preparation(clustering: Clustering) -> Clustering:
+    """The same clustering for slices that are prepared already."""
+    return replace(clustering, components=0, standardise=False)
+
+
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "hierarchical": ("linkage", "metric"),
+    "gmm": ("covariance", "init"),
+    "kmeans": (),
+}
+
+
+def _described(clustering: Clustering) -> dict[str, Any]:
+    names = _SETTINGS[clustering.method]
     return {"method": clustering.method, **{name: getattr(clustering, name) for name in names}}
 
 

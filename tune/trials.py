@@ -1,0 +1,175 @@
+"""Runs trials side by side over GPUs or cores, with Ray Tune; each leaves one file of rows, whole or not at all.
+
+The files in WORK/search/<task>/trials/ are what a run that goes on after a kill finds: no trial is done twice, and
+nothing that was pickled is ever read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
+
+import ray
+import torch
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from gansfp import store
+from gansfp.errors import GansfpError, UsageError
+from gansfp.membership import Sweep
+from jobs.progress import Progress
+from tune import evaluate
+from tune.space import TASKS, suggest
+
+Pair = tuple[str, str]
+ALGORITHMS = ("grid", "optuna")
+ATTRIBUTION_KS = tuple(range(2, 13))
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What is searched and how. Raises UsageError for a value that is not to be had."""
+
+    task: str
+    algorithm: str = "grid"
+    max_trials: int | None = None
+    gpus_per_trial: float = 0.25
+    gpus: float | None = None  # to count on, also those still to come; None: those that the cluster has now
+    seed: int = 0
+    ks: tuple[int, ...] = ()  # empty: the default of the task
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UsageError(f"--task: got {self.task!r}, expected one of {list(TASKS)}")
+        if self.algorithm not in ALGORITHMS:
+            raise UsageError(f"--algo: got {self.algorithm!r}, expected one of {list(ALGORITHMS)}")
+        if self.gpus_per_trial <= 0:
+            raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
+        if any(k < 1 + (self.task == "attribution") for k in self.ks):
+            raise UsageError(f"--k: got {min(self.ks)}, expected at least {1 + (self.task == 'attribution')}")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What every trial works on: the embeddings by reference, the rows that mean something in them."""
+
+    config: SearchConfig
+    folder: str
+    vectors: Mapping[Pair, ray.ObjectRef]
+    keys: Mapping[Pair, str]  # digest of what the embedding is and of the images it holds
+    rows: Any  # list[SetRows] or AttributionRows
+
+    def place(self, trial: Mapping[str, Any]) -> str:
+        """The file of a trial's rows; another embedding, split, sweep, seed or form of the rows has another."""
+        key = self.keys[trial["backbone"], trial["view"]]
+        told = json.dumps(
+            [dict(trial), key, self.config.seed, self.config.ks, evaluate.SCHEMA.to_string()], sort_keys=True
+        )
+        return store.join(self.folder, "trials", hashlib.sha256(told.encode()).hexdigest()[:20] + ".parquet")
+
+    def run(self, trial: dict[str, Any], device: str) -> float:
+        """Runs a trial whose rows are not there yet; returns what Optuna maximises. A trial that fails is a row."""
+        place = self.place(trial)
+        if not store.exists(place):
+            started = time.monotonic()
+            try:
+                rows, error = self._evaluate(trial, device), ""
+            except (GansfpError, ValueError, ArithmeticError, np.linalg.LinAlgError, torch.OutOfMemoryError) as caught:
+                rows, error = [], f"{type(caught).__name__}: {store.one_line(caught)}"
+            sink = pa.BufferOutputStream()
+            pq.write_table(evaluate.table(self.config.task, trial, rows, started, error), sink)
+            store.write_bytes_atomically(place, sink.getvalue())
+        return _merit(read_table(place))
+
+    def _evaluate(self, trial: dict[str, Any], device: str) -> list[dict[str, Any]]:
+        vectors = ray.get(self.vectors[trial["backbone"], trial["view"]])
+        config = self.config
+        if config.task == "membership":
+            sweep = Sweep(ks=config.ks) if config.ks else Sweep()
+            return evaluate.evaluate_membership(trial, vectors, self.rows, sweep, device, config.seed)
+        return evaluate.evaluate_attribution(
+            trial, vectors, self.rows, config.ks or ATTRIBUTION_KS, device, config.seed
+        )
+
+
+def _merit(table: pa.Table) -> float:
+    """The best row of a trial; the mean over sets for membership."""
+    if table["status"][0].as_py() == "failed":
+        return -1.0
+    if table["task"][0].as_py() == "attribution":
+        return float(np.max(table["ari_known"].to_numpy()))
+    best: dict[str, float] = {}
+    for name, value in zip(table["set"].to_pylist(), table["auc"].to_pylist(), strict=True):
+        best[name] = max(best.get(name, 0.0), value)
+    return float(np.mean(list(best.values())))
+
+
+def read_table(place: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.read_bytes(place)))
+
+
+def put(vectors: np.ndarray) -> ray.ObjectRef:
+    """An embedding in Ray's object store, once for all trials and once for each node."""
+    return ray.put(vectors)
+
+
+class _Report(tune.Callback):
+    """Counts trials as they end and remembers what each one was."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.trials: list[dict[str, Any]] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.trials.append(json.loads(trial.last_result["trial"]))
+        self.progress.add(1)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.add(1, 1)
+
+
+def run_trials(
+    problem: Problem, todo: list[dict[str, Any]], total: int, pairs: Sequence[Pair], progress: Progress
+) -> list[dict[str, Any]]:
+    """Runs the trials over the cluster, a GPU's share or one core each. Returns them as they ended."""
+    config = problem.config
+    gpus = ray.cluster_resources().get("GPU", 0) if config.gpus is None else config.gpus
+    resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
+
+    def trainable(settings: dict[str, Any], problem: Problem) -> None:
+        torch.set_num_threads(1)
+        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        tune.report({"merit": problem.run(settings["trial"], device), "trial": json.dumps(settings["trial"])})
+
+    report = _Report(progress)
+    algorithm, space, samples = None, {"trial": tune.grid_search(todo)}, 1
+    if config.algorithm == "optuna":
+        task, drawn = config.task, list(pairs)
+        searcher = OptunaSearch(
+            lambda trial: {"trial": suggest(trial, task, drawn)}, metric="merit", mode="max", seed=config.seed
+        )
+        parallel = gpus / config.gpus_per_trial if gpus else ray.cluster_resources().get("CPU", 1)
+        # in batches, so that what is drawn next does not depend on which trial ends first
+        algorithm, space, samples = ConcurrencyLimiter(searcher, max(1, int(parallel)), batch=True), {}, total
+    with tempfile.TemporaryDirectory(prefix="gansfp-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(trainable, problem=problem), resources),
+            param_space=space,
+            tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=samples, reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=scratch, name="search", verbose=0, callbacks=[report]),
+        )
+        tuner.fit()
+    return report.trials
