@@ -38,7 +38,7 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
-    level = logging.INFO if verbose else logging.ERROR
+    level = logging.INFO if verbose else logging.CRITICAL  # what ends a run comes as an exception, once
     for name in (None, "ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
     if ray.is_initialized():

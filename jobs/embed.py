@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from gansfp import shards, store
+from gansfp import errors, shards, store
 from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import PRECISIONS, EmbedConfig, identity, is_out_of_memory, load_all_weights
 from gansfp.errors import DataError, GansfpError, WeightsError
@@ -36,7 +37,7 @@ DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
 CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take fresh memory for every layer
 CPU_BLOCK = 64  # slices a block, which is what tasks hand on and what a shard holds
-ACTOR_CPUS, TASK_CPUS = 0.25, 0.5  # the system shares the cores out; that they differ keeps Ray from fusing stages
+ACTOR_CPUS, TASK_CPUS = 0.25, 0.75  # an actor and a task a core; that they differ keeps Ray from fusing stages
 PASS = 512  # slices that lack the same pairs are worth a pass of their own, in which only those are computed
 NAMED = 100  # bad images named one by one
 
@@ -190,13 +191,11 @@ def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
     try:
         yield from written.iter_rows()
     except ray.exceptions.RayTaskError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, GansfpError):
-                raise type(cause)(store.one_line(cause)) from error
-            if not isinstance(cause, ray.exceptions.RayError) and is_out_of_memory(cause):
-                raise GansfpError("out of memory with a single slice on the device; use smaller backbones") from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        told = str(error)  # the worker's traceback: of the exception itself Ray brings only that
+        if found := re.search(r"^gansfp\.errors\.(\w+): (.+)$", told, re.MULTILINE):
+            raise getattr(errors, found[1])(found[2]) from error
+        if is_out_of_memory(error):
+            raise GansfpError("out of memory with a single slice on the device; use smaller backbones") from error
         raise
 
 

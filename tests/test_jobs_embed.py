@@ -1,0 +1,363 @@
+"""The embedding job on a Ray of its own: whole runs, bad images, second runs, a kill in the middle."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from gansfp import shards
+from gansfp.catalog import read_catalog
+from gansfp.embed import EmbedConfig, Embedder, identity, load_all_weights
+from gansfp.errors import DataError, GansfpError
+from gansfp.lungs import threshold_mask
+from gansfp.phantom import draw_patient, draw_slice
+from gansfp.slices import load
+from jobs import cluster, stages
+from jobs.embed import PASS, Plan, _pipeline, _rows, available, embed, plan
+
+ROOT = Path(__file__).parents[1]
+BACKBONES, VIEWS = ("test_resnet@random", "highpass-w15-32", "lbp"), ("full", "lungs")
+PAIRS = [(backbone, view) for backbone in BACKBONES for view in VIEWS]
+OUR_LINES = re.compile(
+    r"(embed: |left out: |no lungs in |\d+ slices (were not|could not)|\d+ unreadable images|.*byte-identical)"
+)
+
+
+def draw(folder: Path, n: int, seed: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(n):
+        pixels = draw_slice(draw_patient(rng), rng.uniform(0.3, 0.7), rng)
+        Image.fromarray(pixels).save(folder / f"{folder.name}_{number:03}.png")
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """One bad image of each kind: what its reason must say, by id."""
+    whole = next(folder.glob("*.png")).read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "nothing.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is no image")
+    bomb = bytearray(whole)
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header, which has a checksum
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(bytes(bomb))
+    (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
+    return {"truncated": "trunc", "nothing": "empty", "text": "not a PNG", "bomb": "60000", "dangling": "No such file"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """60 slices, of which one has another size and one no lungs, and five bad files."""
+    folder = tmp_path_factory.mktemp("data") / "membership" / "a" / "train"
+    for role in ("generated", "used", "not_used"):
+        draw(folder / role, 20, seed=len(role))
+    first, second = sorted((folder / "used").iterdir())[:2]
+    Image.open(first).resize((300, 300)).save(first)
+    Image.fromarray(np.full((256, 256), 77, np.uint8)).save(second)
+    spoil(folder / "used")
+    return folder.parents[2]
+
+
+def command(data: Path, work: Path, *options: str) -> list[str]:
+    chosen = ("--backbones", ",".join(BACKBONES), "--views", ",".join(VIEWS), "--precision", "float32")
+    return [sys.executable, "-m", "jobs.embed", "--data", str(data), "--work", str(work), *chosen, *options]
+
+
+def run_job(*arguments, timeout=150, **options):
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def rows_on_disk(work: Path, pair) -> list[str]:
+    """The image ids of every row of a pair, by plain pyarrow."""
+    place = Path(shards.folder(str(work), pair))
+    return [
+        i for path in place.glob("*.parquet") for i in pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+    ]
+
+
+def everything_once(work: Path, ids) -> bool:
+    return all(Counter(rows_on_disk(work, pair)) == Counter(list(ids)) for pair in PAIRS)
+
+
+@pytest.fixture(scope="module")
+def work(data, tmp_path_factory):
+    """WORK after one run from the command line, and what that run said."""
+    folder = tmp_path_factory.mktemp("work")
+    done = run_job(data, folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def catalog(data):
+    return read_catalog(str(data))
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    cluster.start_ray("local")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+class TestOneRun:
+    def test_every_image_has_its_vector(self, work, catalog):
+        hashes = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+        assert len(hashes) == 65
+        assert everything_once(work[0], hashes)
+        slices = [load(uri) for uri in catalog.column("uri").tolist()]
+        good = np.array([s.pixels is not None for s in slices])
+        pixels = np.stack([s.pixels for s in slices if s.pixels is not None])
+        masks = np.stack([threshold_mask(p) for p in pixels])
+        weights = load_all_weights(BACKBONES, None)
+        config = EmbedConfig(tuple(PAIRS), precision="float32")
+        expected = Embedder(PAIRS[:4], weights, precision="float32")(pixels, masks)
+        for pair in PAIRS[:4]:
+            found = shards.read_embeddings(str(work[0]), identity(pair, config, weights), hashes)
+            np.testing.assert_array_equal(found.ok, good)
+            norms = np.linalg.norm(expected[pair], axis=1, keepdims=True).clip(1e-9)
+            assert (np.abs(found.vectors[good] - expected[pair]) / norms).max() < 1e-5
+
+    def test_bad_images_are_named_with_their_reasons_and_the_rest_counted(self, work, data):
+        said = work[1].stderr
+        reasons = {
+            "truncated": "trunc",
+            "nothing": "empty",
+            "text": "not a PNG",
+            "bomb": "60000",
+            "dangling": "No such",
+        }
+        for image_id, reason in reasons.items():
+            assert re.search(f"left out: .*{image_id}: .*{reason}", said), said
+        assert "65 slices in" in said
+        assert "5 failed" in said
+        assert "1 slices were not 256x256 and were resized" in said
+        assert "no lungs in 1 slices" in said
+        assert "5 slices could not be read and have no embedding" in said
+        table = pq.read_table(next(Path(shards.folder(str(work[0]), PAIRS[0])).glob("*.parquet"))).schema
+        assert table.names == ["image_id", "sha256", "status", "error", "embedding"]
+        statuses = Counter(
+            status
+            for path in Path(shards.folder(str(work[0]), PAIRS[0])).glob("*.parquet")
+            for status in pq.read_table(path)["status"].to_pylist()
+        )
+        assert statuses == {"ok": 58, "resized": 1, "no_lungs": 1, "failed": 5}
+
+    def test_nobody_but_us_says_anything(self, work):
+        assert work[1].stdout == ""
+        assert [line for line in work[1].stderr.splitlines() if not OUR_LINES.match(line)] == []
+
+    def test_a_second_run_does_nothing_and_says_so(self, work, data):
+        before = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
+        done = run_job(data, work[0], "--address", "127.0.0.1:9")  # nor does it need a cluster
+        assert done.returncode == 0, done.stderr
+        assert "embed: nothing to do, 6 pairs for 65 slices are there" in done.stderr
+        assert {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")} == before
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+class TestOnThisRay:
+    def test_another_backbone_embeds_only_that(self, work, catalog, local_ray):
+        before = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
+        config = EmbedConfig((*PAIRS, ("highpass", "full")), precision="float32")
+        counts = embed(catalog, str(work[0]), config, load_all_weights(BACKBONES, None))
+        assert counts["done"] == 65
+        assert counts["failed"] == 5
+        after = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
+        assert {path for path in after if path not in before} == set(work[0].glob("embeddings/highpass/full/*.parquet"))
+        assert before.items() <= after.items()
+        assert Counter(rows_on_disk(work[0], ("highpass", "full"))) == Counter(catalog.ids.tolist())
+
+    def test_a_replaced_image_is_embedded_again_alone(self, tmp_path, local_ray):
+        draw(tmp_path / "data" / "attribution" / "test", 6)
+        config = EmbedConfig((("highpass", "full"),))
+        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {})["done"] == 6
+        changed = sorted((tmp_path / "data/attribution/test").iterdir())[2]
+        Image.fromarray(np.full((256, 256), 9, np.uint8)).save(changed)
+        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {})["done"] == 1
+        ids = read_catalog(str(tmp_path / "data")).ids.tolist()
+        assert Counter(rows_on_disk(tmp_path / "w", ("highpass", "full"))) == Counter(ids)
+
+    def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
+        config = EmbedConfig((("highpass", "full"),))
+        todo = plan(catalog, str(tmp_path), config, {})
+        done = _pipeline(todo, str(tmp_path), config, ray.put({}), 1.0, 8).materialize()
+        assert "MapBatches(decode_block)" in done.stats()
+        assert "decode_block)->" not in done.stats()
+        assert "EmbedActor)->" not in done.stats()
+
+    @pytest.mark.parametrize("error", [DataError("no room on WORK"), GansfpError("something to mend")])
+    def test_what_a_user_can_mend_is_raised_as_it_was_in_the_worker(self, error, local_ray):
+        def fail(batch):
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            list(_rows(ray.data.range(1).map_batches(fail)))
+
+    def test_a_device_too_small_for_one_slice(self, local_ray):
+        def fail(batch):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+        with pytest.raises(GansfpError, match="out of memory with a single slice"):
+            list(_rows(ray.data.range(1).map_batches(fail)))
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below `pid`: their start times by process id, which tell them from later ones of the same number."""
+    parents, starts = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)], starts[int(entry.name)] = int(fields[1]), fields[19]
+    found: dict[int, str] = {}
+    below = [pid]
+    while below:
+        below = [child for child, parent in parents.items() if parent in below and child not in found]
+        found |= {child: starts[child] for child in below}
+    return found
+
+
+def alive(processes: dict[int, str]) -> list[int]:
+    def start(pid: int) -> str:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if fields[0] == "Z" else fields[19]
+
+    return [pid for pid, started in processes.items() if start(pid) == started]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_after_kill_9_in_the_middle_every_image_is_there_once(tmp_path):
+    draw(tmp_path / "data" / "attribution" / "test", 120)
+    ids = read_catalog(str(tmp_path / "data")).ids.tolist()
+    work = tmp_path / "work"
+    arguments = command(tmp_path / "data", work, "--batch", "4")
+    driver = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    below: dict[int, str] = {}
+    try:
+        deadline = time.monotonic() + 120
+        while not list(work.rglob("embeddings/*/*/*.parquet")):
+            assert driver.poll() is None, "ended before its first shard"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        below = descendants(driver.pid)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        there = sum(len(rows_on_disk(work, pair)) for pair in PAIRS)
+        assert 0 < there < len(PAIRS) * len(ids), "the kill came too late to prove anything"
+        again = run_job(tmp_path / "data", work, "--verbose")  # at once: workers of the killed run may still write
+        assert again.returncode == 0, again.stderr
+        assert "Started a local Ray instance" in again.stderr
+        assert everything_once(work, ids)
+        while alive(below) and time.monotonic() < deadline + 60:
+            time.sleep(0.2)
+        assert everything_once(work, ids)
+    finally:
+        driver.kill()
+        for pid in alive(below):
+            os.kill(pid, signal.SIGKILL)
+    config = EmbedConfig(tuple(PAIRS), precision="float32")
+    assert not plan(read_catalog(str(tmp_path / "data")), str(work), config, load_all_weights(BACKBONES, None)).images
+
+
+class TestPlan:
+    def make(self, wanted):
+        wanted = np.array(wanted, bool)
+        n, k = wanted.shape
+        pairs = [(f"b{column}", "full") for column in range(k)]
+        return Plan(
+            pairs, [{"backbone": b} for b, _ in pairs], [(f"i{row}", f"u{row}", f"h{row}") for row in range(n)], wanted
+        )
+
+    def test_passes_compute_no_pair_that_a_large_group_has(self):
+        wanted = [[False, True]] * PASS + [[True, True]] * 3 + [[True, False]]
+        passes = list(self.make(wanted).passes())
+        assert [part.pairs for part in passes] == [[("b1", "full")], [("b0", "full"), ("b1", "full")]]
+        assert [len(part.images) for part in passes] == [PASS, 4]
+        assert passes[1].wanted.tolist() == [[True, True]] * 3 + [[True, False]]
+        assert passes[1].images[3] == (f"i{PASS + 3}", f"u{PASS + 3}", f"h{PASS + 3}")
+
+    def test_small_plans_are_one_pass(self):
+        assert len(list(self.make([[False, True], [True, True], [True, False]]).passes())) == 1
+
+    def test_blocks_hold_every_image_once(self):
+        tables = list(self.make([[True, False, True]] * 7).blocks(3))
+        assert [table.num_rows for table in tables] == [3, 3, 1]
+        assert [i for table in tables for i in table["image_id"].to_pylist()] == [f"i{row}" for row in range(7)]
+        assert tables[2]["wanted"].to_pylist() == [[1, 0, 1]]
+
+
+class TestStages:
+    def batch(self, folder, wanted=None):
+        paths = sorted(folder.rglob("*.png"))
+        columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths], "sha256": ["h"] * len(paths)}
+        found = {name: np.array(values, object) for name, values in columns.items()}
+        return found | {"wanted": np.ones((len(paths), 2), np.uint8) if wanted is None else wanted}
+
+    def test_decoding_never_raises_and_says_why(self, tmp_path):
+        draw(tmp_path / "x", 2)
+        reasons = spoil(tmp_path / "x")
+        found = stages.decode_block(self.batch(tmp_path), [("lbp", "full")], "threshold")
+        errors = dict(zip(found["image_id"], found["error"], strict=True))
+        assert {i: r in errors[i] for i, r in reasons.items()} == dict.fromkeys(reasons, True)
+        assert Counter(found["status"]) == {"failed": 5, "ok": 2}
+        hashes = dict(zip(found["image_id"], found["sha256"], strict=True))
+        assert hashes["dangling"] == ""  # not seen: to be tried again
+        assert hashes["truncated"] == "h"  # seen, and bad for good
+        assert found["vector_0"].shape == (7, 10)
+        masks = np.unpackbits(found["mask"], axis=1).reshape(-1, 256, 256).astype(bool)
+        np.testing.assert_array_equal(masks[-1], threshold_mask(found["pixels"][-1]))
+
+    def test_only_wanted_rows_are_written(self, tmp_path):
+        draw(tmp_path / "x", 3)
+        wanted = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
+        found = stages.decode_block(self.batch(tmp_path / "x", wanted), [], "threshold")
+        found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([8, 4, 8])}
+        identities = [{"backbone": "a", "view": "full"}, {"backbone": "b", "view": "full"}]
+        told = stages.write_block(found, str(tmp_path / "w"), identities)
+        assert rows_on_disk(tmp_path / "w", ("a", "full")) == ["x_000", "x_001"]
+        assert rows_on_disk(tmp_path / "w", ("b", "full")) == ["x_001", "x_002"]
+        assert {name: column.tolist() for name, column in told.items()} == {
+            "done": [3], "resized": [0], "no_lungs": [0], "failed": [0], "limit": [4], "bad": [""],
+        }  # fmt: skip
+
+    def test_worker_processes_do_without_torch(self):
+        code = "import sys, jobs.stages; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):
+    monkeypatch.setattr("gansfp.weights._unreachable", lambda _: "no way out")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    found, left_out = available(["densenet121", "lbp", "test_resnet@random"], None)
+    assert found == ("lbp", "test_resnet@random")
+    assert len(left_out) == 1
+    assert "densenet121.safetensors" in left_out[0]
+
+
+def test_nothing_to_do_needs_no_ray(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("jobs.embed.start_ray", lambda *_: pytest.fail("started Ray"))
+    with caplog.at_level(logging.INFO):
+        assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) == {}
+    assert "nothing to do" in caplog.text
