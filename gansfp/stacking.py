@@ -65,7 +65,7 @@ class Pool:
 
     scores: np.ndarray
     folds: np.ndarray
-    _ranks: dict[Without, np.ndarray] = field(default_factory=dict, init=False)
+    _parts: dict[Without, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
 
     @cached_property
     def standard(self) -> np.ndarray:
@@ -86,13 +86,17 @@ class Pool:
 
     def rows(self, without: Without) -> np.ndarray:
         """(n,) bool: the labelled slices of the other folds."""
-        return (self.folds >= 0) & ~np.isin(self.folds, list(without))
+        return self._part(without)[0]
 
     def areas(self, without: Without, used: np.ndarray) -> np.ndarray:
         """(c,) AUC of each configuration on rows(without), whose labels are `used`."""
-        if without not in self._ranks:
-            self._ranks[without] = rankdata(self.scores[:, self.rows(without)], axis=1)
-        return _areas(self._ranks[without], used)
+        return _areas(self._part(without)[1], used)
+
+    def _part(self, without: Without) -> tuple[np.ndarray, np.ndarray]:
+        if without not in self._parts:
+            rows = (self.folds >= 0) & ~np.isin(self.folds, list(without))
+            self._parts[without] = rows, rankdata(self.scores[:, rows], axis=1)
+        return self._parts[without]
 
 
 def _best(pool: Pool, without: Without, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
@@ -173,7 +177,13 @@ def combine(wanted: str | None, scores: np.ndarray, labels: np.ndarray, folds: n
 
 
 def p_value_refitted(
-    wanted: str | None, scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
+    wanted: str | None,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    refits: int = REFITS,
 ) -> tuple[float, float]:
     """Could so large a cross-validated AUC come from labels that have nothing to do with the scores?
 
@@ -187,11 +197,11 @@ def p_value_refitted(
     """
     pool = Pool(scores, folds)
     labelled = labels != UNKNOWN
-    permuted, reachable = np.tile(labels, (REFITS, 1)), 1.0
+    permuted, reachable = np.tile(labels, (refits, 1)), 1.0
     for fold in np.unique(folds[labelled]):
         rows = np.flatnonzero(folds == fold)
         codes = group_codes(groups[rows], len(rows))
-        permuted[:, rows] = permuted_labels(labels[rows], codes, REFITS, seed + 1 + int(fold))
+        permuted[:, rows] = permuted_labels(labels[rows], codes, refits, seed + 1 + int(fold))
         reachable *= arrangements(labels[rows], codes)
 
     def area(arranged: np.ndarray) -> float:
@@ -200,7 +210,7 @@ def p_value_refitted(
 
     observed = area(labels)
     reached = sum(area(arranged) >= observed - 1e-12 for arranged in permuted)
-    return (1 + reached) / (1 + REFITS), max(1 / (1 + REFITS), 1 / reachable)
+    return (1 + reached) / (1 + refits), max(1 / (1 + refits), 1 / reachable)
 
 
 def area_under_curve(scores: np.ndarray, used: np.ndarray) -> np.ndarray:
