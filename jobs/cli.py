@@ -26,10 +26,11 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     gansfp's log goes to standard error line by line; what other libraries have to say comes with --verbose. Only
     gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
     """
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    verbose = "--verbose" in (sys.argv if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(message)s", stream=sys.stderr)
     for package in ("__main__", "gansfp", "jobs", "tune"):
         logging.getLogger(package).setLevel(logging.INFO)
-    if "--verbose" not in (sys.argv if arguments is None else arguments) and not sys.warnoptions:
+    if not verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
         main(arguments)

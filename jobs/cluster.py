@@ -39,7 +39,7 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     level = logging.INFO if verbose else logging.CRITICAL  # what ends a run comes as an exception, once
-    for name in (None, "ray", "ray.data"):
+    for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
     if ray.is_initialized():
         return
