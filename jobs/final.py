@@ -25,12 +25,19 @@ from gansfp.catalog import Catalog, update_catalog
 from gansfp.distances import pairwise
 from gansfp.errors import DataError, UsageError
 from gansfp.known import name_clusters
-from gansfp.membership import UNKNOWN
+from gansfp.membership import UNKNOWN, learns_from_labels
 from gansfp.stacking import COMBINATIONS
 from gansfp.statistics import mean_f1
 from gansfp.submission import problems, read_ids, submission
 from gansfp.truth import read_attribution_truth, read_membership_truth
-from gansfp.verdict import Verdict, attribution_report, decide_membership, membership_report, parse_rule
+from gansfp.verdict import (
+    Verdict,
+    attribution_report,
+    cross_validated_report,
+    decide_membership,
+    membership_report,
+    parse_rule,
+)
 from jobs.cli import Parser, positive, run
 from jobs.record import read_records
 from jobs.summary import summary
@@ -120,17 +127,11 @@ def _membership(data: str, catalog: Catalog, work: str, found: Found, config: Fi
     for name, rows in found.best["ids"]["sets"].items():
         configurations, scores = found.rows(name)
         labels, folds, groups = (np.array(rows[key]) for key in ("labels", "folds", "groups"))
-        verdict = decide_membership(scores, labels, folds, config.combine, config.rule)
-        labelled = labels != UNKNOWN
+        learns = np.array([learns_from_labels(configuration) for configuration in configurations])
+        verdict = decide_membership(scores, labels, folds, config.combine, config.rule, learns)
         report: dict[str, Any] = {
-            "cross_validated": membership_report(
-                labels[labelled],
-                verdict.combined.score[labelled],
-                verdict.decision[labelled],
-                groups[labelled],
-                scores[:, labelled],
-                config.permutations,
-                config.seed,
+            "cross_validated": cross_validated_report(
+                verdict, scores, labels, folds, groups, config.permutations, config.seed, config.combine, learns
             ),
             "configuration": _described(verdict, configurations, config),
             "tried": len(scores),
