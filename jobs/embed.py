@@ -154,7 +154,7 @@ def _pipeline(
     most = int(devices) * each if gpu else cores
     batch = batch or (GPU_BATCH if gpu else CPU_BATCH)
     # Small jobs are cut so that every actor has work; larger blocks only save overhead.
-    block = batch if gpu else max(1, min(max(batch, CPU_BLOCK), -(-len(todo.images) // (2 * most))))
+    block = batch if gpu else max(batch, min(CPU_BLOCK, -(-len(todo.images) // (2 * most))))
     actors = max(1, min(most, -(-len(todo.images) // block)))
     # GPUs that an autoscaler has yet to start are asked for as the work needs them, and not waited for.
     there = int(ray.cluster_resources().get("GPU", 0)) * each if gpu else most

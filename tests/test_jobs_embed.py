@@ -1,7 +1,6 @@
 """The embedding job on a Ray of its own: whole runs, bad images, second runs, a kill in the middle."""
 
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from processes import alive, descendants, end
 
 from gansfp import shards
 from gansfp.catalog import read_catalog
@@ -217,35 +217,6 @@ class TestOnThisRay:
             list(_rows(ray.data.range(1).map_batches(fail)))
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Processes below `pid`: their start times by process id, which tell them from later ones of the same number."""
-    parents, starts = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)], starts[int(entry.name)] = int(fields[1]), fields[19]
-    found: dict[int, str] = {}
-    below = [pid]
-    while below:
-        below = [child for child, parent in parents.items() if parent in below and child not in found]
-        found |= {child: starts[child] for child in below}
-    return found
-
-
-def alive(processes: dict[int, str]) -> list[int]:
-    def start(pid: int) -> str:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return ""
-        return "" if fields[0] == "Z" else fields[19]
-
-    return [pid for pid, started in processes.items() if start(pid) == started]
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_after_kill_9_in_the_middle_every_image_is_there_once(tmp_path):
@@ -275,8 +246,7 @@ def test_after_kill_9_in_the_middle_every_image_is_there_once(tmp_path):
         assert everything_once(work, ids)
     finally:
         driver.kill()
-        for pid in alive(below):
-            os.kill(pid, signal.SIGKILL)
+        end(below)
     config = EmbedConfig(tuple(PAIRS), precision="float32")
     assert not plan(read_catalog(str(tmp_path / "data")), str(work), config, load_all_weights(BACKBONES, None)).images
 
