@@ -6,6 +6,7 @@ nothing that was pickled is ever read back.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
 
+import optuna
 import ray
 import torch
 from ray import tune
@@ -121,6 +123,10 @@ def read_table(place: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(store.read_bytes(place)))
 
 
+def _draw(trial: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"trial": suggest(trial, task, pairs)}
+
+
 def put(vectors: np.ndarray) -> ray.ObjectRef:
     """An embedding in Ray's object store, once for all trials and once for each node."""
     return ray.put(vectors)
@@ -157,10 +163,9 @@ def run_trials(
     report = _Report(progress)
     algorithm, space, samples = None, {"trial": tune.grid_search(todo)}, 1
     if config.algorithm == "optuna":
-        task, drawn = config.task, list(pairs)
-        searcher = OptunaSearch(
-            lambda trial: {"trial": suggest(trial, task, drawn)}, metric="merit", mode="max", seed=config.seed
-        )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        space_of = functools.partial(_draw, task=config.task, pairs=list(pairs))  # no lambda: Tune pickles it
+        searcher = OptunaSearch(space_of, metric="merit", mode="max", seed=config.seed)
         parallel = gpus / config.gpus_per_trial if gpus else ray.cluster_resources().get("CPU", 1)
         # in batches, so that what is drawn next does not depend on which trial ends first
         algorithm, space, samples = ConcurrencyLimiter(searcher, max(1, int(parallel)), batch=True), {}, total
