@@ -29,6 +29,7 @@ from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import EmbedConfig, identity, load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.membership import check_ks
+from gansfp.views import get_view
 from gansfp.weights import Weights
 from jobs.cli import Parser, names, positive, run
 from jobs.cluster import add_cluster_options, start_ray
@@ -191,15 +192,16 @@ def choose_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """The embeddings to search: all backbones x views where they are named, else the task's default, of which those
     whose weights cannot be had are left out; the second value says which and why."""
-    default = DEFAULT_PAIRS[task]
+    for view in views:
+        get_view(view)
     if backbones:
-        return [(b, v) for b in backbones for v in (views or ("full",))], []
-    networks = [b for b in dict.fromkeys(b for b, _ in default) if parse_backbone(b).kind == "timm"]
-    usable, left_out = available([b for b in networks if ":" not in b], folder)
-    chosen = [
-        (b, v) for b, v in default if (b not in networks or b.partition(":")[0] in usable) and (not views or v in views)
-    ]
-    return chosen, left_out
+        return [(backbone, view) for backbone in backbones for view in views or ("full",)], []
+    default = DEFAULT_PAIRS[task]
+    if views:
+        default = tuple((backbone, view) for backbone in dict.fromkeys(b for b, _ in default) for view in views)
+    networks = dict.fromkeys(parse_backbone(b).model for b, _ in default if parse_backbone(b).kind == "timm")
+    usable, left_out = available(list(networks), folder)
+    return [(b, v) for b, v in default if parse_backbone(b).model in ("", *usable)], left_out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
