@@ -191,7 +191,11 @@ class Network:
         images = (inputs[:, None] * self._scale + self._shift).contiguous(memory_format=torch.channels_last)
         exact = self.precision == "float32"
         # TensorFloat-32, which cuDNN takes for float32 convolutions, has 10 bits of mantissa.
-        ieee = torch.backends.cudnn.flags(allow_tf32=False) if exact and self.device_type == "cuda" else nullcontext()
+        ieee = (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            if exact and self.device_type == "cuda"
+            else nullcontext()
+        )
         with ieee, torch.autocast(self.device_type, torch.bfloat16, enabled=not exact):
             last, maps = self._forward(images, wanted)
             pooled = self.model.forward_head(last) if any(b.features == "pooled" for b in wanted) else None

@@ -230,6 +230,21 @@ def test_bfloat16_is_near_and_float32_in_type(pixels):
     assert 1e-6 < relative(half, Embedder([pair], weights, precision="float32")(pixels, masks)[pair]) < 0.05
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bfloat16", True)])
+def test_float32_on_a_gpu_is_no_tensorfloat_32(precision, tf32):
+    backbone = parse_backbone("test_resnet@random")
+    network = Network(backbone, load_weights("test_resnet", None, random=True), "cpu", precision)
+    network.device_type = "cuda"  # as far as a machine without one can go
+    seen = []
+
+    def look(*_):
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+
+    network.model.conv1.register_forward_hook(look)
+    network(torch.zeros(1, 160, 160), [backbone])
+    assert seen == [(True, tf32)]
+
+
 def test_check_runs_costs_nothing_where_nothing_can_go_wrong(monkeypatch):
     monkeypatch.setattr("gansfp.backbones.Network", None)
     backbone = parse_backbone("test_resnet@random")
