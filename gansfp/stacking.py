@@ -25,7 +25,7 @@ MEMBERS = 40  # configurations in a stack
 ALIKE = 0.95  # rank correlation from which two configurations say the same
 STRENGTH = 0.3  # inverse regularisation of the stack, as scikit-learn's C, on scores of unit variance
 OUTLIER = 4.0  # standard deviations to which a standardised score is clipped
-REFITS = 200  # permutations for which the whole combination is made anew
+REFITS = 200  # permutations, at most, for which the whole combination is made anew
 
 Without = frozenset[int]  # the folds whose labels are not looked at
 

@@ -12,7 +12,7 @@ from gansfp.errors import UsageError
 from gansfp.membership import UNKNOWN
 from gansfp.metrics import attribution_chance, f1_all_used, membership_chance
 from gansfp.permutation import p_values_ari, p_values_auc
-from gansfp.stacking import Combined, combine, p_value_refitted
+from gansfp.stacking import REFITS, Combined, combine, p_value_refitted
 from gansfp.statistics import Figure, attribution_figures, membership_figures, support
 from gansfp.thresholds import choose_threshold
 
@@ -112,8 +112,8 @@ def cross_validated_report(
     """The figures of membership_report for the labelled slices, each judged by the other folds.
 
     scores, labels, folds, wanted, learns: as in decide_membership; groups: (n,). Here both p-values rest on the
-    configurations that do not learn from labels, and permuting labels repeats all that was chosen and fitted by them
-    (stacking.p_value_refitted). Without such configurations there is no p-value.
+    configurations that do not learn from labels, and permuting labels, at most REFITS times, repeats all that was
+    chosen and fitted by them (stacking.p_value_refitted). Without such configurations there is no p-value.
     """
     labelled = labels != UNKNOWN
     given = scores[_free(scores, learns)]
@@ -129,7 +129,7 @@ def cross_validated_report(
         warning = "every configuration learns from the labels: these figures flatter, and there is no p-value"
         nothing = dict.fromkeys(("p_value", "p_value_selected", "p_value_smallest"))
         return report | nothing | {"warnings": [warning]}
-    p_value, smallest = p_value_refitted(wanted, given, labels, folds, groups, seed)
+    p_value, smallest = p_value_refitted(wanted, given, labels, folds, groups, seed, min(permutations, REFITS))
     selected = p_values_auc(truth, given[:, labelled], groups[labelled], 0, permutations, seed)
     warning = f"too few groups in each fold: p cannot fall below {smallest:.2g}" if smallest > 0.05 else ""
     return report | {

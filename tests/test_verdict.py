@@ -137,7 +137,7 @@ def test_cross_validated_report_says_what_it_cannot():
     groups = np.where(labels == UNKNOWN, np.arange(80) + 9, labels * 2 + folds)  # two patients a fold
     report = cross_validated_report(found, scores, labels, folds, groups, 100, 0, "best")
     assert report["p_value_smallest"] == 1 / 4
-    assert report["p_value"] >= 0.2
+    assert report["p_value"] > 0.1
     assert report["warnings"] == ["too few groups in each fold: p cannot fall below 0.25"]
 
 
