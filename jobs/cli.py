@@ -53,15 +53,20 @@ def check_places(data: str, work: str) -> None:
     store.check_writable(work)
 
 
-def positive(text: str) -> int:
-    """An option's value that must be a whole number of at least 1."""
+def count(text: str, least: int = 0) -> int:
+    """An option's value that must be a whole number of at least `least`."""
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {least}")
     return value
+
+
+def positive(text: str) -> int:
+    """An option's value that must be a whole number of at least 1."""
+    return count(text, least=1)
 
 
 def share(text: str) -> float:

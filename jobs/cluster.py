@@ -18,14 +18,18 @@ from ray.data import DataContext
 
 from gansfp.errors import UsageError
 from gansfp.store import one_line
+from jobs.cli import count
 
 CONNECT_TIMEOUT = 5.0  # seconds in which a cluster must answer
 PACKAGES = ("gansfp", "jobs", "tune")
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """--address and --verbose, for every command that runs on Ray."""
+    """--address, --gpus and --verbose, for every command that runs on Ray."""
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else Ray is started on this machine)")
+    parser.add_argument(
+        "--gpus", type=count, help="how many to count on, where a cluster starts them as needed (default: those there)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show what Ray and other libraries have to say")
 
 
@@ -77,11 +81,9 @@ def _closed_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def gpus() -> float:
-    """The GPUs of the cluster: those that are there, or that its autoscaler may start."""
-    there = ray.cluster_resources().get("GPU", 0.0)
-    may_come = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return float(max(there, may_come.get("GPU", 0)))
+def usable_gpus(asked: int | None = None) -> int:
+    """The GPUs to plan for: those asked for, which an autoscaler may have yet to start, or those of the cluster now."""
+    return int(ray.cluster_resources().get("GPU", 0)) if asked is None else asked
 
 
 def _check_answers(address: str) -> None:

@@ -29,7 +29,7 @@ from gansfp.lungs import MASKS
 from gansfp.views import VIEWS
 from gansfp.weights import WEIGHT_ENDINGS, Weights
 from jobs.cli import Parser, check_places, names, positive, run, share
-from jobs.cluster import add_cluster_options, gpus, start_ray
+from jobs.cluster import add_cluster_options, start_ray, usable_gpus
 from jobs.progress import Progress
 from jobs.stages import COUNTS, EmbedActor, Pair, decode_block, write_block
 
@@ -102,11 +102,13 @@ def embed(
     weights: Mapping[str, Weights],
     gpus_per_actor: float = 1.0,
     batch: int | None = None,
+    gpus: int | None = None,
     address: str | None = None,
     verbose: bool = False,
 ) -> dict[str, int]:
-    """Embeds what is missing, on the Ray this process is connected to or, where something is missing, on `start_ray`'s.
+    """Embeds what is missing: on the Ray this process is connected to, else, once something is missing, on start_ray's.
 
+    gpus: how many to count on, also those that an autoscaler has yet to start; None: those that are there.
     Returns how many slices were done, and how many of them were resized, had no lungs, failed; {} where nothing was
     missing. Raises GansfpError where a stage fails for a reason that a user can mend.
     """
@@ -115,12 +117,13 @@ def embed(
         log.info("embed: nothing to do, %d pairs for %s slices are there", len(config.pairs), f"{len(catalog):,}")
         return {}
     log.info("embed: %d pairs of backbone and view for %s slices", len(todo.pairs), f"{len(todo.images):,}")
-    start_ray(address, verbose)
+    if not ray.is_initialized():
+        start_ray(address, verbose)
     counts = dict.fromkeys(COUNTS, 0)
     shipped = ray.put(dict(weights))  # once into the object store, so once to each node
     with Progress("embed", len(todo.images)) as progress:
         for part in todo.passes():
-            for row in _rows(_pipeline(part, work, config, shipped, gpus_per_actor, batch)):
+            for row in _rows(_pipeline(part, work, config, shipped, gpus_per_actor, batch, gpus)):
                 _tell(row, counts)
                 progress.set(counts["done"], counts[shards.FAILED])
     if counts["resized"]:
@@ -146,18 +149,19 @@ def _pipeline(
     weights: ray.ObjectRef,
     gpus_per_actor: float,
     batch: int | None,
+    gpus: int | None,
 ) -> Dataset:
     """Decode, embed, write, as Ray Data runs them: one row for each block."""
-    devices, cores = gpus(), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    devices, cores = usable_gpus(gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
     gpu = devices > 0
     each = int(1 / gpus_per_actor + 1e-6)  # actors on a GPU: what is left over cannot be joined with another's rest
-    most = int(devices) * each if gpu else cores
+    most = devices * each if gpu else cores
     batch = batch or (GPU_BATCH if gpu else CPU_BATCH)
     # Small jobs are cut so that every actor has work; larger blocks only save overhead.
     block = batch if gpu else max(batch, min(CPU_BLOCK, -(-len(todo.images) // (2 * most))))
     actors = max(1, min(most, -(-len(todo.images) // block)))
     # GPUs that an autoscaler has yet to start are asked for as the work needs them, and not waited for.
-    there = int(ray.cluster_resources().get("GPU", 0)) * each if gpu else most
+    there = usable_gpus() * each if gpu else most
     pool = ActorPoolStrategy(min_size=max(1, min(there, actors)), max_size=actors)
     resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpu else {"num_cpus": ACTOR_CPUS}
     decode = {"pairs": todo.pairs, "mask_name": config.mask}
@@ -200,13 +204,16 @@ def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _tell(row: Mapping[str, Any], counts: dict[str, int]) -> None:
-    """Adds a block's counts and names its bad images."""
+    """Adds a block's counts; says which images were bad, and where memory was short."""
     for line in filter(None, row["bad"].split("\n")):
         if counts.setdefault("named", 0) < NAMED:
             log.warning("left out: %s", line)
         counts["named"] += 1
     for name in COUNTS:
         counts[name] += int(row[name])
+    if row["limit"] and row["limit"] != counts.get("limit"):
+        counts["limit"] = int(row["limit"])
+        log.warning("out of memory on a device: it goes on with batches of %d slices", counts["limit"])
 
 
 def available(names: Sequence[str], folder: str | None) -> tuple[tuple[str, ...], list[str]]:
@@ -244,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for note in catalog.notes:
         log.warning("%s", note)
     work = store.absolute(options.work)
-    embed(catalog, work, config, weights, options.gpus_per_actor, options.batch, options.address, options.verbose)
+    how = (options.gpus_per_actor, options.batch, options.gpus, options.address, options.verbose)
+    embed(catalog, work, config, weights, *how)
 
 
 def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -96,7 +96,7 @@ class EmbedActor:
 
         if not gpu:
             torch.set_num_threads(1)
-        self.pairs = list(pairs)
+        self.pairs, self.batch = list(pairs), batch
         on_device = [pair for pair in pairs if parse_backbone(pair[0]).kind != "lbp"]
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
         self.embedder = Embedder(on_device, ray.get(weights), device, precision, batch)
@@ -108,7 +108,8 @@ class EmbedActor:
             masks = np.unpackbits(batch["mask"], axis=1).reshape(n, SIDE, SIDE).view(bool)
             vectors = self.embedder(np.array(batch["pixels"]), masks)  # a copy: what Ray hands out is read-only
             kept |= {vector_column(self.pairs, pair): found for pair, found in vectors.items()}
-        return kept | {"limit": np.full(n, self.embedder.batch_limit)}
+        limit = self.embedder.batch_limit
+        return kept | {"limit": np.full(n, limit if limit < self.batch else 0)}  # what the driver is to tell
 
 
 def write_block(batch: Batch, work: str, identities: Sequence[Mapping[str, str]]) -> Batch:
@@ -128,4 +129,4 @@ def write_block(batch: Batch, work: str, identities: Sequence[Mapping[str, str]]
     counts = (len(ids), batch["resized"].sum(), (status == "no_lungs").sum(), (status == shards.FAILED).sum())
     bad = [f"{image_id}: {error}" for image_id, error in zip(ids, batch["error"], strict=True) if error]
     told = {name: np.array([count]) for name, count in zip(COUNTS, counts, strict=True)}
-    return told | {"limit": batch["limit"].min(keepdims=True), "bad": np.array(["\n".join(bad)], object)}
+    return told | {"limit": batch["limit"].max(keepdims=True), "bad": np.array(["\n".join(bad)], object)}

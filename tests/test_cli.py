@@ -56,6 +56,7 @@ def refused(*arguments):
         (("--gpus-per-actor", "two"), "got 'two', expected more than 0"),
         (("--batch", "0"), "got '0', expected a whole number of at least 1"),
         (("--batch", "many"), "got 'many'"),
+        (("--gpus", "-1"), "got '-1', expected a whole number of at least 0"),
         (("--weights", "/nowhere/at/all", "--backbones", "test_resnet"), "got '/nowhere/at/all', expected a folder"),
         (("--backbones", "test_resnet:map7@random"), "got feature map 7, expected 0 to 4"),
         (("--backbones", "highpass", "--address", "127.0.0.1:9"), "got '127.0.0.1:9', where no Ray cluster answers"),
@@ -226,13 +227,11 @@ def test_verbose_lets_others_speak(monkeypatch):
     assert logging.getLogger("ray").level == logging.CRITICAL
 
 
-def test_gpus_are_those_that_are_there_or_may_come(monkeypatch):
+def test_gpus_are_those_that_are_there_or_asked_for(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 4.0})
+    assert [cluster.usable_gpus(asked) for asked in (None, 0, 8)] == [4, 0, 8]
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
-    state = "ray._private.state.state.get_max_resources_from_cluster_config"
-    for may_come, there, expected in ((None, 0, 0), ({"GPU": 8}, 0, 8), ({"CPU": 4}, 2, 2), ({"GPU": 1}, 2, 2)):
-        monkeypatch.setattr(state, lambda may_come=may_come: may_come)
-        monkeypatch.setattr("ray.cluster_resources", lambda there=there: {"GPU": float(there)})
-        assert cluster.gpus() == expected
+    assert [cluster.usable_gpus(asked) for asked in (None, 0, 8)] == [0, 0, 8]
 
 
 def test_stderr_is_open_again_after_a_failed_start(capfd):

@@ -25,7 +25,7 @@ from gansfp.lungs import threshold_mask
 from gansfp.phantom import draw_patient, draw_slice
 from gansfp.slices import load
 from jobs import cluster, stages
-from jobs.embed import PASS, Plan, _pipeline, _rows, available, embed, plan
+from jobs.embed import NAMED, PASS, Plan, _pipeline, _rows, _tell, available, embed, plan
 
 ROOT = Path(__file__).parents[1]
 BACKBONES, VIEWS = ("test_resnet@random", "highpass-w15-32", "lbp"), ("full", "lungs")
@@ -196,7 +196,7 @@ class TestOnThisRay:
     def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
         config = EmbedConfig((("highpass", "full"),))
         todo = plan(catalog, str(tmp_path), config, {})
-        done = _pipeline(todo, str(tmp_path), config, ray.put({}), 1.0, 8).materialize()
+        done = _pipeline(todo, str(tmp_path), config, ray.put({}), 1.0, 8, None).materialize()
         assert "MapBatches(decode_block)" in done.stats()
         assert "decode_block)->" not in done.stats()
         assert "EmbedActor)->" not in done.stats()
@@ -303,7 +303,7 @@ class TestStages:
         draw(tmp_path / "x", 3)
         wanted = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
         found = stages.decode_block(self.batch(tmp_path / "x", wanted), [], "threshold")
-        found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([8, 4, 8])}
+        found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([0, 4, 4])}
         identities = [{"backbone": "a", "view": "full"}, {"backbone": "b", "view": "full"}]
         told = stages.write_block(found, str(tmp_path / "w"), identities)
         assert rows_on_disk(tmp_path / "w", ("a", "full")) == ["x_000", "x_001"]
@@ -331,3 +331,13 @@ def test_nothing_to_do_needs_no_ray(data, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) == {}
     assert "nothing to do" in caplog.text
+
+
+def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
+    counts = dict.fromkeys(stages.COUNTS, 0)
+    row = {**dict.fromkeys(stages.COUNTS, 60), "bad": "\n".join(f"i{n}: empty file" for n in range(60)), "limit": 0}
+    for limit in (0, 0, 4, 4, 2):
+        _tell({**row, "limit": limit}, counts)
+    assert counts["failed"] == 300
+    assert caplog.text.count("left out: i") == NAMED
+    assert caplog.text.count("out of memory on a device") == 2
