@@ -218,6 +218,7 @@ class TestOnThisRay:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_after_kill_9_in_the_middle_every_image_is_there_once(tmp_path):
     draw(tmp_path / "data" / "attribution" / "test", 120)
@@ -241,8 +242,10 @@ def test_after_kill_9_in_the_middle_every_image_is_there_once(tmp_path):
         assert again.returncode == 0, again.stderr
         assert "Started a local Ray instance" in again.stderr
         assert everything_once(work, ids)
-        while alive(below) and time.monotonic() < deadline + 60:
+        deadline = time.monotonic() + 5  # Ray's agents stay much longer, but they write nothing
+        while alive(below) and time.monotonic() < deadline:
             time.sleep(0.2)
+        end(below)
         assert everything_once(work, ids)
     finally:
         driver.kill()
