@@ -2,8 +2,10 @@
 
 The mean silhouette over all slices prefers few clusters where some generators are far apart: it then leaves two that
 are close in one. Here a dendrogram is followed from its root, and a cluster is split in two where the silhouette of the
-halves is clearly above that of the halves of every known generator, which are one by definition. So the known
-generators say what one generator looks like in this embedding, and one cluster is a possible answer.
+halves is clearly above that of the halves of every known generator, which are one by definition; or where a split
+further down is clearly above everything in a known generator's own dendrogram. So the known generators say what one
+generator looks like in this embedding, and one cluster is a possible answer. The dendrogram is Ward's: its halves are
+compact and of like size, where other linkages split off strays first.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from gansfp.attribution import Space, by_size, silhouettes
 from gansfp.errors import UsageError
 from gansfp.metrics import partition_metrics
 
-HEADROOM = 0.25  # of what lies between the known generators' silhouette and 1: how much clearer a split has to be
-SMALLEST = 5  # slices, or 2 % of them: fewer are outliers, not a generator
+HEADROOM = 0.2  # of what lies between the known generators' silhouette and 1: how much clearer a split has to be
+SMALLEST = 8  # slices, or 2 % of them: fewer are outliers, not a generator
 MOST_SUBSETS = 60  # of (generators to find, generator that is kept out), beyond which a random part is tried
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     """labels: (n,) int64, numbered by falling size. weakest: silhouette of the least clear split that was made, 0 for
-    none; strongest_refused: of the clearest one that was not, 0 for none."""
+    none; strongest_refused: of the clearest cluster that was left whole."""
 
     labels: np.ndarray
     weakest: float
@@ -37,55 +39,68 @@ class Splits:
 class SplitScore:
     """How well splitting finds known generators again when one of them is not known.
 
-    ari: mean adjusted Rand index; margin: mean of how far the splits made are clearer than those refused.
+    ari: mean adjusted Rand index; margin: mean of how far the splits made are clearer than those refused; worst: (m,)
+    labels of all known slices with that one kept out which serves worst.
     """
 
     ari: float
     margin: float
-    worst: np.ndarray  # (n,) labels of all known slices, from the generator kept out that serves worst
+    worst: np.ndarray
 
 
-def split(space: Space, linkage: str, metric: str, limit: float) -> Splits:
-    """Follows the dendrogram of the space's slices and splits what is clearer than `limit`."""
-    tree, distances = space.tree(linkage, metric), space.distances(metric)
+@dataclass(frozen=True)
+class Clearness:
+    """Silhouettes that single generators reach: of their first split, and of any in their dendrograms; or limits."""
+
+    first: float
+    any: float
+
+
+def split(space: Space, limit: Clearness) -> Splits:
+    """Splits the slices (n) of a space where that is clearer than `limit.first`, or leads to one above `limit.any`."""
+    tree, distances = space.tree("ward", "euclidean"), space.distances("euclidean")
+    members, clear = _members(tree), _clearness(tree, distances)
     n = len(distances)
-    smallest = max(SMALLEST, n // 50)
-    members = _members(tree)
-    labels, made, refused = np.zeros(n, np.int64), [1.0], [0.0]
+    deeper = np.zeros(2 * n - 1, bool)  # nodes that are clear beyond doubt, or hold one that is
+    for node, (left, right) in enumerate(tree[:, :2].astype(np.int64), start=n):
+        deeper[node] = clear[node] > limit.any or deeper[left] or deeper[right]
+    wanted = deeper | (clear > limit.first)
+    labels = np.zeros(n, np.int64)
+    leaves, made, refused = 0, [1.0], [0.0]
     stack: list[tuple[int, np.ndarray]] = [(2 * n - 2, np.zeros(0, np.int64))]  # node, outliers that go with it
-    count = 0
     while stack:
         node, outliers = stack.pop()
-        while node >= n:
-            left, right = int(tree[node - n, 0]), int(tree[node - n, 1])
+        if not wanted[node]:
+            refused.append(float(np.nan_to_num(clear[node])))
+            labels[np.concatenate([members[node], outliers])] = leaves
+            leaves += 1
+            continue
+        left, right = tree[node - n, :2].astype(np.int64)
+        if np.isnan(clear[node]):  # one of the two is too small to be a generator
             small, large = sorted((left, right), key=lambda child: len(members[child]))
-            if len(members[small]) >= smallest:
-                clear = _silhouette(distances, members[left], members[right])
-                (made if clear > limit else refused).append(clear)
-                if clear > limit:
-                    stack += [(left, outliers), (right, np.zeros(0, np.int64))]
-                    node = -1
-                break
-            node, outliers = large, np.concatenate([outliers, members[small]])
-        if node >= 0:
-            labels[np.concatenate([members[node], outliers])] = count
-            count += 1
+            stack.append((large, np.concatenate([outliers, members[small]])))
+        else:
+            made.append(float(clear[node]))
+            stack += [(left, outliers), (right, np.zeros(0, np.int64))]
     return Splits(by_size(labels), min(made) if len(made) > 1 else 0.0, max(refused))
 
 
-def own_silhouette(space: Space, linkage: str, metric: str) -> float:
-    """How clearly the slices of one generator fall into two: the first split that is none of outliers; 0 for none."""
+def own_clearness(space: Space) -> Clearness:
+    """How clearly the slices of one generator fall apart, strays aside; 0 where there are too few to tell."""
     if len(space.x) < 2 * SMALLEST:
-        return 0.0
-    return split(space, linkage, metric, limit=np.inf).strongest_refused
+        return Clearness(0.0, 0.0)
+    clear = _clearness(space.tree("ward", "euclidean"), space.distances("euclidean"))
+    there = clear[~np.isnan(clear)]
+    return Clearness(float(there[-1]), float(there.max())) if len(there) else Clearness(0.0, 0.0)
 
 
-def split_limit(own: Sequence[float]) -> float:
-    """The silhouette that a split must exceed, from those of single generators."""
-    return max(own) + HEADROOM * (1 - max(own))
+def split_limit(own: Sequence[Clearness]) -> Clearness:
+    """What a split must exceed, from what single generators reach."""
+    first, any_ = max(one.first for one in own), max(one.any for one in own)
+    return Clearness(first + HEADROOM * (1 - first), any_ + HEADROOM * (1 - any_))
 
 
-def score_splits(known: Space, generators: np.ndarray, linkage: str, metric: str, seed: int = 0) -> SplitScore:
+def score_splits(known: Space, generators: np.ndarray, seed: int = 0) -> SplitScore:
     """Tries the rule where the truth is known, always with a generator to find that it has not seen.
 
     known: m slices; generators: (m,) str. For subsets of two or more generators and each of their members kept out, the
@@ -94,7 +109,7 @@ def score_splits(known: Space, generators: np.ndarray, linkage: str, metric: str
     names, codes = np.unique(generators, return_inverse=True)
     if len(names) < 2:
         raise UsageError(f"got {len(names)} known generators, and choosing a clustering needs at least 2")
-    own = [own_silhouette(known.part(np.flatnonzero(codes == g)), linkage, metric) for g in range(len(names))]
+    own = [own_clearness(known.part(np.flatnonzero(codes == g))) for g in range(len(names))]
     tried = [
         (subset, out) for size in range(len(names), 1, -1) for subset in _subsets(len(names), size) for out in subset
     ]
@@ -104,7 +119,7 @@ def score_splits(known: Space, generators: np.ndarray, linkage: str, metric: str
     values, worst = [], None
     for subset, out in tried:
         rows = np.flatnonzero(np.isin(codes, subset))
-        found = split(known.part(rows), linkage, metric, split_limit([own[g] for g in subset if g != out]))
+        found = split(known.part(rows), split_limit([own[g] for g in subset if g != out]))
         ari = partition_metrics(codes[rows], found.labels)["ari"]
         values.append((ari, found.weakest - found.strongest_refused))
         if len(subset) == len(names) and (worst is None or ari < worst[0]):
@@ -126,7 +141,15 @@ def _members(tree: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _silhouette(distances: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
-    rows = np.concatenate([left, right])
-    halves = np.repeat([0, 1], [len(left), len(right)])
-    return float(silhouettes(distances[np.ix_(rows, rows)], [halves])[0])
+def _clearness(tree: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """(2n - 1,) silhouette of each node's two halves; nan for a slice, and where a half is too small."""
+    n = len(distances)
+    smallest = max(SMALLEST, n // 50)
+    members = _members(tree)
+    found = np.full(2 * n - 1, np.nan)
+    for node, (left, right) in enumerate(tree[:, :2].astype(np.int64), start=n):
+        if min(len(members[left]), len(members[right])) >= smallest:
+            rows = np.concatenate([members[left], members[right]])
+            halves = np.repeat([0, 1], [len(members[left]), len(members[right])])
+            found[node] = silhouettes(distances[np.ix_(rows, rows)], [halves])[0]
+    return found

@@ -19,7 +19,7 @@ from gansfp.known import score_on_known
 from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
 from gansfp.metrics import decision_metrics
 from gansfp.resampling import stratified_group_folds
-from gansfp.splits import own_silhouette, score_splits, split, split_limit
+from gansfp.splits import own_clearness, score_splits, split, split_limit
 from gansfp.stacking import area_under_curve
 from gansfp.verdict import decide_by_other_folds
 from tune.space import clusterings
@@ -137,7 +137,7 @@ def evaluate_membership(
             row: dict[str, Any] = {
                 "set": one.name,
                 "configuration": json.dumps({**trial, **parameters}),
-                "metric": trial["metric"],
+                "metric": parameters.get("metric", trial["metric"]),
                 "scores": found,
             }
             row |= {name: parameters[name] for name in ("method", "linkage", "k", "rule") if name in parameters}
@@ -179,7 +179,7 @@ def evaluate_attribution(
             }
             try:
                 parts = _by_silhouette(space, of_known[clustering], rows.generators, clustering, possible, device)
-                if clustering.method == "hierarchical":
+                if clustering.linkage == "ward" and clustering.method == "hierarchical":
                     parts.append(_by_splits(space, of_known[clustering], rows.generators, clustering))
             except UsageError as error:
                 parts = [{"status": "failed", "error": str(error)}]
@@ -217,16 +217,15 @@ def _by_silhouette(
 
 def _by_splits(test: Space, known: Space, generators: np.ndarray, clustering: Clustering) -> dict[str, Any]:
     """The row of a dendrogram that is split as long as no known generator would be."""
-    linkage, metric = clustering.linkage, clustering.metric
-    judged = score_splits(known, generators, linkage, metric, clustering.seed)
-    own = [own_silhouette(known.part(np.flatnonzero(generators == g)), linkage, metric) for g in np.unique(generators)]
-    labels = split(test, linkage, metric, split_limit(own)).labels
+    judged = score_splits(known, generators, clustering.seed)
+    own = [own_clearness(known.part(np.flatnonzero(generators == g))) for g in np.unique(generators)]
+    labels = split(test, split_limit(own)).labels
     return {
         "count": "splits",
         "k": int(labels.max()) + 1,
         "ari_known": judged.ari,
         "ari_known_given_k": judged.ari,
-        "silhouette": float(silhouettes(test.distances(metric), [labels])[0]),
+        "silhouette": float(silhouettes(test.distances(clustering.metric), [labels])[0]) if labels.any() else -1.0,
         "margin": judged.margin,
         "chosen_k": True,
         "scores": labels.astype(np.float64),

@@ -28,7 +28,7 @@ from gansfp.backbones import parse_backbone
 from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import EmbedConfig, identity, load_all_weights
 from gansfp.errors import DataError, UsageError
-from gansfp.membership import check_ks
+from gansfp.membership import check_ks, learns_from_labels
 from gansfp.views import get_view
 from gansfp.weights import Weights
 from jobs.cli import Parser, names, positive, run
@@ -160,23 +160,26 @@ def _row_ids(images: Catalog, problem: Problem) -> dict[str, Any]:
 def best_rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     """The best configuration of each set (attribution: of ""), chosen without truth.
 
-    Membership by cross-validated AUC. Attribution by how well the known generators are found again, their number to be
-    found too, then with it given, then by the margin of the splits there, then by the silhouette of the test slices.
+    Membership by cross-validated AUC; configurations that learn from labels only if there are no others, because their
+    AUC flatters (see gansfp/stacking.py). Attribution by how well the known generators are found again, their number
+    to be found too, to one decimal: what a few slices more or less say is noise. Then by the margin of the splits
+    there, then by the same with their number given, then by the silhouette of the test slices.
     """
     best: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {}
     columns = [name for name in table.column_names if name not in ("scores", "known")]
     for number, row in enumerate(table.select(columns).to_pylist()):
         if row["status"] == "failed" or row["chosen_k"] is False:
             continue
+        configuration = json.loads(row["configuration"])
         key = (
-            (row["auc"],)
+            (not learns_from_labels(configuration), row["auc"])
             if row["task"] == "membership"
-            else (round(row["ari_known"], 3), round(row["ari_known_given_k"], 3), row["margin"], row["silhouette"])
+            else (round(row["ari_known"], 1), row["margin"], round(row["ari_known_given_k"], 3), row["silhouette"])
         )
         name = row["set"] or ""
         if name not in best or key > best[name][0]:
             found = {k: v for k, v in row.items() if v is not None and k not in ("configuration", "error", "status")}
-            best[name] = key, {**found, "configuration": json.loads(row["configuration"]), "row": number}
+            best[name] = key, {**found, "configuration": configuration, "row": number}
     if not best:
         raise DataError(f"search: every trial failed, e.g. {table['error'][0].as_py()}")
     return {name: row for name, (_, row) in sorted(best.items())}

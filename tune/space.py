@@ -74,7 +74,7 @@ _RESTS = {"membership": _membership_rests, "attribution": _attribution_rests}
 
 
 def clusterings(components: int | float, standardise: bool, seed: int) -> list[Clustering]:
-    """The clusterings that one attribution trial sweeps; full mixtures only where few components keep them small."""
+    """The clusterings that one attribution trial sweeps; no full covariances, which few slices cannot fill."""
     common: dict[str, Any] = {"components": components, "standardise": standardise, "seed": seed}
     found = [Clustering("hierarchical", linkage, **common) for linkage in ("ward", "average", "complete")]
     found.append(Clustering("hierarchical", "average", "cosine", **common))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,21 @@ class Problem:
     keys: Mapping[Pair, str]  # digest of what the embedding is and of the images it holds
     rows: Any  # list[SetRows] or AttributionRows
 
+    @property
+    def sweep(self) -> Sweep:
+        """The inner values of a membership trial."""
+        return Sweep(ks=self.config.ks) if self.config.ks else Sweep()
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of clusters of an attribution trial."""
+        return self.config.ks or ATTRIBUTION_KS
+
     def place(self, trial: Mapping[str, Any]) -> str:
-        """The file of a trial's rows; another embedding, split, sweep, seed or form of the rows has another."""
+        """The file of a trial's rows; another embedding, split, sweep, seed, version has another."""
         key = self.keys[trial["backbone"], trial["view"]]
-        told = json.dumps(
-            [dict(trial), key, self.config.seed, self.config.ks, evaluate.SCHEMA.to_string()], sort_keys=True
-        )
+        version = [importlib.metadata.version("gansfp"), evaluate.SCHEMA.to_string()]
+        told = json.dumps([dict(trial), key, self.config.seed, asdict(self.sweep), self.ks, version], sort_keys=True)
         return store.join(self.folder, "trials", hashlib.sha256(told.encode()).hexdigest()[:20] + ".parquet")
 
     def run(self, trial: dict[str, Any], device: str) -> float:
@@ -108,15 +118,13 @@ class Problem:
 
 
 def _merit(table: pa.Table) -> float:
-    """The best row of a trial; the mean over sets for membership."""
-    if table["status"][0].as_py() == "failed":
-        return -1.0
-    if table["task"][0].as_py() == "attribution":
-        return float(np.max(table["ari_known"].to_numpy()))
+    """The best row of a trial; the mean over sets for membership; -1 where every row failed."""
     best: dict[str, float] = {}
-    for name, value in zip(table["set"].to_pylist(), table["auc"].to_pylist(), strict=True):
-        best[name] = max(best.get(name, 0.0), value)
-    return float(np.mean(list(best.values())))
+    for row in table.select(["task", "set", "status", "auc", "ari_known"]).to_pylist():
+        value = row["auc"] if row["task"] == "membership" else row["ari_known"]
+        if row["status"] == "ok":
+            best[row["set"] or ""] = max(best.get(row["set"] or "", 0.0), value)
+    return float(np.mean(list(best.values()))) if best else -1.0
 
 
 def read_table(place: str) -> pa.Table:
