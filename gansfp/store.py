@@ -106,7 +106,7 @@ def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
     """
     store, path = open_store(uri)
     folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex[:12]}-{name}"
+    temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex[:12]}-{name}.part"  # an ending that no glob of readers takes
     try:
         store.create_dir(folder, recursive=True)
         try:

@@ -16,13 +16,14 @@ from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import EmbedConfig, load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.simulate import SimulationConfig, simulate
-from jobs.cli import Parser, run
-from jobs.cluster import add_cluster_options, start_ray
-from jobs.embed import add_embedding_options, embed, embed_config
+from gansfp.weights import check_folder
+from jobs.cli import Parser, check_places, run
+from jobs.cluster import add_cluster_options
+from jobs.embed import add_embedding_options, embed_config
 from jobs.final import add_final_options, final, final_config
 from jobs.record import record_stage
 from jobs.summary import summary
-from tune.search import add_search_options, choose_pairs, search, search_config
+from tune.search import add_search_options, choose_pairs, embed_and_search, search_config
 from tune.space import TASKS
 
 SIMULATED_DATA, SIMULATED_WORK = os.path.join("data", "simulated"), os.path.join("work", "simulated")
@@ -30,12 +31,11 @@ SIMULATED_DATA, SIMULATED_WORK = os.path.join("data", "simulated"), os.path.join
 log = logging.getLogger(__name__)
 
 
-def _simulated(seed: int) -> str:
-    """The folder of the simulated challenge, made if it is not there."""
+def _simulate(seed: int) -> None:
+    """Makes the simulated challenge, if it is not there."""
     if not os.path.isdir(SIMULATED_DATA):
         log.info("no --data: simulating a challenge with known truth in %s", SIMULATED_DATA)
         simulate(SimulationConfig(seed=seed), SIMULATED_DATA, progress=log.info)
-    return SIMULATED_DATA
 
 
 def _tasks(catalog: Catalog) -> list[str]:
@@ -63,16 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.data and not options.work:
         raise UsageError("--work: got none, expected a folder or a URI for the results")
-    decide = final_config(options)
-    searches = {task: search_config(options, task) for task in TASKS}
+    decide, searches = final_config(options), {task: search_config(options, task) for task in TASKS}
+    # Names before places before weights: what is quick to tell is told first.
+    embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
+    check_folder(options.weights)
+    data, work = options.data or SIMULATED_DATA, options.work or SIMULATED_WORK
+    if not options.data:
+        _simulate(options.seed)
+    check_places(data, work)
+    work = store.absolute(work)
     chosen = {task: choose_pairs(task, options.backbones or (), options.views or (), options.weights) for task in TASKS}
     configs: dict[str, EmbedConfig] = {task: embed_config(options, pairs) for task, (pairs, _) in chosen.items()}
     weights = load_all_weights([b for config in configs.values() for b in config.backbones], options.weights)
-    work = store.absolute(options.work or SIMULATED_WORK)
-    store.check_writable(work)
-    started = time.monotonic()
-    data = options.data or _simulated(options.seed)
-    log.info("simulated in %.1f s", time.monotonic() - started) if not options.data else None
     started = time.monotonic()
     catalog = update_catalog(data, work)
     record_stage(work, "catalog", time.monotonic() - started, {"images": len(catalog)})
@@ -81,11 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = _tasks(catalog)
     for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
         log.warning("left out: %s", line)
-    start_ray(options.address, options.verbose)
     for task in tasks:
-        embed(catalog.select(task=task), work, configs[task], weights, options.gpus_per_actor, options.batch)
-    for task in tasks:
-        search(catalog, work, searches[task], configs[task], weights, chosen[task][1])
+        embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
     metrics = final(data, work, decide, catalog)
     print(summary(metrics))
     log.info("results are in %s", store.join(work, "results"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,7 +46,11 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
 
 def check_places(data: str, work: str) -> None:
     """What can be said of DATA and WORK at once. Raises DataError where DATA is missing or WORK cannot be written,
-    UsageError where they are one folder."""
+    UsageError where they are one folder, or in a submitted job relative paths: those end in Ray's copy of the checkout.
+    """
+    for name, place in (("--data", data), ("--work", work)):
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (store.is_remote(place) or os.path.isabs(place)):
+            raise UsageError(f"{name}: got {place!r} in a submitted job, expected an absolute path or a URI")
     if store.absolute(data) == store.absolute(work):
         raise UsageError(f"--work: got {work!r}, which is --data, expected another folder")
     if not store.exists(data):

@@ -244,3 +244,13 @@ def test_stderr_is_open_again_after_a_failed_start(capfd):
         start()
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard"
+
+
+def test_relative_places_are_refused_in_a_submitted_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    check_places("data", "work")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match="--data: got 'data' in a submitted job, expected an absolute path or a URI"):
+        check_places("data", "work")
+    check_places(str(tmp_path / "data"), str(tmp_path / "work"))

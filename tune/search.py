@@ -31,7 +31,7 @@ from gansfp.errors import DataError, UsageError
 from gansfp.membership import check_ks, learns_from_labels
 from gansfp.views import get_view
 from gansfp.weights import Weights
-from jobs.cli import Parser, names, positive, run
+from jobs.cli import Parser, check_places, names, positive, run, share
 from jobs.cluster import add_cluster_options, start_ray
 from jobs.embed import add_embedding_options, available, embed, embed_config
 from jobs.progress import Progress
@@ -216,22 +216,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--max-trials", type=positive, help="grid: a random sample of it; optuna: how many (default 32)"
     )
-    parser.add_argument("--gpus-per-trial", type=float, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
     parser.add_argument("--k", type=names, default=(), help="numbers of clusters to sweep, such as 2,4,8")
     parser.add_argument("--seed", type=int, default=0)
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
     ks = tuple(_number(k) for k in options.k)
     config = search_config(options, options.task, ks)
+    check_places(options.data, options.work)
     pairs, left_out = choose_pairs(config.task, options.backbones or (), options.views or (), options.weights)
     for line in left_out:
         log.warning("left out: %s", line)
     embedding = embed_config(options, pairs)
     weights = load_all_weights(embedding.backbones, options.weights)
-    store.check_writable(options.work)
     catalog, work = update_catalog(options.data, options.work), store.absolute(options.work)
+    embed_and_search(catalog, work, config, embedding, weights, left_out, options)
+
+
+def embed_and_search(
+    catalog: Catalog,
+    work: str,
+    config: SearchConfig,
+    embedding: EmbedConfig,
+    weights: Mapping[str, Weights],
+    left_out: Sequence[str],
+    options: argparse.Namespace,
+) -> None:
+    """Embeds what the search lacks, then searches, on the Ray that the options name."""
+    started = time.monotonic()
+    how = (options.gpus_per_actor, options.batch, options.gpus, options.address, options.verbose)
+    counts = embed(catalog.select(task=config.task), work, embedding, weights, *how)
+    if counts:
+        record_stage(work, f"embed-{config.task}", time.monotonic() - started, counts)
     start_ray(options.address, options.verbose)
-    embed(catalog.select(task=config.task), work, embedding, weights, options.gpus_per_actor, options.batch)
     search(catalog, work, config, embedding, weights, left_out)
 
 
@@ -241,7 +258,7 @@ def add_search_options(parser: Parser) -> None:
     parser.add_argument(
         "--max-trials", type=positive, help="of each task; grid: a random sample of it; optuna: how many (default 32)"
     )
-    parser.add_argument("--gpus-per-trial", type=float, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
 
 
 def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = ()) -> SearchConfig:
@@ -251,6 +268,7 @@ def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = 
         algorithm=options.algo,
         max_trials=options.max_trials,
         gpus_per_trial=options.gpus_per_trial,
+        gpus=options.gpus,
         seed=options.seed,
         ks=ks,
     )

@@ -33,6 +33,7 @@ from ray.tune.search.optuna import OptunaSearch
 from gansfp import store
 from gansfp.errors import GansfpError, UsageError
 from gansfp.membership import Sweep
+from jobs.cluster import usable_gpus
 from jobs.progress import Progress
 from tune import evaluate
 from tune.space import TASKS, suggest
@@ -50,7 +51,7 @@ class SearchConfig:
     algorithm: str = "grid"
     max_trials: int | None = None
     gpus_per_trial: float = 0.25
-    gpus: float | None = None  # to count on, also those still to come; None: those that the cluster has now
+    gpus: int | None = None  # to count on, also those still to come; None: those that the cluster has now
     seed: int = 0
     ks: tuple[int, ...] = ()  # empty: the default of the task
 
@@ -160,7 +161,7 @@ def run_trials(
 ) -> list[dict[str, Any]]:
     """Runs the trials over the cluster, a GPU's share or one core each. Returns them as they ended."""
     config = problem.config
-    gpus = ray.cluster_resources().get("GPU", 0) if config.gpus is None else config.gpus
+    gpus = usable_gpus(config.gpus)
     resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
 
     def trainable(settings: dict[str, Any], problem: Problem) -> None:
