@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gansfp import shards, store
 from gansfp.attribution import prepare
@@ -28,7 +27,7 @@ from gansfp.known import name_clusters
 from gansfp.membership import UNKNOWN, learns_from_labels
 from gansfp.stacking import COMBINATIONS
 from gansfp.statistics import mean_f1
-from gansfp.submission import problems, read_ids, submission
+from gansfp.submission import problems, read_ids
 from gansfp.truth import read_attribution_truth, read_membership_truth
 from gansfp.verdict import (
     Verdict,
@@ -40,37 +39,13 @@ from gansfp.verdict import (
 )
 from jobs.cli import Parser, positive, run
 from jobs.record import read_records
+from jobs.results import Found, read_search, submit, submitted_ids, write_membership, write_result, write_table
 from jobs.summary import summary
 
 NEAREST = 3  # generated slices named beside each decision
 LIBRARIES = ("gansfp", "ray", "torch", "timm", "scikit-learn", "scikit-image", "scipy", "numpy", "pyarrow", "pillow")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What a search left: best.json, and of each set the rows of trials.parquet that did not fail."""
-
-    best: dict[str, Any]
-    table: pa.Table
-
-    def rows(self, name: str) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """The configurations and the (c, n) scores of a set ("" for attribution)."""
-        sets = np.array([value or "" for value in self.table["set"].to_pylist()])
-        ok = np.array(self.table["status"].to_pylist()) == "ok"
-        part = self.table.filter(pa.array((sets == name) & ok))
-        scores = np.stack(part["scores"].combine_chunks().to_numpy(zero_copy_only=False))
-        return [json.loads(text) for text in part["configuration"].to_pylist()], scores
-
-
-def read_search(work: str, task: str) -> Found | None:
-    """The search of a task in WORK, or None where there was none."""
-    folder = store.join(work, "search", task)
-    if not store.exists(store.join(folder, "best.json")):
-        return None
-    best = json.loads(store.read_bytes(store.join(folder, "best.json")))
-    return Found(best, pq.read_table(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet")))))
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,7 @@ def final(data: str, work: str, config: FinalConfig, catalog: Catalog | None = N
         "left_out": sorted({line for record in records.values() for line in record.get("left_out", [])}),
         "bad_images": [{"image_id": image_id, "reason": reason} for image_id, reason in sorted(unreadable.items())],
     }
-    _write(work, "metrics.json", json.dumps(metrics, indent=1).encode())
+    write_result(work, "metrics.json", json.dumps(metrics, indent=1).encode())
     return metrics
 
 
@@ -139,7 +114,7 @@ def _membership(data: str, catalog: Catalog, work: str, found: Found, config: Fi
         test = catalog.select("membership", name, "test", "unknown")
         if len(test):
             answers = _decisions(test, rows["real"], labels, verdict, scores)
-            _write_membership(work, name, test, answers, _nearest(catalog, work, found, rows, configurations, verdict))
+            write_membership(work, name, test, answers, _nearest(catalog, work, found, rows, configurations, verdict))
             truth = read_membership_truth(data, catalog, name)
             if truth is not None:
                 known = np.array(list(truth.values()))
@@ -212,35 +187,6 @@ def _vectors(catalog: Catalog, work: str, found: Found, pair: tuple[str, str], t
     return dict(zip(hashes, embeddings.vectors, strict=True))
 
 
-def _submitted_ids(test: Catalog) -> list[str]:
-    """The ids of a CSV: file names where no two of the test's images share one, as the challenge gives them out."""
-    names = test.column("name").tolist()
-    return names if len(set(names)) == len(names) else test.ids.tolist()
-
-
-def _write_membership(
-    work: str, name: str, test: Catalog, answers: dict[str, np.ndarray], nearest: dict[str, list[str]]
-) -> None:
-    ids, full = _submitted_ids(test), test.ids.tolist()
-    for image_id, readable in zip(ids, answers["readable"], strict=True):
-        if not readable:
-            log.warning("%s, set %s: cannot be read, so it is called not used", image_id, name)
-    _submit(work, f"membership-{name}.csv", dict(zip(ids, answers["prediction"].tolist(), strict=True)))
-    unreadable = ~answers["readable"]
-    table = pa.table(
-        {
-            "image_id": ids,
-            "catalog_id": full,
-            "score": pa.array(answers["score"], mask=unreadable),
-            "probability": pa.array(answers["probability"], mask=unreadable),
-            "prediction": pa.array(answers["prediction"], pa.int8()),
-            "nearest": pa.array([nearest.get(image_id, []) for image_id in full], pa.list_(pa.string())),
-            "group": test.groups().tolist(),
-        }
-    )
-    _write_table(work, f"membership-{name}.parquet", table)
-
-
 def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: FinalConfig) -> dict[str, Any]:
     best = found.best["best"][""]
     configurations, labelings = found.rows("")
@@ -273,13 +219,13 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     for image_id in test.ids[rows < 0]:
         log.warning("%s, attribution: cannot be read, so it goes to the largest cluster", image_id)
     answer = np.where(rows >= 0, labels[rows], 0)
-    submitted = _submitted_ids(test)
-    _submit(work, "attribution.csv", dict(zip(submitted, answer.tolist(), strict=True)), binary=False)
+    submitted = submitted_ids(test)
+    submit(work, "attribution.csv", dict(zip(submitted, answer.tolist(), strict=True)), binary=False)
     resembles = [names.get(c, "") for c in answer.tolist()]
     table = pa.table(
         {"image_id": submitted, "catalog_id": test.ids.tolist(), "cluster": answer, "resembles": resembles}
     )
-    _write_table(work, "attribution.parquet", table)
+    write_table(work, "attribution.parquet", table)
     truth = read_attribution_truth(data, catalog)
     if truth is not None:
         every = np.where(rows >= 0, tried[:, rows], 0)
@@ -289,24 +235,6 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
 
 
 _TASKS = {"membership": _membership, "attribution": _attribution}
-
-
-def _submit(work: str, name: str, values: dict[str, int], binary: bool = True) -> None:
-    content = submission(values)
-    wrong = problems(content, values, binary)
-    if wrong:  # a defect of ours: nobody should hand in such a file
-        raise AssertionError(f"{name}: {wrong[0]}")
-    _write(work, name, content)
-
-
-def _write_table(work: str, name: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    _write(work, name, sink.getvalue())
-
-
-def _write(work: str, name: str, content: bytes | pa.Buffer) -> None:
-    store.write_bytes_atomically(store.join(work, "results", name), content)
 
 
 def check(file: str, ids: str, binary: bool) -> None:

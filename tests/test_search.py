@@ -13,7 +13,7 @@ from gansfp.embed import EmbedConfig
 from gansfp.errors import DataError, UsageError
 from gansfp.membership import UNKNOWN, learns_from_labels
 from gansfp.metrics import auc
-from jobs.final import read_search
+from jobs.results import read_search
 from tune import search
 from tune.search import best_rows, choose_pairs
 from tune.trials import Problem, SearchConfig
