@@ -58,7 +58,7 @@ class Progress:
     def _line(self) -> str:
         left = (self.total - self.done) / self.rate if self.done else 0.0
         done = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
-        return f"{done}, {self.rate:.0f}/s, {_clock(left)} left{self._failures}"
+        return f"{done}, {_per_second(self.rate)}, {_clock(left)} left{self._failures}"
 
     @property
     def _failures(self) -> str:
@@ -74,8 +74,12 @@ class Progress:
             self._draw("")
             print("\r", end="", file=sys.stderr, flush=True)
         if self.total and kind is None:
-            text = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s ({self.rate:.0f}/s once running)"
+            text = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s ({_per_second(self.rate)} once running)"
             print(text + self._failures, file=sys.stderr, flush=True)
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 
 def _clock(left: float) -> str:
