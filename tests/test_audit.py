@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from gansfp.catalog import read_catalog
 from jobs import audit
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,9 @@ def test_bad_images_are_named_and_everybody_else_has_predictions(bad_images, tmp
         (["--data", "d", "--work", "w", "--algo", "luck"], "luck"),
         (["--data", "d", "--work", "w", "--decide", "2"], "2"),
         (["--data", "d", "--work", "w", "--lungs", "magic"], "magic"),
-        (["--data", "d", "--work", "/proc/gansfp"], "/proc/gansfp"),
+        (["--data", ".", "--work", "/proc/gansfp"], "/proc/gansfp"),
+        (["--data", ".", "--work", "."], "which is --data"),
+        (["--data", ".", "--work", "w"], "no images found"),
         (["--data", "d", "--work", "w", "--weights", "no/such/folder"], "no/such/folder"),
     ],
 )
@@ -108,3 +111,11 @@ def test_real_slices(shared, tmp_path):
         assert report["p_value_selected"] < 0.01
     assert metrics["attribution"]["ari"]["value"] >= 0.95
     assert metrics["attribution"]["p_value"] < 0.01
+
+
+@pytest.mark.parametrize("folder", ["attribution/test", "attribution/train/eigen"])
+def test_attribution_without_what_it_needs_does_not_stop_membership(challenge, folder, tmp_path, caplog):
+    shutil.copytree(challenge, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / folder)
+    assert audit._tasks(read_catalog(str(tmp_path / "data"))) == ["membership"]
+    assert "attribution is left out" in caplog.text
