@@ -74,8 +74,8 @@ class Progress:
             self._draw("")
             print("\r", end="", file=sys.stderr, flush=True)
         if self.total and kind is None:
-            text = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s ({_per_second(self.rate)} once running)"
-            print(text + self._failures, file=sys.stderr, flush=True)
+            done = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s"
+            print(f"{done} ({_per_second(self.rate)} once running){self._failures}", file=sys.stderr, flush=True)
 
 
 def _per_second(rate: float) -> str:
