@@ -1,6 +1,8 @@
 """What there is: one table of every image of DATA with its part, size, content hash, status, group and duplicates."""
 
 import hashlib
+import json
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +91,12 @@ class Catalog:
         """(n,) str: what must not be split in resampling; an image without a group is one of its own, its image_id."""
         groups = self.column("group")
         return np.where(groups == "", self.ids, groups)
+
+    def digest(self) -> str:
+        """What identifies the images, what they are there for and their groups, wherever they lie."""
+        told = ("image_id", "sha256", "task", "set", "split", "role", "generator", "group")
+        rows = self.table.select(told).to_pylist()
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def duplicates(self) -> list[Duplicates]:
         """Byte-identical images, the alarming kinds first."""
@@ -235,6 +243,9 @@ def _read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[st
     named: dict[str, list[int]] = defaultdict(list)
     for index, image in enumerate(images):
         named[image.name].append(index)
+    if any(image_id not in index_of and image_id not in named for image_id in given):
+        # a path below DATA is right as well where the name alone would do
+        index_of = {_below(data, image): index for index, image in enumerate(images)} | index_of
     unknown: list[str] = []
     several: list[str] = []
     for image_id, group in given.items():
@@ -255,3 +266,9 @@ def _read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[st
     if unknown:
         notes.append(f"groups.csv: {len(unknown)} ids fit no image, such as {unknown[0]}")
     return groups, notes
+
+
+def _below(data: str, image: Image) -> str:
+    """The image's path below DATA, without ending."""
+    path, base = store.open_store(image.uri)[1], store.open_store(data)[1]
+    return posixpath.splitext(path.removeprefix(base).lstrip("/"))[0]

@@ -75,7 +75,7 @@ def find_images(data: str, allow_outside: bool = False) -> tuple[list[Image], li
     """Every image of DATA, sorted by image_id, and notes about what was passed by.
 
     Raises DataError: DATA missing, no images, a class folder without images, an id twice, a table with a missing
-    column, an unknown value, or a uri outside DATA (unless `allow_outside`).
+    column, an unknown value, or a uri outside DATA (unless `allow_outside`), a test slice whose name no CSV can hold.
     """
     _check_folder(data)
     tables = [uri for name in ("catalog.parquet", "catalog.csv") if store.exists(uri := store.join(data, name))]
@@ -93,6 +93,9 @@ def find_images(data: str, allow_outside: bool = False) -> tuple[list[Image], li
     for one, other in pairwise(images):
         if one.image_id == other.image_id:
             raise DataError(f"{data}: the image_id {one.image_id!r} is there twice: {one.uri} and {other.uri}")
+    for image in images:
+        if image.part.role == "unknown" and set(",\r\n") & set(image.image_id + image.name):
+            raise DataError(f"{image.uri!r}: a comma or line break in its name has no place in results; rename it")
     return images, notes
 
 
@@ -239,6 +242,8 @@ def _check_row(table: str, image_id: str, part: Part) -> None:
     expect("role", part.role, ROLES[part.task, part.split])
     if part.task == "membership" and not part.set:
         raise DataError(f"{table}: {image_id!r} is of the membership task and has no set")
+    if "/" in part.set:  # it becomes part of the names of files in WORK
+        raise DataError(f"{table}: {image_id!r} has set {part.set!r}, expected a name without /")
     if part.task == "attribution" and part.split == "train" and not part.generator:
         raise DataError(f"{table}: {image_id!r} is a training slice of attribution and has no generator")
 

@@ -147,6 +147,14 @@ def test_groups(data):
     )
 
 
+def test_groups_by_paths_where_names_would_do(data):
+    (data / "groups.csv").write_text("image_id,group\nmembership/a/train/used/used1,p1\nused2,p2\n")
+    catalog = read_catalog(str(data))
+    assert row(catalog, "used1")["group"] == "p1"
+    assert row(catalog, "used2")["group"] == "p2"
+    assert catalog.notes == ()
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

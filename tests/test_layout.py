@@ -225,6 +225,7 @@ def test_a_table_goes_before_the_folders(tmp_path):
             "'one' has role 'used', expected one of generated, unknown",
         ),
         ("membership,a,train,used", "membership,,train,used", "'one' is of the membership task and has no set"),
+        ("membership,a,train,used", "membership,../a,train,used", "'one' has set '../a', expected a name without /"),
         ("train,generated,gan,p1", "train,generated,,p1", "'three' is a training slice of attribution and has no gen"),
         ("images/1.png", "../1.png", "the uri '../1.png' leads out of"),
         ("images/1.png", "images/../../1.png", "leads out of"),
@@ -247,3 +248,15 @@ def test_outside_on_request_and_files_that_are_not_there(tmp_path):
     assert images["one"].uri == str(tmp_path / "1.png")
     assert images["one"].bytes == 1
     assert images["four"].bytes == -1
+
+
+@pytest.mark.parametrize("name", ["a,b.png", "a\nb.png"])
+def test_a_test_slice_whose_name_no_csv_can_hold(tmp_path, name):
+    for folder, there in (("train/gan", "a,b.png"), ("test", name)):
+        (tmp_path / "attribution" / folder).mkdir(parents=True)
+        (tmp_path / "attribution" / folder / there).write_bytes(b"")
+    told = refused(tmp_path)
+    assert "comma or line break" in told
+    assert "\n" not in told
+    (tmp_path / "attribution/test" / name).rename(tmp_path / "attribution/test/c.png")
+    assert len(find_images(str(tmp_path))[0]) == 2
