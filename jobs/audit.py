@@ -17,13 +17,13 @@ from gansfp.embed import EmbedConfig, load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.simulate import SimulationConfig, simulate
 from gansfp.weights import check_folder
-from jobs.cli import Parser, check_places, run
+from jobs.cli import Parser, check_places, run, seed
 from jobs.cluster import add_cluster_options
 from jobs.embed import add_embedding_options, embed_config
 from jobs.final import add_final_options, final, final_config
 from jobs.record import record_stage
 from jobs.summary import summary
-from tune.search import add_search_options, choose_pairs, embed_and_search, search_config
+from tune.search import add_search_options, check_enough, choose_pairs, embed_and_search, search_config
 from tune.space import TASKS
 
 SIMULATED_DATA, SIMULATED_WORK = os.path.join("data", "simulated"), os.path.join("work", "simulated")
@@ -47,6 +47,9 @@ def _tasks(catalog: Catalog) -> list[str]:
             "attribution is left out: got %d known generators, expected 2 or more in attribution/train", len(known)
         )
         found.remove("attribution")
+    elif found == list(TASKS) and not len(catalog.select("attribution", split="test", status="ok")):
+        log.warning("attribution is left out: got no readable slices in attribution/test")
+        found.remove("attribution")
     if not found:
         raise DataError(f"{catalog.data}: got no images of a task, expected membership/ or attribution/")
     return found
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_embedding_options(parser, required=False)
     add_search_options(parser)
     add_final_options(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
     if options.data and not options.work:
@@ -84,8 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
         log.warning("left out: %s", line)
     for task in tasks:
+        check_enough(catalog, searches[task])
+    for task in tasks:
         embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
-    metrics = final(data, work, decide, catalog)
+    metrics = final(data, work, decide, catalog, tasks)
     print(summary(metrics))
     log.info("results are in %s", store.join(work, "results"))
 

@@ -74,6 +74,14 @@ def positive(text: str) -> int:
     return count(text, least=1)
 
 
+def seed(text: str) -> int:
+    """An option's value that every random generator takes: a whole number that 32 bits hold."""
+    value = count(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number below {2**32}")
+    return value
+
+
 def share(text: str) -> float:
     """An option's value that is a share of a device: more than 0, at most 1."""
     try:

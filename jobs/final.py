@@ -37,7 +37,7 @@ from gansfp.verdict import (
     membership_report,
     parse_rule,
 )
-from jobs.cli import Parser, positive, run
+from jobs.cli import Parser, positive, run, seed
 from jobs.record import read_records
 from jobs.results import Found, read_search, submit, submitted_ids, write_membership, write_result, write_table
 from jobs.summary import summary
@@ -58,11 +58,17 @@ class FinalConfig:
     seed: int = 0
 
 
-def final(data: str, work: str, config: FinalConfig, catalog: Catalog | None = None) -> dict[str, Any]:
-    """Writes WORK/results and returns what metrics.json holds. Raises DataError where there is no search to apply."""
+def final(
+    data: str, work: str, config: FinalConfig, catalog: Catalog | None = None, tasks: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Writes WORK/results and returns what metrics.json holds. Raises DataError where there is no search to apply.
+
+    tasks: those to decide about, by default all; the search of one that DATA has no images of any more is left alone.
+    """
     started = time.monotonic()
     catalog = catalog or update_catalog(data, work)
-    searches = {task: found for task in ("membership", "attribution") if (found := read_search(work, task))}
+    there = [task for task in tasks or _TASKS if len(catalog.select(task=task))]
+    searches = {task: found for task in there if (found := read_search(work, task))}
     if not searches:
         raise DataError(f"{work}: got no search to apply, expected search/<task>/best.json; run tune.search first")
     metrics: dict[str, Any] = {}
@@ -95,6 +101,8 @@ def _check_current(catalog: Catalog, found: Found, task: str) -> None:
         raise DataError(
             f"{catalog.data}: {len(now ^ then)} {task} images changed since the search, such as {odd!r}; search again"
         )
+    if catalog.select(task=task).digest() != found.best.get("digest"):
+        raise DataError(f"{catalog.data}: {task} images, classes or groups changed since the search; search again")
 
 
 def _membership(data: str, catalog: Catalog, work: str, found: Found, config: FinalConfig) -> dict[str, Any]:
@@ -260,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ids", help="for --check: a folder of images, or a file of ids, one a line")
     parser.add_argument("--clusters", action="store_true", help="for --check: values are cluster numbers, not 0 and 1")
     add_final_options(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     options = parser.parse_args(arguments)
     if options.check:
         if not options.ids:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from gansfp import store
 from gansfp.catalog import Catalog
+from gansfp.errors import DataError
 from gansfp.submission import problems, submission
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,15 @@ class Found:
 
 
 def read_search(work: str, task: str) -> Found | None:
-    """The search of a task in WORK, or None where there was none."""
+    """The search of a task in WORK, or None where there was none. Raises DataError where its files are broken."""
     folder = store.join(work, "search", task)
     if not store.exists(store.join(folder, "best.json")):
         return None
-    best = json.loads(store.read_bytes(store.join(folder, "best.json")))
-    return Found(best, pq.read_table(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet")))))
+    try:
+        best = json.loads(store.read_bytes(store.join(folder, "best.json")))
+        return Found(best, pq.read_table(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet")))))
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
+        raise DataError(f"{folder}: cannot be read ({store.one_line(error)}); run tune.search again") from error
 
 
 def submitted_ids(test: Catalog) -> list[str]:

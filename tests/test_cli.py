@@ -12,7 +12,7 @@ import pytest
 
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from jobs import cluster, embed
-from jobs.cli import Parser, check_places, names, positive, run, share
+from jobs.cli import Parser, check_places, names, positive, run, seed, share
 from jobs.progress import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +175,9 @@ def test_values():
     assert names(" a, b,,a ") == ("a", "b")
     assert positive("3") == 3
     assert share("0.25") == 0.25
-    for parse, text in ((names, " , "), (positive, "-1"), (positive, "1.5"), (share, "1.5"), (share, "-1")):
+    assert seed("0") == 0
+    wrong = ((names, " , "), (positive, "-1"), (positive, "1.5"), (share, "1.5"), (share, "-1"))
+    for parse, text in (*wrong, (seed, "-1"), (seed, "x"), (seed, str(2**32))):
         with pytest.raises(argparse.ArgumentTypeError, match="got "):
             parse(text)
     with pytest.raises(UsageError, match="--help"):

@@ -162,6 +162,15 @@ def test_an_unknown_slice_that_cannot_be_read_is_not_used_and_warned_of(challeng
     assert "2 images could not be read" in summary(found)
 
 
+def test_the_search_of_a_task_that_is_gone_is_left_alone(challenge, searched, tmp_path):
+    shutil.copytree(challenge, tmp_path / "data")
+    shutil.copytree(searched, tmp_path / "work")
+    shutil.rmtree(tmp_path / "data/attribution")
+    found = final.final(str(tmp_path / "data"), str(tmp_path / "work"), FinalConfig(permutations=20))
+    assert set(found["membership"]["sets"]) == {"clean", "warp"}
+    assert "attribution" not in found
+
+
 class TestRefusals:
     def test_no_search(self, challenge, tmp_path):
         with pytest.raises(DataError, match=r"got no search to apply.*run tune.search first"):
@@ -173,6 +182,26 @@ class TestRefusals:
         next((tmp_path / "data/membership/warp/test/unknown").iterdir()).unlink()
         with pytest.raises(DataError):
             final.final(str(tmp_path / "data"), str(tmp_path / "work"), FinalConfig())
+
+    def test_an_image_or_a_group_that_changed_since_the_search(self, challenge, searched, tmp_path):
+        data, work = tmp_path / "data", tmp_path / "work"
+        shutil.copytree(challenge, data)
+        shutil.copytree(searched, work)
+        groups = (data / "groups.csv").read_text()
+        (data / "groups.csv").write_text(groups.replace("patient_", "case_"))
+        with pytest.raises(DataError, match="membership images, classes or groups changed since the search"):
+            final.final(str(data), str(work), FinalConfig())
+        (data / "groups.csv").write_text(groups)
+        one, other, *_ = sorted((data / "membership/warp/test/unknown").iterdir())
+        one.write_bytes(other.read_bytes())
+        with pytest.raises(DataError, match="membership images, classes or groups changed since the search"):
+            final.final(str(data), str(work), FinalConfig())
+
+    def test_a_search_that_is_broken(self, challenge, searched, tmp_path):
+        shutil.copytree(searched, tmp_path / "work")
+        (tmp_path / "work/search/attribution/best.json").write_text("{")
+        with pytest.raises(DataError, match=r"search/attribution: cannot be read .*; run tune.search again"):
+            final.final(str(challenge), str(tmp_path / "work"), FinalConfig())
 
     @pytest.mark.parametrize(
         "arguments", [["--check", "x.csv"], ["--data", "d"], ["--decide", "luck", "--data", "d", "--work", "w"]]

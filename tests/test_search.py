@@ -169,6 +169,14 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"set 'warp': got no readable used slices, expected some in train/used"):
             run(tmp_path / "data", tmp_path / "work")
 
+    def test_too_few_labelled_slices_are_told_before_anything_is_embedded(self, challenge, tmp_path):
+        shutil.copytree(challenge, tmp_path / "data")
+        for path in sorted((tmp_path / "data/membership/warp/train/used").iterdir())[1:]:
+            path.unlink()
+        with pytest.raises(DataError, match=r"set 'warp': cross-validation .* needs 2 groups"):
+            run(tmp_path / "data", tmp_path / "work")
+        assert not (tmp_path / "work/embeddings").exists()
+
     def test_a_task_without_images(self, challenge, tmp_path):
         shutil.copytree(challenge, tmp_path / "data")
         shutil.rmtree(tmp_path / "data/attribution")

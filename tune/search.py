@@ -31,7 +31,7 @@ from gansfp.errors import DataError, UsageError
 from gansfp.membership import check_ks, learns_from_labels
 from gansfp.views import get_view
 from gansfp.weights import Weights
-from jobs.cli import Parser, check_places, names, positive, run, share
+from jobs.cli import Parser, check_places, names, positive, run, seed, share
 from jobs.cluster import add_cluster_options, start_ray
 from jobs.embed import add_embedding_options, available, embed, embed_config
 from jobs.progress import Progress
@@ -58,8 +58,6 @@ def search(
     """
     started = time.monotonic()
     images = catalog.select(task=config.task)
-    if not len(images):
-        raise DataError(f"{catalog.data}: got no {config.task} images, expected a folder {config.task}/")
     problem, identities, unreadable = _problem(images, work, config, embedding, weights)
     pairs = embedding.pairs
     trials = grid(config.task, pairs) if config.algorithm == "grid" else []
@@ -88,6 +86,7 @@ def search(
         "identities": {f"{b} {v}": identities[b, v] for b, v in pairs},
         "unreadable": unreadable,
         "ids": ids,
+        "digest": images.digest(),
     }
     store.write_bytes_atomically(store.join(problem.folder, "best.json"), json.dumps(best, indent=1).encode())
     facts = {"rows": table.num_rows, "failed": best["failed"], "left_out": list(left_out)}
@@ -123,20 +122,35 @@ def _problem(
         readable &= found.ok
         unreadable |= dict(zip(images.ids[~found.ok].tolist(), found.error[~found.ok].tolist(), strict=True))
         vectors[pair] = put(found.vectors)
-    rows: Any
+    rows = _rows(images, readable, config)
     if config.task == "membership":
-        rows = evaluate.membership_sets(images, readable, config.seed)
-        check_ks(config.ks, min(len(one.generated) for one in rows))
         described = [[images.ids[one.real].tolist(), one.labels.tolist(), one.folds.tolist()] for one in rows]
     else:
-        rows = evaluate.attribution_rows(images, readable)
-        check_ks(config.ks, len(rows.test) - 1)
         described = [rows.known.tolist(), rows.generators.tolist(), rows.test.tolist()]
-    digest = hashlib.sha256(json.dumps([list(hashes.items()), described]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([images.digest(), described]).encode()).hexdigest()
     for pair in embedding.pairs:
         keys[pair] = json.dumps([identities[pair], digest], sort_keys=True)
     folder = store.join(work, "search", config.task)
     return Problem(config, folder, vectors, keys, rows), identities, unreadable
+
+
+def _rows(images: Catalog, readable: np.ndarray, config: SearchConfig) -> Any:
+    """The SetRows or the AttributionRows of a task's images. Raises GansfpError where they do not allow the search."""
+    if not len(images):
+        raise DataError(f"{images.data}: got no {config.task} images, expected a folder {config.task}/")
+    if config.task == "membership":
+        sets = evaluate.membership_sets(images, readable, config.seed)
+        check_ks(config.ks, min(len(one.generated) for one in sets))
+        return sets
+    rows = evaluate.attribution_rows(images, readable)
+    check_ks(config.ks, len(rows.test) - 1)
+    return rows
+
+
+def check_enough(catalog: Catalog, config: SearchConfig) -> None:
+    """Raises GansfpError where the catalog alone says that the search cannot be; told before hours of embedding."""
+    images = catalog.select(task=config.task)
+    _rows(images, images.column("status") == "ok", config)
 
 
 def _row_ids(images: Catalog, problem: Problem) -> dict[str, Any]:
@@ -218,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
     parser.add_argument("--k", type=names, default=(), help="numbers of clusters to sweep, such as 2,4,8")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
     ks = tuple(_number(k) for k in options.k)
@@ -230,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     embedding = embed_config(options, pairs)
     weights = load_all_weights(embedding.backbones, options.weights)
     catalog, work = update_catalog(options.data, options.work), store.absolute(options.work)
+    for note in catalog.notes:
+        log.warning("%s", note)
+    check_enough(catalog, config)
     embed_and_search(catalog, work, config, embedding, weights, left_out, options)
 
 
