@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 
 from gansfp.catalog import read_catalog
 from gansfp.embed import EmbedConfig
-from gansfp.errors import DataError, UsageError
+from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.membership import UNKNOWN, learns_from_labels
 from gansfp.metrics import auc
+from jobs.progress import Progress
 from jobs.results import read_search
 from tune import search
 from tune.search import best_rows, choose_pairs
-from tune.trials import Problem, SearchConfig
+from tune.trials import Problem, SearchConfig, run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -89,6 +91,7 @@ class TestMembership:
         )
         assert files == {path: path.stat().st_mtime_ns for path in (searched / "search/membership/trials").iterdir()}
         assert "4 of 4 trials are there already" in caplog.text
+        assert f"set warp: best of {sum(row['set'] == 'warp' for row in before)}: AUC" in caplog.text
         assert rows(searched, "membership") == before
 
     def test_a_lost_trial_is_run_again_and_gives_the_same(self, challenge, searched, tmp_path):
@@ -203,3 +206,12 @@ def test_best_rows_without_a_row_that_worked(searched):
     failed = table.set_column(table.schema.get_field_index("status"), "status", [["failed"] * len(table)])
     with pytest.raises(DataError, match="every trial failed"):
         best_rows(failed)
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "optuna"])
+def test_a_search_that_is_stopped_is_not_called_done(algorithm, challenge, searched, monkeypatch):
+    found = problem_of(challenge, searched)
+    problem = replace(found, config=SearchConfig("membership", algorithm, gpus=0))
+    monkeypatch.setattr("tune.trials.tune.Tuner.fit", lambda _: None)  # what Tune does after Ctrl-C
+    with pytest.raises(GansfpError, match="2 of 2 trials did not end; the same command goes on"):
+        run_trials(problem, [{"a": 1}, {"a": 2}], 2, [("highpass", "full")], Progress("search", 2))

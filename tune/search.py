@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -94,6 +95,7 @@ def search(
     if best["failed"]:
         errors = sorted({error for error in table["error"].to_pylist() if error})
         log.warning("search %s: %d configurations failed, e.g. %s", config.task, best["failed"], errors[0])
+    of_set = Counter(value or "" for value in table["set"].to_pylist())
     for name, row in best["best"].items():
         what = (
             f"AUC {row['auc']:.3f}"
@@ -101,7 +103,7 @@ def search(
             else f"ARI {row['ari_known']:.3f} on known generators"
         )
         where = f"{config.task}, set {name}" if name else config.task
-        log.info("search %s: best of %d: %s, cross-validated", where, best["tried"], what)
+        log.info("search %s: best of %d: %s, cross-validated", where, of_set[name], what)
     return best
 
 

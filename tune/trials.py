@@ -159,7 +159,10 @@ class _Report(tune.Callback):
 def run_trials(
     problem: Problem, todo: list[dict[str, Any]], total: int, pairs: Sequence[Pair], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Runs the trials over the cluster, a GPU's share or one core each. Returns them as they ended."""
+    """Runs the trials over the cluster, a GPU's share or one core each. Returns them as they ended.
+
+    Raises GansfpError where some did not, as after Ctrl-C.
+    """
     config = problem.config
     gpus = usable_gpus(config.gpus)
     resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
@@ -186,4 +189,8 @@ def run_trials(
             run_config=tune.RunConfig(storage_path=scratch, name="search", verbose=0, callbacks=[report]),
         )
         tuner.fit()
+    asked = len(todo) if config.algorithm == "grid" else total
+    if len(report.trials) < asked:  # Tune takes Ctrl-C for itself, and goes on after a worker's death
+        left = asked - len(report.trials)
+        raise GansfpError(f"search {config.task}: {left} of {asked} trials did not end; the same command goes on")
     return report.trials
