@@ -229,7 +229,8 @@ def _unreadable(catalog: Catalog) -> list[str]:
 
 
 def _read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[str]]:
-    """Each image's group, from DATA's table and from DATA/groups.csv, and notes."""
+    """Each image's group, from DATA's table and from DATA/groups.csv, and notes. Raises DataError for a contradiction,
+    and where no id at all fits an image."""
     groups = [image.group for image in images]
     uri = store.join(data, "groups.csv")
     if not store.exists(uri):
@@ -258,6 +259,11 @@ def _read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[st
             if groups[index] not in ("", group):
                 raise DataError(f"{uri}: {images[index].uri} has two groups, {groups[index]!r} and {group!r}")
             groups[index] = group
+    if given and len(unknown) == len(given):  # resampling slice by slice after all would make every figure too sure
+        raise DataError(
+            f"{uri}: none of its {len(given)} ids fits an image, such as {unknown[0]!r}; "
+            "expected file names without ending, or paths below the data folder without ending"
+        )
     notes = []
     if several:
         notes.append(

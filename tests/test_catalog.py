@@ -274,3 +274,9 @@ def test_the_shared_challenge(shared, tmp_path):
     assert set(catalog.column("status")) == {"ok"}
     assert set(catalog.column("width")) == set(catalog.column("height")) == {256}
     assert catalog.sets() == ["glo", "warp"]
+
+
+def test_groups_of_which_none_fits_are_refused(data):
+    (data / "groups.csv").write_text("image_id,group\nused1.png,p1\nx1.png,p2\n")
+    with pytest.raises(DataError, match=r"none of its 2 ids fits an image, such as 'used1.png'"):
+        read_catalog(str(data))

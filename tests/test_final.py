@@ -8,17 +8,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import adjusted_rand_score, f1_score, roc_auc_score
 
+from gansfp.catalog import Catalog
 from gansfp.errors import DataError, UsageError
 from jobs import final, simulate
 from jobs.final import FinalConfig
+from jobs.results import submitted_ids
 from jobs.summary import summary
 from tune import search
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 FIGURES = {"accuracy", "precision", "recall", "specificity", "f1", "kappa", "auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1"}
 
 
@@ -169,6 +172,19 @@ def test_the_search_of_a_task_that_is_gone_is_left_alone(challenge, searched, tm
     found = final.final(str(tmp_path / "data"), str(tmp_path / "work"), FinalConfig(permutations=20))
     assert set(found["membership"]["sets"]) == {"clean", "warp"}
     assert "attribution" not in found
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("membership/a/test/unknown/x", "x"), ("membership/a/test/unknown/y", "y")], ["x", "y"]),
+        ([("P1_s3", "0001"), ("P2_s1", "0002")], ["P1_s3", "P2_s1"]),  # a table's own ids stay
+        ([("u/one/x", "x"), ("u/two/x", "x")], ["u/one/x", "u/two/x"]),
+    ],
+)
+def test_the_ids_of_a_csv(rows, said):
+    ids, names = zip(*rows, strict=True)
+    assert submitted_ids(Catalog("d", pa.table({"image_id": ids, "name": names}))) == said
 
 
 class TestRefusals:

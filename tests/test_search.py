@@ -20,7 +20,7 @@ from tune import search
 from tune.search import best_rows, choose_pairs
 from tune.trials import Problem, SearchConfig, run_trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def run(data: Path, work: Path, task: str = "membership", *more: str) -> None:
