@@ -209,10 +209,11 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     generators = np.array([by_id[image_id] for image_id in ids["known"]])
     groups = dict(zip(catalog.ids.tolist(), catalog.groups().tolist(), strict=True))
     again = np.array(found.table["known"][best["row"]].as_py())
+    every_again = np.stack([np.array(labels) for labels in found.table["known"].to_pylist() if labels is not None])
     known_groups = np.array([groups[i] for i in ids["known"]])
     report: dict[str, Any] = {
         "cross_validated": attribution_report(
-            generators, again, known_groups, again[None], config.permutations, config.seed
+            generators, again, known_groups, every_again, config.permutations, config.seed
         ),
         "clusters": int(labels.max()) + 1,
         "configuration": chosen,

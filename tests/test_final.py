@@ -97,6 +97,12 @@ def test_the_leak_is_found_and_its_absence_is_not_called_one(metrics):
     assert set(clean["cross_validated"]) >= FIGURES | {"p_value", "p_value_selected"}
 
 
+def test_without_truth_too_attribution_pays_for_the_search(work, metrics):
+    table = pq.read_table(work / "search/attribution/trials.parquet", columns=["chosen_k"])
+    chosen = sum(value is True for value in table["chosen_k"].to_pylist())
+    assert metrics["attribution"]["cross_validated"]["tried"] == chosen > 1
+
+
 def test_nearest_generated_slices_are_generated_slices_of_the_set(challenge, work):
     table = pq.read_table(work / "results/membership-warp.parquet").to_pydict()
     assert set(table) >= {"image_id", "score", "prediction", "nearest", "group"}

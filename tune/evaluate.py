@@ -194,7 +194,8 @@ def _by_silhouette(
     test: Space, known: Space, generators: np.ndarray, clustering: Clustering, ks: Sequence[int], device: str
 ) -> list[dict[str, Any]]:
     """One row for each k; the mean silhouette chooses among them."""
-    judged = next(score_on_known(known.x, generators, [replace_preparation(clustering)], device=device))
+    of_prepared = replace(clustering, components=0, standardise=False)
+    judged = next(score_on_known(known.x, generators, [of_prepared], device=device))
     of_test = {result.k: result for result in results(test, clustering, ks)}
     chosen = best_k({k: result.silhouettes[k] for k, result in of_test.items()})
     of_known = {result.k: result for result in results(known, clustering, [k for k in ks if k < len(known.x)])}
@@ -231,11 +232,6 @@ def _by_splits(test: Space, known: Space, generators: np.ndarray, clustering: Cl
         "scores": labels.astype(np.float64),
         "known": judged.worst,
     }
-
-
-def replace_preparation(clustering: Clustering) -> Clustering:
-    """The same clustering for slices that are prepared already."""
-    return replace(clustering, components=0, standardise=False)
 
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
