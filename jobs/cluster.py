@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.data import DataContext
 
 from gansfp.errors import UsageError
@@ -61,10 +62,23 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
             root = Path(__file__).parents[1]
             options["runtime_env"] = {"py_modules": [str(root / name) for name in PACKAGES]}
     try:
-        with nullcontext() if verbose else _closed_stderr():
+        with nullcontext() if verbose else _closed_stderr(), _on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, logging_level=level, log_to_driver=verbose, configure_logging=verbose, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(_no_cluster(address, one_line(error))) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts here is 127.0.0.1 to itself, and its processes listen there alone; else on every interface.
+
+    This is Ray's own switch, which is off on macOS and Windows; a loopback `_node_ip_address` it would replace.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
