@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -34,4 +35,5 @@ def alive(processes: dict[int, str]) -> list[int]:
 
 def end(processes: dict[int, str]) -> None:
     for pid in alive(processes):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may end by itself, now that those before it are gone
+            os.kill(pid, signal.SIGKILL)
