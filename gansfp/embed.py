@@ -8,6 +8,7 @@ number of feature kinds taken from it, and the weight-free features. Masks and `
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from gansfp.backbones import Backbone, Network, Preparation, check_runs, parse_b
 from gansfp.errors import UsageError
 from gansfp.lungs import get_mask
 from gansfp.slices import SIDE
+from gansfp.stopwatch import Stopwatch
 from gansfp.views import View, boxes, get_view, regions, resample
 from gansfp.weights import Weights, check_folder, load_weights
 
@@ -95,6 +97,7 @@ class Embedder:
     device: str = "cpu"
     precision: str = "bfloat16"
     batch_limit: int = 256
+    seconds: Counter[str] = field(init=False, default_factory=Counter)  # by step, of all calls together
     _networks: dict[tuple[str, int], Network] = field(init=False, default_factory=dict)
     _members: dict[str, list[Backbone]] = field(init=False, default_factory=dict)  # the backbones of a view
 
@@ -133,7 +136,9 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed(self, pixels: np.ndarray, masks: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        watch = Stopwatch(self.device)
         slices, lungs = self._upload(pixels).float(), self._upload(masks)
+        watch.mark("upload")
         found: dict[tuple[str, str], torch.Tensor] = {}
         for name, backbones in self._members.items():
             view = get_view(name)
@@ -145,27 +150,29 @@ class Embedder:
                 if backbone.kind == "timm":
                     together.setdefault((backbone.network, backbone.size), []).append(backbone)
                 else:
+                    watch.mark("view")
                     found[backbone.name, name] = WEIGHT_FREE[backbone.kind](backbone, slices, region, box)
+                    watch.mark("features")
             for key, wanted in together.items():
                 network = self._networks[key]
                 geometry = network.preparation.geometry
                 if geometry not in inputs:
                     inputs[geometry] = _input(network.preparation, viewed, view, box)
+                watch.mark("view")
                 vectors = network(inputs[geometry], wanted)
                 found |= {(backbone, name): vector for backbone, vector in vectors.items()}
-        return self._download(found)
+                watch.mark("forward")
+        on_host = {pair: vectors.to("cpu", non_blocking=True) for pair, vectors in found.items()}
+        watch.mark("download")
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)  # once, for all vectors
+        self.seconds.update(watch.seconds())
+        return {pair: vectors.numpy() for pair, vectors in on_host.items()}
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         """Onto the device; from pinned memory where it is a GPU, so that the host does not wait."""
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else tensor
-
-    def _download(self, found: Mapping[tuple[str, str], torch.Tensor]) -> dict[tuple[str, str], np.ndarray]:
-        """Off the device, waiting for it once for all vectors."""
-        on_host = {pair: vectors.to("cpu", non_blocking=True) for pair, vectors in found.items()}
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
-        return {pair: vectors.numpy() for pair, vectors in on_host.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,8 +19,9 @@ from gansfp.simulate import SimulationConfig, simulate
 from gansfp.weights import check_folder
 from jobs.cli import Parser, check_places, run, seed
 from jobs.cluster import add_cluster_options
-from jobs.embed import add_embedding_options, embed_config
+from jobs.embed import add_embedding_options, embed_config, embed_workers
 from jobs.final import add_final_options, final, final_config
+from jobs.lock import held
 from jobs.record import record_stage
 from jobs.summary import summary
 from tune.search import add_search_options, check_enough, choose_pairs, embed_and_search, search_config
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data and not options.work:
         raise UsageError("--work: got none, expected a folder or a URI for the results")
     decide, searches = final_config(options), {task: search_config(options, task) for task in TASKS}
+    embed_workers(options)  # refuses what cannot be, before anything is done
     # Names before places before weights: what is quick to tell is told first.
     embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
     check_folder(options.weights)
@@ -78,21 +80,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = {task: choose_pairs(task, options.backbones or (), options.views or (), options.weights) for task in TASKS}
     configs: dict[str, EmbedConfig] = {task: embed_config(options, pairs) for task, (pairs, _) in chosen.items()}
     weights = load_all_weights([b for config in configs.values() for b in config.backbones], options.weights)
-    started = time.monotonic()
-    catalog = update_catalog(data, work)
-    record_stage(work, "catalog", time.monotonic() - started, {"images": len(catalog)})
-    for note in catalog.notes:
-        log.warning("%s", note)
-    tasks = _tasks(catalog)
-    for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
-        log.warning("left out: %s", line)
-    for task in tasks:
-        check_enough(catalog, searches[task])
-    for task in tasks:
-        embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
-    metrics = final(data, work, decide, catalog, tasks)
-    print(summary(metrics))
-    log.info("results are in %s", store.join(work, "results"))
+    with held(work, "jobs.audit"):
+        started = time.monotonic()
+        catalog = update_catalog(data, work)
+        record_stage(work, "catalog", time.monotonic() - started, {"images": len(catalog)})
+        for note in catalog.notes:
+            log.warning("%s", note)
+        tasks = _tasks(catalog)
+        for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
+            log.warning("left out: %s", line)
+        for task in tasks:
+            check_enough(catalog, searches[task])
+        for task in tasks:
+            embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
+        metrics = final(data, work, decide, catalog, tasks)
+        print(summary(metrics))
+        log.info("results are in %s", store.join(work, "results"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,17 @@ from ray.data import ActorPoolStrategy, Dataset
 from gansfp import errors, shards, store
 from gansfp.catalog import Catalog, update_catalog
 from gansfp.embed import PRECISIONS, EmbedConfig, identity, is_out_of_memory, load_all_weights
-from gansfp.errors import DataError, GansfpError, WeightsError
+from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.lungs import MASKS
-from gansfp.views import VIEWS
+from gansfp.views import VIEWS, get_view
 from gansfp.weights import WEIGHT_ENDINGS, Weights
 from jobs.cli import Parser, check_places, names, positive, run, share
 from jobs.cluster import add_cluster_options, start_ray, usable_gpus
+from jobs.lock import held
 from jobs.progress import Progress
-from jobs.stages import COUNTS, EmbedActor, Pair, decode_block, write_block
+from jobs.record import record_stage
+from jobs.stages import EmbedActor, Pair, decode_block, write_block
+from jobs.tally import Tally, describe
 
 DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
@@ -39,9 +42,30 @@ CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take 
 CPU_BLOCK = 64  # slices a block, which is what tasks hand on and what a shard holds
 ACTOR_CPUS, TASK_CPUS = 0.25, 0.75  # an actor and a task a core; that they differ keeps Ray from fusing stages
 PASS = 512  # slices that lack the same pairs are worth a pass of their own, in which only those are computed
-NAMED = 100  # bad images named one by one
+MOST = 1 << 19  # slices a pass: its block list is held in memory, which a collection must not outgrow
+ROUNDS = 3  # passes over what is missing, should another run or a lost node have taken away what was done
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many actors embed, and on what. Raises UsageError where least is more than most.
+
+    gpus_per_actor: a share of a GPU. batch: slices on a device at once, None for what suits it. gpus: how many to count
+    on, also those that an autoscaler has yet to start; None: those that are there. least, most: actors asked for from
+    the start, and at any time; None: as many as there is room and work for.
+    """
+
+    gpus_per_actor: float = 1.0
+    batch: int | None = None
+    gpus: int | None = None
+    least: int | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.least and self.most and self.least > self.most:
+            raise UsageError(f"--min-actors: got {self.least}, more than --max-actors {self.most}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +82,9 @@ class Plan:
         _, of_row, counts = np.unique(self.wanted, axis=0, return_inverse=True, return_counts=True)
         own = (counts >= PASS)[of_row.reshape(-1)]
         groups = [np.flatnonzero(of_row.reshape(-1) == number) for number in np.flatnonzero(counts >= PASS)]
-        for rows in (*groups, np.flatnonzero(~own)):
-            if len(rows):
+        for group in (*groups, np.flatnonzero(~own)):
+            for start in range(0, len(group), MOST):
+                rows = group[start : start + MOST]
                 columns = np.flatnonzero(self.wanted[rows].any(0))
                 yield Plan(
                     [self.pairs[column] for column in columns],
@@ -100,17 +125,16 @@ def embed(
     work: str,
     config: EmbedConfig,
     weights: Mapping[str, Weights],
-    gpus_per_actor: float = 1.0,
-    batch: int | None = None,
-    gpus: int | None = None,
+    workers: Workers = Workers(),
     address: str | None = None,
     verbose: bool = False,
-) -> dict[str, int]:
+    stage: str = "embed",
+) -> dict[str, Any]:
     """Embeds what is missing: on the Ray this process is connected to, else, once something is missing, on start_ray's.
 
-    gpus: how many to count on, also those that an autoscaler has yet to start; None: those that are there.
-    Returns how many slices were done, and how many of them were resized, had no lungs, failed; {} where nothing was
-    missing. Raises GansfpError where a stage fails for a reason that a user can mend.
+    Returns what WORK/log keeps of it: how many slices were done, and how many of them were resized, had no lungs,
+    failed; seconds of work by step; {} where nothing was missing. Raises GansfpError where a stage fails for a reason
+    that a user can mend.
     """
     todo = plan(catalog, work, config, weights)
     if not todo.images:
@@ -119,55 +143,50 @@ def embed(
     log.info("embed: %d pairs of backbone and view for %s slices", len(todo.pairs), f"{len(todo.images):,}")
     if not ray.is_initialized():
         start_ray(address, verbose)
-    counts = dict.fromkeys(COUNTS, 0)
     shipped = ray.put(dict(weights))  # once into the object store, so once to each node
-    with Progress("embed", len(todo.images)) as progress:
-        for part in todo.passes():
-            for row in _rows(_pipeline(part, work, config, shipped, gpus_per_actor, batch, gpus)):
-                _tell(row, counts)
-                progress.set(counts["done"], counts[shards.FAILED])
-    if counts["resized"]:
-        log.info("%s slices were not 256x256 and were resized", f"{counts['resized']:,}")
-    if counts["no_lungs"]:
-        log.info("no lungs in %s slices: their lungs and outer views are the full slice", f"{counts['no_lungs']:,}")
-    if counts[shards.FAILED]:
-        log.warning("%s slices could not be read and have no embedding", f"{counts[shards.FAILED]:,}")
-    left = plan(
-        catalog, work, config, weights, retry=False
-    ).images  # also settles what another run may have written meanwhile
-    if left:
+    tally, lanes = Tally(), 0
+    with Progress(stage, len(todo.images)) as progress:
+        for _ in range(ROUNDS):
+            for part in todo.passes():
+                pipeline, actors = _pipeline(part, work, config, shipped, workers)
+                lanes = max(lanes, actors)
+                for row in _rows(pipeline):
+                    tally.add(row)
+                    progress.set(tally.counts["done"], tally.counts[shards.FAILED], tally.reasons)
+            todo = plan(catalog, work, config, weights, retry=False)  # settles what another run may have written, too
+            if not todo.images:
+                break
+    tally.summarise()
+    if todo.images:
         raise DataError(
-            f"{work}: got no embedding of {len(left)} slices, such as {left[0][0]!r}; run the command again"
+            f"{work}: got no embedding of {len(todo.images)} slices, such as {todo.images[0][0]!r}; "
+            "run the command again"
         )
-    return counts
+    facts = tally.facts(usable_gpus(workers.gpus) > 0, lanes, progress.running)
+    log.info("%s: %s", stage, describe(facts))
+    record_stage(work, stage, progress.seconds, facts, asdict(config) | asdict(workers) | {"actors": lanes})
+    return facts
 
 
 def _pipeline(
-    todo: Plan,
-    work: str,
-    config: EmbedConfig,
-    weights: ray.ObjectRef,
-    gpus_per_actor: float,
-    batch: int | None,
-    gpus: int | None,
-) -> Dataset:
-    """Decode, embed, write, as Ray Data runs them: one row for each block."""
-    devices, cores = usable_gpus(gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
-    gpu = devices > 0
-    each = int(1 / gpus_per_actor + 1e-6)  # actors on a GPU: what is left over cannot be joined with another's rest
-    most = devices * each if gpu else cores
-    batch = batch or (GPU_BATCH if gpu else CPU_BATCH)
+    todo: Plan, work: str, config: EmbedConfig, weights: ray.ObjectRef, workers: Workers
+) -> tuple[Dataset, int]:
+    """Decode, embed, write, as Ray Data runs them: one row for each block; and how many actors it may have."""
+    gpus, cores = usable_gpus(workers.gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    each = int(1 / workers.gpus_per_actor + 1e-6)  # actors on a GPU: what is left over cannot be joined with another's
+    most = workers.most or (gpus * each if gpus else cores)
+    batch, cpu_batch = workers.batch or GPU_BATCH, workers.batch or CPU_BATCH
     # Small jobs are cut so that every actor has work; larger blocks only save overhead.
-    block = batch if gpu else max(batch, min(CPU_BLOCK, -(-len(todo.images) // (2 * most))))
-    actors = max(1, min(most, -(-len(todo.images) // block)))
+    block = batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-len(todo.images) // (2 * most))))
+    most = max(1, workers.least or 1, min(most, -(-len(todo.images) // block)))
     # GPUs that an autoscaler has yet to start are asked for as the work needs them, and not waited for.
-    there = usable_gpus() * each if gpu else most
-    pool = ActorPoolStrategy(min_size=max(1, min(there, actors)), max_size=actors)
-    resources: dict[str, Any] = {"num_gpus": gpus_per_actor} if gpu else {"num_cpus": ACTOR_CPUS}
-    decode = {"pairs": todo.pairs, "mask_name": config.mask}
+    least = workers.least or max(1, min(most, usable_gpus() * each if gpus else most))
+    resources: dict[str, Any] = {"num_gpus": workers.gpus_per_actor} if gpus else {"num_cpus": ACTOR_CPUS}
+    needs_lungs = any(get_view(view).region != "all" for _, view in todo.pairs)
+    decode = {"pairs": todo.pairs, "mask_name": config.mask if needs_lungs else ""}
     write = {"work": work, "identities": todo.identities}
     embedded = (
-        ray.data.from_arrow(list(todo.blocks(block)))
+        ray.data.from_blocks(list(todo.blocks(block)))
         .map_batches(
             decode_block,  # type: ignore[arg-type]  # Ray types a function of one argument, fn_kwargs or not
             fn_kwargs=decode,
@@ -176,18 +195,19 @@ def _pipeline(
         )
         .map_batches(
             EmbedActor,
-            fn_constructor_args=(todo.pairs, weights, config.precision, gpu, batch),
+            fn_constructor_args=(todo.pairs, weights, config.precision, gpus > 0, batch, cpu_batch),
             batch_size=block,
-            compute=pool,
+            compute=ActorPoolStrategy(min_size=least, max_size=most),
             **resources,
         )
     )
-    return embedded.map_batches(
+    written = embedded.map_batches(
         write_block,  # type: ignore[arg-type]
         fn_kwargs=write,
         batch_size=None,
         num_cpus=TASK_CPUS,
     )
+    return written, most
 
 
 def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
@@ -201,19 +221,6 @@ def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
         if is_out_of_memory(error):
             raise GansfpError("out of memory with a single slice on the device; use smaller backbones") from error
         raise
-
-
-def _tell(row: Mapping[str, Any], counts: dict[str, int]) -> None:
-    """Adds a block's counts; says which images were bad, and where memory was short."""
-    for line in filter(None, row["bad"].split("\n")):
-        if counts.setdefault("named", 0) < NAMED:
-            log.warning("left out: %s", line)
-        counts["named"] += 1
-    for name in COUNTS:
-        counts[name] += int(row[name])
-    if row["limit"] and row["limit"] != counts.get("limit"):
-        counts["limit"] = int(row["limit"])
-        log.warning("out of memory on a device: it goes on with batches of %d slices", counts["limit"])
 
 
 def available(names: Sequence[str], folder: str | None) -> tuple[tuple[str, ...], list[str]]:
@@ -236,23 +243,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_embedding_options(parser)
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
-    views = options.views or DEFAULT_VIEWS
+    workers, views = embed_workers(options), options.views or DEFAULT_VIEWS
     # Names before places before weights: what is quick to tell is told first.
     embed_config(options, [(backbone, view) for backbone in options.backbones or DEFAULT_BACKBONES for view in views])
     check_places(options.data, options.work)
-    backbones = options.backbones
-    if not backbones:
-        backbones, left_out = available(DEFAULT_BACKBONES, options.weights)
-        for line in left_out:
-            log.warning("left out: %s", line)
-    config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
-    weights = load_all_weights(config.backbones, options.weights)
-    catalog = update_catalog(options.data, options.work)
-    for note in catalog.notes:
-        log.warning("%s", note)
-    work = store.absolute(options.work)
-    how = (options.gpus_per_actor, options.batch, options.gpus, options.address, options.verbose)
-    embed(catalog, work, config, weights, *how)
+    with held(options.work, "jobs.embed"):
+        backbones = options.backbones
+        if not backbones:
+            backbones, left_out = available(DEFAULT_BACKBONES, options.weights)
+            for line in left_out:
+                log.warning("left out: %s", line)
+        config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
+        weights = load_all_weights(config.backbones, options.weights)
+        catalog = update_catalog(options.data, options.work)
+        for note in catalog.notes:
+            log.warning("%s", note)
+        embed(catalog, store.absolute(options.work), config, weights, workers, options.address, options.verbose)
 
 
 def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -266,11 +272,20 @@ def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True
     parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
     parser.add_argument("--gpus-per-actor", type=share, default=1.0, help="a share: 0.5 puts two actors on a GPU")
     parser.add_argument("--batch", type=positive, help="slices on the device at once")
+    parser.add_argument("--min-actors", type=positive, help="embedding processes asked for from the start")
+    parser.add_argument(
+        "--max-actors", type=positive, help="embedding processes at any time (default: one a GPU or core)"
+    )
 
 
 def embed_config(options: argparse.Namespace, pairs: Sequence[Pair]) -> EmbedConfig:
     """The configuration that those options ask for. Raises UsageError for unknown names."""
     return EmbedConfig(tuple(pairs), options.lungs, options.precision)
+
+
+def embed_workers(options: argparse.Namespace) -> Workers:
+    """The workers that those options ask for. Raises UsageError for numbers that contradict each other."""
+    return Workers(options.gpus_per_actor, options.batch, options.gpus, options.min_actors, options.max_actors)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ python -m jobs.final --check FILE --ids IDS          checks anybody's CSV agains
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,12 +36,12 @@ from gansfp.verdict import (
     parse_rule,
 )
 from jobs.cli import Parser, positive, run, seed
-from jobs.record import read_records
+from jobs.lock import held
+from jobs.record import read_records, versions
 from jobs.results import Found, read_search, submit, submitted_ids, write_membership, write_result, write_table
 from jobs.summary import summary
 
 NEAREST = 3  # generated slices named beside each decision
-LIBRARIES = ("gansfp", "ray", "torch", "timm", "scikit-learn", "scikit-image", "scipy", "numpy", "pyarrow", "pillow")
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +77,7 @@ def final(
         unreadable |= found.best["unreadable"]
     records = read_records(work)
     metrics["run"] = {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        },
+        "versions": versions(),
         "seed": config.seed,
         "permutations": config.permutations,
         "seconds": {stage: record["seconds"] for stage, record in records.items()}
@@ -279,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.data or not options.work:
         raise UsageError("expected --data and --work, or --check FILE --ids IDS (see --help)")
     store.check_writable(options.work)
-    print(summary(final(options.data, store.absolute(options.work), final_config(options))))
+    with held(options.work, "jobs.final"):
+        print(summary(final(options.data, store.absolute(options.work), final_config(options))))
 
 
 def add_final_options(parser: Parser) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
 
 LOG_EVERY = 5.0  # seconds between two lines of a log
 LIVE_EVERY = 0.2  # seconds between two states of the live line
-WIDTH = 100
 
 
 class Progress:
@@ -17,6 +17,7 @@ class Progress:
     def __init__(self, stage: str, total: int, unit: str = "slices") -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.done = self.failed = 0
+        self.reasons = ""
         self._live = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first result came: start-up is not part of the rate
@@ -30,9 +31,9 @@ class Progress:
         """Counts `done` more, of which `failed` went wrong."""
         self.set(self.done + done, self.failed + failed)
 
-    def set(self, done: int, failed: int = 0) -> None:
-        """Sets the counts; shows them when it is time to."""
-        self.done, self.failed = done, failed
+    def set(self, done: int, failed: int = 0, reasons: str = "") -> None:
+        """Sets the counts, and why some failed; shows them when it is time to."""
+        self.done, self.failed, self.reasons = done, failed, reasons
         now = time.monotonic()
         if self._first is None and done:
             self._first = (now, done)
@@ -49,10 +50,15 @@ class Progress:
         return time.monotonic() - self._start
 
     @property
+    def running(self) -> float:
+        """Seconds since the first result."""
+        return time.monotonic() - self._first[0] if self._first else 0.0
+
+    @property
     def rate(self) -> float:
         """Units a second, without the time to the first result where that can be told."""
         if self._first and self.done > self._first[1]:
-            return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
+            return (self.done - self._first[1]) / max(self.running, 1e-9)
         return self.done / max(self.seconds, 1e-9)
 
     def _line(self) -> str:
@@ -62,10 +68,12 @@ class Progress:
 
     @property
     def _failures(self) -> str:
-        return f", {self.failed:,} failed" if self.failed else ""
+        reasons = f" ({self.reasons})" if self.reasons else ""
+        return f", {self.failed:,} failed{reasons}" if self.failed else ""
 
     def _draw(self, text: str) -> None:
-        print(f"\r{text:<{WIDTH}}", end="", file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and not be drawn over
+        print(f"\r{text[:width]:<{width}}", end="", file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

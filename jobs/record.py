@@ -1,21 +1,59 @@
-"""What each stage did, kept in WORK/log/<stage>.json for the final report: seconds, counts, what was left out."""
+"""What each stage did: one JSON line for each stage run in WORK/log/stages.jsonl."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
 
 from gansfp import store
+from gansfp.errors import DataError
+
+LIBRARIES = ("gansfp", "ray", "torch", "timm", "scikit-learn", "scikit-image", "scipy", "numpy", "pyarrow", "pillow")
 
 
-def record_stage(work: str, stage: str, seconds: float, facts: dict[str, Any] | None = None) -> None:
-    """Writes what a stage did; a later run of the same stage replaces it."""
-    told = {"stage": stage, "seconds": round(seconds, 2), **(facts or {})}
-    store.write_bytes_atomically(store.join(work, "log", f"{stage}.json"), json.dumps(told).encode())
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that make the figures."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def record_stage(
+    work: str, stage: str, seconds: float, facts: dict[str, Any], configuration: dict[str, Any] | None = None
+) -> None:
+    """Adds the line of a stage that has just ended. Raises DataError where WORK cannot be written."""
+    started = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    told = {
+        "stage": stage,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        **facts,
+        "configuration": configuration or {},
+        "versions": versions(),
+    }
+    place = _place(work)
+    # Written anew: object stores cannot append, and a line is there whole or not at all.
+    earlier = store.read_bytes(place) if store.exists(place) else b""
+    store.write_bytes_atomically(place, earlier + json.dumps(told).encode() + b"\n")
 
 
 def read_records(work: str) -> dict[str, dict[str, Any]]:
-    """What the stages of this WORK did, by stage."""
-    places = store.list_files(store.join(work, "log"), ".json")
-    records = [json.loads(store.read_bytes(place)) for place in places]
-    return {record["stage"]: record for record in sorted(records, key=lambda r: r["stage"])}
+    """The latest line of each stage of this WORK, by stage. Raises DataError for a file that is not JSON lines."""
+    place = _place(work)
+    if not store.exists(place):
+        return {}
+    try:
+        records = [json.loads(line) for line in store.read_bytes(place).splitlines()]
+        return {record["stage"]: record for record in sorted(records, key=lambda r: r["stage"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{place}: cannot be read ({store.one_line(error)}); remove it, it is a log alone") from error
+
+
+def _place(work: str) -> str:
+    return store.join(work, "log", "stages.jsonl")

@@ -15,48 +15,66 @@ import numpy as np
 from gansfp import shards, store
 from gansfp.lungs import get_mask
 from gansfp.slices import SIDE, decode
+from gansfp.stopwatch import Stopwatch
 
 Pair = tuple[str, str]
 Batch = dict[str, Any]
 
 COUNTS = ("done", "resized", "no_lungs", shards.FAILED)  # what is counted of a block, each by a column of one row
+STEPS = ("read", "decode", "mask", "features", "upload", "view", "forward", "download", "write")
+ON_CPU, ON_DEVICE = (*STEPS[:4], STEPS[8]), STEPS[4:8]
 THREADS = 8  # that read or write one block of a remote store
 
 
 def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
-    """CPU task: reads, decodes and masks the images of a block; a bad one is a row with its reason."""
+    """CPU task: reads, decodes and masks the images of a block; a bad one is a row with its reason.
+
+    mask_name: "" where no pair needs the lungs: nothing is masked then, and no slice is said to be without them.
+    """
+    watch = Stopwatch()
     uris = batch["uri"].tolist()
     with ThreadPoolExecutor(THREADS if any(map(store.is_remote, uris)) else 1) as readers:
         contents = list(readers.map(_read, uris))
+    watch.mark("read")
     n = len(uris)
     pixels, masks = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((n, SIDE, SIDE), bool)
-    sha256, resized = batch["sha256"].astype(object), np.zeros(n, bool)
+    sha256, no_lungs = batch["sha256"].astype(object), np.zeros(n, bool)
     status, error = np.full(n, "ok", object), np.full(n, "", object)
-    mask = get_mask(mask_name)
+    mask = get_mask(mask_name) if mask_name else None
     for row, (uri, content) in enumerate(zip(uris, contents, strict=True)):
         if isinstance(content, str):
             status[row], error[row] = shards.FAILED, content
             sha256[row] = ""  # nothing was seen of this file: it is tried again when it can be read
             continue
         slice_ = decode(content, uri)
+        watch.mark("decode")
         if slice_.pixels is None:
             status[row], error[row] = shards.FAILED, slice_.error
             if "needs pydicom" in slice_.error:
                 sha256[row] = ""  # nor of this one, before the package is there
             continue
-        pixels[row], masks[row] = slice_.pixels, mask(slice_.pixels)
-        resized[row] = slice_.status == "resized"
-        status[row] = slice_.status if masks[row].any() else "no_lungs"
+        pixels[row], status[row] = slice_.pixels, slice_.status
+        if mask:
+            masks[row] = mask(slice_.pixels)
+            no_lungs[row] = not masks[row].any()
+            watch.mark("mask")
     found = {
         **{name: column for name, column in batch.items() if name != "uri"},
         "sha256": sha256,
         "status": status,
         "error": error,
-        "resized": resized,
+        "no_lungs": no_lungs,
         "pixels": pixels,
         "mask": np.packbits(masks.reshape(n, -1), axis=1),
+        **_on_cpu(pairs, pixels, masks),
     }
-    return found | _on_cpu(pairs, pixels, masks)
+    watch.mark("features")
+    return found | {"seconds": _shared_out(watch.seconds(), n)}
+
+
+def _shared_out(seconds: Mapping[str, float], n: int) -> np.ndarray:
+    """A block's seconds as a column, (n, STEPS) float32, a share a row: blocks are cut and joined on their way."""
+    return np.tile(np.array([seconds.get(step, 0.0) for step in STEPS], np.float32) / n, (n, 1))
 
 
 def _read(uri: str) -> bytes | str:
@@ -86,7 +104,7 @@ class EmbedActor:
     """The device pass of one GPU, of a share of one, or of one core."""
 
     def __init__(
-        self, pairs: Sequence[Pair], weights: Any, precision: str, gpu: bool, batch: int
+        self, pairs: Sequence[Pair], weights: Any, precision: str, gpu: bool, batch: int, cpu_batch: int
     ) -> None:  # weights: an object reference to a Mapping[str, Weights]
         import ray
         import torch
@@ -94,12 +112,13 @@ class EmbedActor:
         from gansfp.backbones import parse_backbone
         from gansfp.embed import Embedder
 
-        if not gpu:
+        self.no_cuda = gpu and not torch.cuda.is_available()
+        device = "cuda" if gpu and not self.no_cuda else "cpu"
+        if device == "cpu":
             torch.set_num_threads(1)
-        self.pairs, self.batch = list(pairs), batch
+        self.pairs, self.batch = list(pairs), batch if device == "cuda" else cpu_batch
         on_device = [pair for pair in pairs if parse_backbone(pair[0]).kind != "lbp"]
-        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        self.embedder = Embedder(on_device, ray.get(weights), device, precision, batch)
+        self.embedder = Embedder(on_device, ray.get(weights), device, precision, self.batch)
 
     def __call__(self, batch: Batch) -> Batch:
         n = len(batch["image_id"])
@@ -108,25 +127,35 @@ class EmbedActor:
             masks = np.unpackbits(batch["mask"], axis=1).reshape(n, SIDE, SIDE).view(bool)
             vectors = self.embedder(np.array(batch["pixels"]), masks)  # a copy: what Ray hands out is read-only
             kept |= {vector_column(self.pairs, pair): found for pair, found in vectors.items()}
+        kept["seconds"] = batch["seconds"] + _shared_out(self.embedder.seconds, n)
+        self.embedder.seconds.clear()
         limit = self.embedder.batch_limit
-        return kept | {"limit": np.full(n, limit if limit < self.batch else 0)}  # what the driver is to tell
+        # what the driver is to tell
+        return kept | {"limit": np.full(n, limit if limit < self.batch else 0), "no_cuda": np.full(n, self.no_cuda)}
 
 
 def write_block(batch: Batch, work: str, identities: Sequence[Mapping[str, str]]) -> Batch:
     """CPU task: writes one shard a pair with the rows that lacked it. Returns one row that says what the block held."""
-    ids, hashes = batch["image_id"], batch["sha256"]
+    watch = Stopwatch()
+    ids, hashes, status = batch["image_id"], batch["sha256"], batch["status"].astype(str)
 
     def write(column: int) -> None:
         rows = np.flatnonzero(batch["wanted"][:, column])
         if len(rows):
             images = dict(zip(ids[rows].tolist(), hashes[rows].tolist(), strict=True))
+            masked = identities[column]["mask"]  # where it is not, a slice without lungs is one like any other
+            told = np.where(batch["no_lungs"], "no_lungs", status) if masked else status
             vectors = np.asarray(batch[f"vector_{column}"])[rows]
-            shards.write_shard(work, identities[column], images, batch["status"][rows], batch["error"][rows], vectors)
+            shards.write_shard(
+                work, identities[column], images, told[rows].tolist(), batch["error"][rows].tolist(), vectors
+            )
 
     with ThreadPoolExecutor(THREADS if store.is_remote(work) else 1) as writers:
         list(writers.map(write, range(len(identities))))
-    status = batch["status"].astype(str)
-    counts = (len(ids), batch["resized"].sum(), (status == "no_lungs").sum(), (status == shards.FAILED).sum())
+    watch.mark("write")
+    counts = (len(ids), (status == "resized").sum(), batch["no_lungs"].sum(), (status == shards.FAILED).sum())
     bad = [f"{image_id}: {error}" for image_id, error in zip(ids, batch["error"], strict=True) if error]
+    seconds = batch["seconds"].sum(0, keepdims=True) + _shared_out(watch.seconds(), 1)
     told = {name: np.array([count]) for name, count in zip(COUNTS, counts, strict=True)}
-    return told | {"limit": batch["limit"].max(keepdims=True), "bad": np.array(["\n".join(bad)], object)}
+    told |= {"bad": np.array(["\n".join(bad)], object), "seconds": seconds}
+    return told | {name: batch[name].max(keepdims=True) for name in ("limit", "no_cuda")}

@@ -25,7 +25,7 @@ from gansfp.lungs import threshold_mask
 from gansfp.phantom import draw_patient, draw_slice
 from gansfp.slices import load
 from jobs import cluster, stages
-from jobs.embed import NAMED, PASS, Plan, _pipeline, _rows, _tell, available, embed, plan
+from jobs.embed import MOST, PASS, Plan, Workers, _pipeline, _rows, available, embed, plan
 
 ROOT = Path(__file__).parents[1]
 BACKBONES, VIEWS = ("test_resnet@random", "highpass-w15-32", "lbp"), ("full", "lungs")
@@ -150,12 +150,13 @@ class TestOneRun:
         assert "5 slices could not be read and have no embedding" in said
         table = pq.read_table(next(Path(shards.folder(str(work[0]), PAIRS[0])).glob("*.parquet"))).schema
         assert table.names == ["image_id", "sha256", "status", "error", "embedding"]
-        statuses = Counter(
-            status
-            for path in Path(shards.folder(str(work[0]), PAIRS[0])).glob("*.parquet")
-            for status in pq.read_table(path)["status"].to_pylist()
-        )
-        assert statuses == {"ok": 58, "resized": 1, "no_lungs": 1, "failed": 5}
+        for pair, no_lungs in ((PAIRS[0], {}), (PAIRS[1], {"no_lungs": 1})):  # which the full view does not ask
+            statuses = Counter(
+                status
+                for path in Path(shards.folder(str(work[0]), pair)).glob("*.parquet")
+                for status in pq.read_table(path)["status"].to_pylist()
+            )
+            assert statuses == {"ok": 59 - len(no_lungs), "resized": 1, **no_lungs, "failed": 5}
 
     def test_nobody_but_us_says_anything(self, work):
         assert work[1].stdout == ""
@@ -196,7 +197,9 @@ class TestOnThisRay:
     def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
         config = EmbedConfig((("highpass", "full"),))
         todo = plan(catalog, str(tmp_path), config, {})
-        done = _pipeline(todo, str(tmp_path), config, ray.put({}), 1.0, 8, None).materialize()
+        pipeline, actors = _pipeline(todo, str(tmp_path), config, ray.put({}), Workers(batch=8))
+        done = pipeline.materialize()
+        assert actors == ray.cluster_resources()["CPU"]
         assert "MapBatches(decode_block)" in done.stats()
         assert "decode_block)->" not in done.stats()
         assert "EmbedActor)->" not in done.stats()
@@ -271,6 +274,10 @@ class TestPlan:
         assert passes[1].wanted.tolist() == [[True, True]] * 3 + [[True, False]]
         assert passes[1].images[3] == (f"i{PASS + 3}", f"u{PASS + 3}", f"h{PASS + 3}")
 
+    def test_passes_are_no_larger_than_memory_allows(self):
+        sizes = [len(part.images) for part in self.make(np.ones((MOST + 3, 1))).passes()]
+        assert sizes == [MOST, 3]
+
     def test_small_plans_are_one_pass(self):
         assert len(list(self.make([[False, True], [True, True], [True, False]]).passes())) == 1
 
@@ -307,13 +314,19 @@ class TestStages:
         wanted = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
         found = stages.decode_block(self.batch(tmp_path / "x", wanted), [], "threshold")
         found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([0, 4, 4])}
-        identities = [{"backbone": "a", "view": "full"}, {"backbone": "b", "view": "full"}]
+        found |= {"no_cuda": np.array([False, False, True])}
+        found["no_lungs"][0] = True
+        identities = [{"backbone": "a", "view": "full", "mask": ""}, {"backbone": "b", "view": "full", "mask": "x"}]
         told = stages.write_block(found, str(tmp_path / "w"), identities)
         assert rows_on_disk(tmp_path / "w", ("a", "full")) == ["x_000", "x_001"]
         assert rows_on_disk(tmp_path / "w", ("b", "full")) == ["x_001", "x_002"]
+        seconds = told.pop("seconds")
         assert {name: column.tolist() for name, column in told.items()} == {
-            "done": [3], "resized": [0], "no_lungs": [0], "failed": [0], "limit": [4], "bad": [""],
+            "done": [3], "resized": [0], "no_lungs": [1], "failed": [0], "limit": [4], "no_cuda": [True], "bad": [""],
         }  # fmt: skip
+        by_step = dict(zip(stages.STEPS, seconds[0], strict=True))
+        assert all(by_step[step] > 0 for step in ("read", "decode", "mask", "write"))
+        assert by_step["forward"] == 0  # there was no actor
 
     def test_worker_processes_do_without_torch(self):
         code = "import sys, jobs.stages; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
@@ -334,13 +347,3 @@ def test_nothing_to_do_needs_no_ray(data, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) == {}
     assert "nothing to do" in caplog.text
-
-
-def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
-    counts = dict.fromkeys(stages.COUNTS, 0)
-    row = {**dict.fromkeys(stages.COUNTS, 60), "bad": "\n".join(f"i{n}: empty file" for n in range(60)), "limit": 0}
-    for limit in (0, 0, 4, 4, 2):
-        _tell({**row, "limit": limit}, counts)
-    assert counts["failed"] == 300
-    assert caplog.text.count("left out: i") == NAMED
-    assert caplog.text.count("out of memory on a device") == 2

@@ -34,7 +34,8 @@ from gansfp.views import get_view
 from gansfp.weights import Weights
 from jobs.cli import Parser, check_places, names, positive, run, seed, share
 from jobs.cluster import add_cluster_options, start_ray
-from jobs.embed import add_embedding_options, available, embed, embed_config
+from jobs.embed import add_embedding_options, available, embed, embed_config, embed_workers
+from jobs.lock import held
 from jobs.progress import Progress
 from jobs.record import record_stage
 from tune import evaluate
@@ -91,7 +92,7 @@ def search(
     }
     store.write_bytes_atomically(store.join(problem.folder, "best.json"), json.dumps(best, indent=1).encode())
     facts = {"rows": table.num_rows, "failed": best["failed"], "left_out": list(left_out)}
-    record_stage(work, f"search-{config.task}", time.monotonic() - started, facts)
+    record_stage(work, f"search-{config.task}", time.monotonic() - started, facts, asdict(config))
     if best["failed"]:
         errors = sorted({error for error in table["error"].to_pylist() if error})
         log.warning("search %s: %d configurations failed, e.g. %s", config.task, best["failed"], errors[0])
@@ -239,17 +240,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     ks = tuple(_number(k) for k in options.k)
     config = search_config(options, options.task, ks)
+    embed_workers(options)  # refuses what cannot be, before anything is done
     check_places(options.data, options.work)
     pairs, left_out = choose_pairs(config.task, options.backbones or (), options.views or (), options.weights)
     for line in left_out:
         log.warning("left out: %s", line)
     embedding = embed_config(options, pairs)
     weights = load_all_weights(embedding.backbones, options.weights)
-    catalog, work = update_catalog(options.data, options.work), store.absolute(options.work)
-    for note in catalog.notes:
-        log.warning("%s", note)
-    check_enough(catalog, config)
-    embed_and_search(catalog, work, config, embedding, weights, left_out, options)
+    with held(options.work, "tune.search"):
+        catalog, work = update_catalog(options.data, options.work), store.absolute(options.work)
+        for note in catalog.notes:
+            log.warning("%s", note)
+        check_enough(catalog, config)
+        embed_and_search(catalog, work, config, embedding, weights, left_out, options)
 
 
 def embed_and_search(
@@ -262,11 +265,8 @@ def embed_and_search(
     options: argparse.Namespace,
 ) -> None:
     """Embeds what the search lacks, then searches, on the Ray that the options name."""
-    started = time.monotonic()
-    how = (options.gpus_per_actor, options.batch, options.gpus, options.address, options.verbose)
-    counts = embed(catalog.select(task=config.task), work, embedding, weights, *how)
-    if counts:
-        record_stage(work, f"embed-{config.task}", time.monotonic() - started, counts)
+    images, stage = catalog.select(task=config.task), f"embed-{config.task}"
+    embed(images, work, embedding, weights, embed_workers(options), options.address, options.verbose, stage)
     start_ray(options.address, options.verbose)
     search(catalog, work, config, embedding, weights, left_out)
 

@@ -1,0 +1,58 @@
+"""One run at a time on a WORK: the second is told who holds it.
+
+Two runs would do the same work twice and clear away each other's shards. The lock is the kernel's, on WORK/.lock, so it
+is gone with the process that held it, however that ended, and never has to be removed by hand. Object stores have no
+such lock: there two runs do the work twice, and both end right.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+
+from gansfp import store
+from gansfp.errors import DataError
+
+NAME = ".lock"
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(work: str, command: str) -> Iterator[None]:
+    """Holds WORK for as long as the context lasts. Makes its folder.
+
+    Raises DataError where another process holds it, here or on another machine that shares the folder.
+    """
+    if store.is_remote(work):
+        yield
+        return
+    folder = store.absolute(work)
+    place = os.path.join(folder, NAME)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        file = open(place, "a+", encoding="utf-8")  # noqa: SIM115  # closed below, and with it the lock
+    except OSError as error:
+        raise DataError(f"{work}: the work folder cannot be made or written ({store.one_line(error)})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise DataError(
+                f"{work}: {file.read() or 'another run'} works on it; wait for its end, or end it"
+            ) from None
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s); let no other run work on it", work, store.one_line(error))
+        since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        with suppress(OSError):  # on a full disk nobody is named, but the lock holds
+            os.ftruncate(file.fileno(), 0)
+            os.write(
+                file.fileno(), f"{command} (process {os.getpid()} on {socket.gethostname()}, since {since})".encode()
+            )
+        yield
