@@ -179,14 +179,14 @@ def _pipeline(
     # Small jobs are cut so that every actor has work; larger blocks only save overhead.
     block = batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-len(todo.images) // (2 * most))))
     most = max(1, workers.least or 1, min(most, -(-len(todo.images) // block)))
-    # GPUs that an autoscaler has yet to start are asked for as the work needs them, and not waited for.
-    least = workers.least or max(1, min(most, usable_gpus() * each if gpus else most))
+    # GPUs that an autoscaler has yet to start take minutes to come: all are asked for now, and none is waited for.
+    least = workers.least or max(1, min(most, gpus * each if gpus else most))
     resources: dict[str, Any] = {"num_gpus": workers.gpus_per_actor} if gpus else {"num_cpus": ACTOR_CPUS}
     needs_lungs = any(get_view(view).region != "all" for _, view in todo.pairs)
     decode = {"pairs": todo.pairs, "mask_name": config.mask if needs_lungs else ""}
     write = {"work": work, "identities": todo.identities}
     embedded = (
-        ray.data.from_blocks(list(todo.blocks(block)))
+        ray.data.from_blocks(list(todo.blocks(block)))  # from_arrow asks for a core a block, and so starts nodes
         .map_batches(
             decode_block,  # type: ignore[arg-type]  # Ray types a function of one argument, fn_kwargs or not
             fn_kwargs=decode,
