@@ -105,7 +105,7 @@ class Embedder:
         for name, view in self.pairs:
             backbone = parse_backbone(name)
             if backbone.kind == "lbp":
-                raise UsageError(f"backbone {name!r} is computed on CPUs, by cpu_features")
+                raise UsageError(f"backbone {name!r} is computed on CPUs, by gansfp.patterns")
             key = (backbone.network, backbone.size)
             if backbone.kind == "timm" and key not in self._networks:  # one for all views and kinds of features
                 self._networks[key] = Network(backbone, self.weights[key[0]], self.device, self.precision)
@@ -201,24 +201,3 @@ WEIGHT_FREE: dict[str, Callable[[Backbone, torch.Tensor, torch.Tensor, torch.Ten
     "highpass": _highpass,
     "residual": _residual,
 }
-
-
-def cpu_features(
-    pairs: Sequence[tuple[str, str]], pixels: np.ndarray, mask: np.ndarray
-) -> dict[tuple[str, str], np.ndarray]:
-    """The `lbp` pairs of one slice: {(backbone, view): (d,) float32}.
-
-    pixels: (256, 256) uint8; mask: (256, 256) bool, its lungs.
-    """
-    wanted = [(parse_backbone(name), view) for name, view in pairs if parse_backbone(name).kind == "lbp"]
-    if not wanted:
-        return {}
-    codes, lungs = texture.lbp_codes(pixels), torch.from_numpy(mask)[None]
-    return {
-        (backbone.name, view): texture.summarise_lbp(
-            codes,
-            regions(lungs, get_view(view))[0].numpy(),
-            "mean" if backbone.features == "mean" else "histogram",
-        )
-        for backbone, view in wanted
-    }

@@ -1,18 +1,14 @@
-"""Features without weights: high-pass slices for membership, residual statistics and binary patterns for attribution.
+"""Features without weights: high-pass slices for membership, residual statistics for attribution.
 
-highpass and residual take batches on their device; lbp takes one slice on the CPU. All are finite on any slice, and a
-slice's features do not depend on the batch it is in. Grey levels are 0 to 255.
+Both take batches on their device. They are finite on any slice, and a slice's features do not depend on the batch it is
+in. Grey levels are 0 to 255.
 """
 
 import math
 from functools import cache
-from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
-from skimage.feature import local_binary_pattern
 from torch import Tensor
 
 from gansfp.errors import UsageError
@@ -187,33 +183,3 @@ def _hann(device: torch.device) -> Tensor:
     """A Hann window of the slice's size, against the leakage of its borders."""
     window = torch.hann_window(SIDE, periodic=False, device=device)
     return window[:, None] * window
-
-
-def lbp_codes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Uniform local binary patterns of 8 neighbours at 1 pixel (Ojala et al. 2002): (256, 256) uint8, codes 0 to 9."""
-    return local_binary_pattern(pixels, P=8, R=1, method="uniform").astype(np.uint8)
-
-
-def lbp(
-    pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: Literal["histogram", "mean"] = "histogram"
-) -> NDArray[np.float32]:
-    """Local binary patterns of one slice over a region: their histogram, or their mean code as one number.
-
-    Codes are taken on the whole slice, so that the region's outline makes none. pixels: (256, 256) uint8; region:
-    (256, 256) bool. Returns (10,) float32 that sums to 1, or (1,) float32; zeros for an empty region.
-    Raises UsageError for another output.
-    """
-    return summarise_lbp(lbp_codes(pixels), region, output)
-
-
-def summarise_lbp(
-    codes: NDArray[np.uint8], region: NDArray[np.bool_], output: Literal["histogram", "mean"] = "histogram"
-) -> NDArray[np.float32]:
-    """What lbp returns, from lbp_codes: for several regions of one slice, since the codes are what takes the time."""
-    counts = np.bincount(codes[region], minlength=10)
-    shares = counts / max(1, counts.sum())
-    if output == "histogram":
-        return shares.astype(np.float32)
-    if output == "mean":
-        return np.array([shares @ np.arange(10)], dtype=np.float32)
-    raise UsageError(f"lbp output: got {output!r}, expected one of ['histogram', 'mean']")

@@ -89,7 +89,7 @@ def _on_cpu(pairs: Sequence[Pair], pixels: np.ndarray, masks: np.ndarray) -> Bat
     """The columns of the pairs that are computed here, by slice."""
     if not any(backbone.startswith("lbp") for backbone, _ in pairs):
         return {}
-    from gansfp.embed import cpu_features
+    from gansfp.patterns import cpu_features
 
     rows = [cpu_features(pairs, *one) for one in zip(pixels, masks, strict=True)]
     return {vector_column(pairs, pair): np.stack([row[pair] for row in rows]) for pair in rows[0]}

@@ -6,7 +6,7 @@ import torch
 
 from gansfp import embed as module
 from gansfp import texture
-from gansfp.embed import EmbedConfig, Embedder, cpu_features, identity, is_out_of_memory, load_all_weights
+from gansfp.embed import EmbedConfig, Embedder, identity, is_out_of_memory, load_all_weights
 from gansfp.errors import UsageError
 from gansfp.lungs import threshold_mask
 from gansfp.phantom import draw_patient, draw_slice
@@ -119,14 +119,8 @@ def test_weight_free_pairs_are_textures(slices, weights):
     np.testing.assert_allclose(found["residual", "lungs"], texture.residual(pixels, region).numpy(), atol=1e-5)
 
 
-def test_lbp_of_a_slice(slices):
-    pairs = [("lbp", "full"), ("lbp", "lungs"), ("lbp-mean", "outer"), ("highpass", "full")]
-    found = cpu_features(pairs, slices[0][0], slices[1][0])
-    assert set(found) == set(pairs[:3])
-    np.testing.assert_array_equal(found["lbp", "full"], texture.lbp(slices[0][0], np.ones((256, 256), bool)))
-    np.testing.assert_array_equal(found["lbp", "lungs"], texture.lbp(slices[0][0], slices[1][0]))
-    np.testing.assert_array_equal(found["lbp-mean", "outer"], texture.lbp(slices[0][0], ~slices[1][0], "mean"))
-    with pytest.raises(UsageError, match="lbp"):
+def test_lbp_is_not_for_the_device():
+    with pytest.raises(UsageError, match="'lbp' is computed on CPUs"):
         Embedder([("lbp", "full")], {})
 
 

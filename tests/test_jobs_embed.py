@@ -328,9 +328,18 @@ class TestStages:
         assert all(by_step[step] > 0 for step in ("read", "decode", "mask", "write"))
         assert by_step["forward"] == 0  # there was no actor
 
-    def test_worker_processes_do_without_torch(self):
-        code = "import sys, jobs.stages; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    def test_worker_processes_do_without_torch(self, data):
+        code = (
+            "import sys, numpy as np; from jobs.stages import decode_block;"
+            "row = {'image_id': ['a'], 'uri': [sys.argv[1]], 'sha256': ['']};"
+            "block = {name: np.array(values) for name, values in row.items()};"
+            "pairs = [('resnet50', 'full'), ('lbp', 'lungs'), ('lbp-mean', 'outer')];"
+            "found = decode_block(block, pairs, 'threshold');"
+            "assert found['status'][0] == 'ok' and found['vector_1'].shape == (1, 10);"
+            "sys.exit(bool({'torch', 'timm', 'skimage'} & sys.modules.keys()))"
+        )
+        image = sorted(data.rglob("*.png"))[0]
+        assert subprocess.run([sys.executable, "-c", code, str(image)], cwd=ROOT).returncode == 0
 
 
 def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):

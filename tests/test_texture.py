@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy import fft, ndimage
-from skimage.feature import local_binary_pattern
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
@@ -180,29 +179,6 @@ def test_autocast_changes_nothing():
         inside = texture.highpass(slices, regions, FULL.expand(3, 4)), texture.residual(slices, regions)
     assert torch.equal(inside[0], texture.highpass(slices, regions, FULL.expand(3, 4)))
     assert torch.equal(inside[1], texture.residual(slices, regions))
-
-
-def test_lbp_equals_scikit_image():
-    pixels, region = some_slices(2)[1].numpy(), some_regions(2)[1].numpy()
-    codes = local_binary_pattern(pixels, 8, 1, "uniform")[region]
-    histogram = texture.lbp(pixels, region)
-    np.testing.assert_allclose(histogram, [(codes == k).mean() for k in range(10)], atol=1e-6)
-    assert histogram.sum() == pytest.approx(1, abs=1e-6)
-    mean = texture.lbp(pixels, region, "mean")
-    assert mean.shape == (1,)
-    assert mean[0] == pytest.approx(codes.mean(), abs=1e-5)
-
-
-def test_lbp_of_odd_slices_and_empty_regions_is_finite():
-    for pixels in odd_slices().numpy():
-        for region in (pixels >= 0, pixels < 0):
-            for output in ("histogram", "mean"):
-                assert np.isfinite(texture.lbp(pixels, region, output)).all()
-
-
-def test_lbp_refuses_another_output():
-    with pytest.raises(UsageError, match="got 'median'"):
-        texture.lbp(some_slices(1)[0].numpy(), np.ones((256, 256), bool), "median")
 
 
 def test_residual_tells_generators_apart(shared):
