@@ -13,8 +13,10 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from gansfp.distances import LINKAGES, METRICS, cuts, dendrogram, pca, self_distances, standardise
+from gansfp.dendrograms import LINKAGES
+from gansfp.distances import MAX_MEMORY, METRICS, pca, standardise
 from gansfp.errors import UsageError
+from gansfp.space import Space
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 COVARIANCES = ("full", "diag", "tied", "spherical")
@@ -78,20 +80,26 @@ class Result:
 
 
 def cluster(
-    x: np.ndarray, clustering: Clustering, k: int | str, k_range: Iterable[int] = range(2, 13), device: str = "cpu"
+    x: np.ndarray,
+    clustering: Clustering,
+    k: int | str,
+    k_range: Iterable[int] = range(2, 13),
+    device: str = "cpu",
+    limit: int = MAX_MEMORY,
 ) -> Result:
     """Cluster x (n, d) float32 into k clusters; with k "auto" into that k of k_range whose mean silhouette is largest.
 
     The smallest k wins a tie. The silhouette judges all methods alike, Gaussian mixtures too, on the distances that
-    were clustered (euclidean but for "hierarchical"); it cannot say that there is but one generator. Raises UsageError
-    for a k above the number of slices, and where no k of the range is below it.
+    were clustered (euclidean but for "hierarchical"); it cannot say that there is but one generator. Above `limit`
+    bytes it is an approximation (gansfp/space.py). Raises UsageError for a k above the number of slices, and where no k
+    of the range is below it.
     """
     if k != "auto":
-        return next(cluster_many(x, [clustering], [int(k)], device))
+        return next(cluster_many(x, [clustering], [int(k)], device, limit))
     ks = [i for i in k_range if 2 <= i < len(x)]
     if not ks:
         raise UsageError(f"clusters: got {len(x)} slices, too few to choose their number from {list(k_range)}")
-    by_k = {r.k: r for r in cluster_many(x, [clustering], ks, device)}
+    by_k = {r.k: r for r in cluster_many(x, [clustering], ks, device, limit)}
     looked_at = {i: by_k[i].silhouettes[i] for i in ks}
     return replace(by_k[best_k(looked_at)], silhouettes=looked_at)
 
@@ -102,77 +110,59 @@ def best_k(silhouettes: dict[int, float]) -> int:
 
 
 def cluster_many(
-    x: np.ndarray, clusterings: Sequence[Clustering], ks: Iterable[int], device: str = "cpu"
+    x: np.ndarray,
+    clusterings: Sequence[Clustering],
+    ks: Iterable[int],
+    device: str = "cpu",
+    limit: int = MAX_MEMORY,
 ) -> Iterator[Result]:
     """Every clustering of x (n, d) float32 at every k: one Result each, with the silhouette of its k.
 
     What clusterings share is computed once: z-scores and PCA, the distances of each metric, the dendrogram of each
-    linkage. So results come in order of the preparation (as it first appears), not of the clusterings. The distances
-    of one preparation are held at a time: 4 * n^2 bytes for each metric.
+    linkage. So results come in order of the preparation (as it first appears), not of the clusterings. What grows by
+    n^2, for one preparation at a time, takes at most `limit` bytes (gansfp/space.py).
     """
     ks = sorted(set(ks))
-    for space, sharing in spaces(x, clusterings, device):
+    for space, sharing in spaces(x, clusterings, device, limit):
         for clustering in sharing:
             yield from results(space, clustering, ks)
 
 
 def spaces(
-    x: np.ndarray, clusterings: Iterable[Clustering], device: str = "cpu"
-) -> Iterator[tuple["Space", list[Clustering]]]:
+    x: np.ndarray, clusterings: Iterable[Clustering], device: str = "cpu", limit: int = MAX_MEMORY
+) -> Iterator[tuple[Space, list[Clustering]]]:
     """Each way that some of the clusterings prepare x (n, d) float32, done once, with those that share it."""
     sharing: dict[tuple[bool, int | float], list[Clustering]] = {}
     for clustering in clusterings:
         sharing.setdefault((clustering.standardise, clustering.components), []).append(clustering)
     for (scaled, components), those in sharing.items():
-        yield Space(prepare(x, scaled, components, device), device), those
+        yield Space(prepare(x, scaled, components, device, limit), device, limit, those[0].seed), those
 
 
-def results(space: "Space", clustering: Clustering, ks: Sequence[int]) -> Iterator[Result]:
+def results(space: Space, clustering: Clustering, ks: Sequence[int]) -> Iterator[Result]:
     """One Result for every k, of slices that are prepared already. Raises UsageError for a k above their number."""
     n = len(space.x)
     for k in ks:
         if not 1 <= k <= n:
             raise UsageError(f"clusters: got k={k} for {n} slices, expected 1 to {n}")
-    labelings = METHODS[clustering.method](space, clustering, ks)
-    values = silhouettes(space.distances(clustering.metric), [labelings[k] for k in ks])
-    for k, value in zip(ks, values.tolist(), strict=True):
-        yield Result(clustering, by_size(labelings[k]), k, {k: value})
+    missing = [k for k in ks if (clustering, k) not in space.found]
+    if missing:
+        labelings = METHODS[clustering.method](space, clustering, missing)
+        values = space.silhouettes(clustering.metric, [labelings[k] for k in missing])
+        for k, value in zip(missing, values.tolist(), strict=True):
+            space.found[clustering, k] = Result(clustering, by_size(labelings[k]), k, {k: value})
+    yield from (space.found[clustering, k] for k in ks)
 
 
-def prepare(x: np.ndarray, scaled: bool, components: int | float, device: str = "cpu") -> np.ndarray:
+def prepare(
+    x: np.ndarray, scaled: bool, components: int | float, device: str = "cpu", limit: int = MAX_MEMORY
+) -> np.ndarray:
     """What is clustered: x (n, d) float32 after z-scores, if scaled, and PCA, unless components is 0.
 
     Both are fitted to x itself, so that nothing but the slices at hand decides.
     """
     x = standardise(x, x) if scaled else np.asarray(x, dtype=np.float32)
-    return pca(x, components, device).transform(x, device) if components else x
-
-
-def silhouettes(distances: np.ndarray, labelings: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean silhouette of each labelling, (r,) float64, from one product; nan for one cluster or as many as slices.
-
-    distances: (n, n) float32 symmetric, labelings: r times (n,) int. Equal to sklearn.metrics.silhouette_score.
-    """
-    n = len(distances)
-    codes = [np.unique(labels, return_inverse=True)[1] for labels in labelings]
-    sizes = [np.bincount(c) for c in codes]
-    indicators = np.concatenate([np.eye(len(size))[c] for c, size in zip(codes, sizes, strict=True)], axis=1)
-    # in float64, a strip at a time: the choice of k must not hang on what else is summed in the same product
-    sums = np.concatenate([distances[i : i + 1024].astype(np.float64) @ indicators for i in range(0, n, 1024)])
-    parts = np.split(sums, np.cumsum([len(size) for size in sizes])[:-1], axis=1)
-    out = np.full(len(codes), np.nan)
-    each = np.arange(n)
-    for i, (c, size, total) in enumerate(zip(codes, sizes, parts, strict=True)):
-        if 2 <= len(size) < n:
-            inside = total[each, c] / np.maximum(size[c] - 1, 1)
-            means = total / size
-            means[each, c] = np.inf
-            outside = means.min(1)
-            larger = np.maximum(inside, outside)
-            # a slice alone in its cluster counts 0, and so does one on top of both clusters
-            value = np.where((size[c] > 1) & (larger > 0), (outside - inside) / np.where(larger > 0, larger, 1), 0)
-            out[i] = value.mean()
-    return out
+    return pca(x, components, device, limit).transform(x, device) if components else x
 
 
 def by_size(labels: np.ndarray) -> np.ndarray:
@@ -183,38 +173,8 @@ def by_size(labels: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
-class Space:
-    """One prepared matrix, and what is computed from it once: distances of each metric, dendrogram of each linkage."""
-
-    def __init__(self, x: np.ndarray, device: str) -> None:
-        self.x, self.device = x, device
-        self._distances: dict[str, np.ndarray] = {}
-        self._trees: dict[tuple[str, str], np.ndarray] = {}
-        self._whole: tuple[Space, np.ndarray] | None = None
-
-    def part(self, rows: np.ndarray) -> "Space":
-        """The same for some of the rows, with distances taken from these."""
-        part = Space(self.x[rows], self.device)
-        part._whole = self, rows
-        return part
-
-    def distances(self, metric: str) -> np.ndarray:
-        if metric not in self._distances:
-            if self._whole:
-                space, rows = self._whole
-                self._distances[metric] = space.distances(metric)[np.ix_(rows, rows)]
-            else:
-                self._distances[metric] = self_distances(self.x, metric, self.device)
-        return self._distances[metric]
-
-    def tree(self, linkage: str, metric: str) -> np.ndarray:
-        if (linkage, metric) not in self._trees:
-            self._trees[linkage, metric] = dendrogram(self.distances(metric), linkage, metric)
-        return self._trees[linkage, metric]
-
-
 def _hierarchical(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
-    return cuts(space.tree(clustering.linkage, clustering.metric), ks)
+    return space.cuts(clustering.linkage, clustering.metric, ks)
 
 
 def _kmeans(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:

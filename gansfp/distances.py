@@ -1,17 +1,17 @@
-"""Distances, principal components and dendrograms: what clustering, scores and neighbours stand on.
+"""Distances and principal components: what clustering, scores and neighbours stand on.
 
 Large products run in torch on the given device, block by block, in float64: float32 products lose the small distances
 between near-identical slices, which are what membership inference looks for, and would make ties depend on the device.
+What takes memory by the square of the number of slices says so; where there are too many for it, see gansfp/space.py.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
-import scipy.cluster.hierarchy as hierarchy
 import torch
-from scipy.spatial.distance import squareform
 
 from gansfp.errors import UsageError
 
@@ -40,7 +40,8 @@ METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "manhattan": _manhattan,
     "cosine": _cosine,
 }
-LINKAGES = ("ward", "average", "complete", "single")
+MAX_MEMORY = 4_000_000_000  # bytes; a fixed number, so that a seed means the same on every machine
+PAIRS = 1 << 22  # distances that are looked at together where not all are kept: 16 MB
 
 
 def matrix_bytes(n: int, m: int) -> int:
@@ -81,6 +82,29 @@ def self_distances(x: np.ndarray, metric: str = "euclidean", device: str = "cpu"
     return out
 
 
+def nearest(
+    x: np.ndarray, y: np.ndarray, most: int, metric: str = "euclidean", device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `most` nearest rows of y to each row of x: their distances (n, most) float32, rising, and rows (n, most).
+
+    Fewer where y has fewer; of equals the first. x: (n, d), y: (m, d) float32; beside the result it takes the memory of
+    PAIRS distances, or of m.
+    """
+    most = min(most, len(y))
+    apart, rows = np.empty((len(x), most), np.float32), np.empty((len(x), most), np.int64)
+    for part in strips(len(x), len(y)):
+        found = pairwise(x[part], y, metric, device)
+        rows[part] = np.argsort(found, axis=1, kind="stable")[:, :most]
+        apart[part] = np.take_along_axis(found, rows[part], axis=1)
+    return apart, rows
+
+
+def strips(n: int, m: int) -> Iterator[slice]:
+    """n rows in parts that have at most PAIRS distances to m others each, or one row."""
+    step = max(1, PAIRS // max(m, 1))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
 def _state(x: np.ndarray, y: np.ndarray, metric: str) -> None:
     """Check what is asked, and say how much memory it takes before it is taken."""
     if metric not in METRICS:
@@ -115,14 +139,27 @@ class Projection:
         return np.concatenate(parts) if parts else np.empty((0, len(self.components)), dtype=np.float32)
 
 
-def pca(x: np.ndarray, components: int | float, device: str = "cpu") -> Projection:
+def fitted_rows(n: int, d: int, limit: int) -> int:
+    """How many of n slices of d numbers principal components are fitted to within `limit` bytes: the square matrix of
+    the slices or of the numbers, whichever is smaller, is held about four times in float64."""
+    most = isqrt(limit // 32)
+    return n if min(n, d) <= most else most
+
+
+def pca(
+    x: np.ndarray, components: int | float, device: str = "cpu", limit: int = MAX_MEMORY, seed: int = 0
+) -> Projection:
     """Principal components of x (n, d) float32: a whole number, or as few as keep that share of the variance in (0, 1).
 
+    Where their square matrix would take more than `limit` bytes, those of a random part of the slices (fitted_rows).
     From the eigenvectors of the smaller of the (n, n) Gram and the (d, d) covariance matrix, in float64. Equal to
     sklearn.decomposition.PCA(svd_solver="full"); the sign is such that each component's largest loading is positive. A
     component beyond the rank of x (duplicates) explains nothing and may be a zero vector. Raises UsageError for a
     number that x cannot give.
     """
+    used = fitted_rows(*x.shape, limit)
+    if used < len(x):
+        x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:used])]
     n, d = x.shape
     most = min(n - 1, d)
     whole = isinstance(components, (int, np.integer))
@@ -159,97 +196,13 @@ def standardise(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
     x: (n, d), reference: (m, d); returns (n, d) float32.
     """
     constant = reference.max(0) == reference.min(0)
+    mean = reference.mean(0, dtype=np.float64)
     spread = np.where(constant, 1, reference.std(0, dtype=np.float64))
-    scores = (x - reference.mean(0, dtype=np.float64)) / spread
-    return np.where(constant, 0, scores).astype(np.float32)
-
-
-def dendrogram(distances: np.ndarray, linkage: str = "ward", metric: str = "euclidean") -> np.ndarray:
-    """Hierarchical clustering as scipy's linkage matrix Z (n-1, 4) float64, from self_distances (n, n) of that metric.
-
-    Takes a condensed float64 copy, 4 * n * (n - 1) bytes. Raises UsageError for an unknown linkage, for ward on
-    anything but euclidean distances, and for fewer than two slices.
-    """
-    if linkage not in LINKAGES:
-        raise UsageError(f"linkage: got {linkage!r}, expected one of {list(LINKAGES)}")
-    if linkage == "ward" and metric != "euclidean":
-        raise UsageError(f"linkage 'ward' needs the metric 'euclidean', got {metric!r}")
-    if len(distances) < 2:
-        raise UsageError(f"hierarchical clustering needs at least 2 slices, got {len(distances)}")
-    return hierarchy.linkage(squareform(distances, checks=False), linkage)
-
-
-def cuts(tree: np.ndarray, ks: Iterable[int]) -> dict[int, np.ndarray]:
-    """Labels of a dendrogram cut into exactly k clusters, for every k asked: {k: (n,) int64 in 0..k-1}.
-
-    tree: Z of `dendrogram`. Clusters are numbered by their first member. Raises UsageError for a k above the number of
-    slices.
-    """
-    nodes = {k: _nodes(tree, k) for k in ks}
-    return {k: _numbered_by_first(roots)[0] for k, roots in nodes.items()}
-
-
-def cut(tree: np.ndarray, k: int) -> np.ndarray:
-    """cuts for one k: (n,) int64 labels in 0..k-1."""
-    return cuts(tree, [k])[k]
-
-
-def cluster_centres(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean of each cluster. x: (n, d), labels: (n,) in 0..k-1, none empty; returns (k, d) float32."""
-    order = np.argsort(labels, kind="stable")
-    sizes = np.bincount(labels)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    return (np.add.reduceat(x[order], starts, dtype=np.float64) / sizes[:, None]).astype(np.float32)
-
-
-def dendrogram_centres(x: np.ndarray, tree: np.ndarray, ks: Iterable[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """The centres of all cuts of one dendrogram, each computed once: cuts at k and k + 1 differ in one merge only.
-
-    x: (n, d), tree: Z of `dendrogram`. Returns the centres (m, d) float32, m < 2 * max(ks), and for every k the (k,)
-    rows that are its clusters' centres, in the order of cut(tree, k). So the distances to all centres of all k are one
-    `pairwise`, and one k is a choice of its columns.
-    """
-    ks = sorted(set(ks), reverse=True)
-    n = len(tree) + 1
-    roots = {k: _nodes(tree, k) for k in ks}
-    finest, _ = _numbered_by_first(roots[ks[0]])
-    sums = cluster_centres(x, finest).astype(np.float64) * np.bincount(finest)[:, None]
-    centres: dict[int, np.ndarray] = {}
-    sizes: dict[int, int] = {}
-    for node, total, size in zip(_first_nodes(roots[ks[0]]), sums, np.bincount(finest), strict=True):
-        centres[node], sizes[node] = total, int(size)
-    for step in range(n - ks[0], n - ks[-1]):  # the merges between the finest and the coarsest cut, bottom up
-        a, b = int(tree[step, 0]), int(tree[step, 1])
-        centres[n + step], sizes[n + step] = centres[a] + centres[b], sizes[a] + sizes[b]
-    row = {node: i for i, node in enumerate(centres)}
-    means = np.stack([centres[node] / sizes[node] for node in centres]).astype(np.float32)
-    return means, {k: np.array([row[node] for node in _first_nodes(roots[k])]) for k in ks}
+    out = np.empty(x.shape, np.float32)
+    for part in strips(*x.shape):  # so that only a part is in float64
+        out[part] = np.where(constant, 0, (x[part] - mean) / spread)
+    return out
 
 
 def _tensor(a: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)).to(device)
-
-
-def _nodes(tree: np.ndarray, k: int) -> np.ndarray:
-    """The node of the tree that each slice lies under when it is cut into k: (n,) ints in 0..2n-2."""
-    n = len(tree) + 1
-    if not 1 <= k <= n:
-        raise UsageError(f"clusters: got k={k} for {n} slices, expected 1 to {n}")
-    parent = np.arange(2 * n - k)
-    merged = tree[: n - k, :2].astype(np.int64)
-    parent[merged] = np.arange(n, 2 * n - k)[:, None]
-    while not np.array_equal(parent, above := parent[parent]):  # pointers double their reach each time
-        parent = above
-    return parent[:n]
-
-
-def _numbered_by_first(roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels 0.. in order of first appearance (n,), and the index of each label's first member (k,)."""
-    _, first, inverse = np.unique(roots, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse], np.sort(first)
-
-
-def _first_nodes(roots: np.ndarray) -> list[int]:
-    return [int(node) for node in roots[_numbered_by_first(roots)[1]]]

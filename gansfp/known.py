@@ -1,14 +1,15 @@
 """What the known generators are good for: choosing a clustering by them, and naming clusters after them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gansfp.attribution import Clustering, best_k, results, spaces
-from gansfp.distances import pairwise, self_distances
+from gansfp.attribution import Clustering, best_k, results
+from gansfp.distances import nearest
 from gansfp.errors import UsageError
 from gansfp.metrics import partition_metrics
+from gansfp.space import Space
 
 NEW = "new"  # in place of a name: no known generator is near
 
@@ -29,42 +30,46 @@ class KnownScore:
 
 
 def score_on_known(
-    x: np.ndarray,
+    space: Space,
     generators: np.ndarray,
     clusterings: Sequence[Clustering],
     k_range: Iterable[int] = range(2, 13),
     subsets: int = 20,
     seed: int = 0,
-    device: str = "cpu",
-) -> Iterator[KnownScore]:
+) -> dict[Clustering, KnownScore | UsageError]:
     """Try clusterings where the truth is known: on the training slices of two or more known generators at a time.
 
     A subset of the generators asks what the test slices ask, how many there are and who made what, with another answer
-    each time. x: (n, d) float32, generators: (n,) str. All subsets of 2 or more, or `subsets` different ones of them,
-    always with the whole. z-scores, PCA and distances are computed once, on all slices; a subset takes its part of
-    them. Raises UsageError for fewer than two generators.
+    each time. space: n slices, prepared as the clusterings say; generators: (n,) str. All subsets of 2 or more, or
+    `subsets` different ones of them, always with the whole. z-scores, PCA and distances are computed once, on all
+    slices; a subset takes its part of them. A clustering that fails has its error for a score. Raises UsageError for
+    fewer than two generators.
     """
     names, codes = np.unique(generators, return_inverse=True)
-    tried = [np.flatnonzero(mask[codes]) for mask in _subsets(len(names), subsets, seed)]
     ks = list(k_range)
-    for space, sharing in spaces(x, clusterings, device):
-        scores: dict[Clustering, list[tuple[float, float, bool]]] = {c: [] for c in sharing}
-        for rows in tried:
-            part, truth = space.part(rows), codes[rows]
-            true_k = len(np.unique(truth))
-            possible = [k for k in ks if 2 <= k < len(rows)]
-            if not possible:
-                raise UsageError(
-                    f"clusters: got {len(rows)} slices of {true_k} generators, too few to choose k from {ks}"
-                )
-            for clustering in scores:
+    tried = _subsets(len(names), subsets, seed)
+    scores: dict[Clustering, list[tuple[float, float, bool]]] = {c: [] for c in clusterings}
+    outcome: dict[Clustering, KnownScore | UsageError] = {}
+    for mask in tried:
+        rows = np.flatnonzero(mask[codes])
+        part, truth = space if mask.all() else space.part(rows), codes[rows]
+        true_k = int(mask.sum())
+        possible = [k for k in ks if 2 <= k < len(rows)]
+        if not possible:
+            raise UsageError(f"clusters: got {len(rows)} slices of {true_k} generators, too few to choose k from {ks}")
+        for clustering in (c for c in clusterings if c not in outcome):
+            try:
                 found = {r.k: r for r in results(part, clustering, sorted({*possible, true_k}))}
-                chosen = best_k({k: found[k].silhouettes[k] for k in possible})
-                auto, given = (partition_metrics(truth, found[k].labels)["ari"] for k in (chosen, true_k))
-                scores[clustering].append((auto, given, chosen == true_k))
-        for clustering in sharing:
-            auto, given, right = (float(v) for v in np.mean(scores[clustering], axis=0))
-            yield KnownScore(clustering, auto, given, right, len(tried))
+            except UsageError as error:
+                outcome[clustering] = error
+                continue
+            chosen = best_k({k: found[k].silhouettes[k] for k in possible})
+            auto, given = (partition_metrics(truth, found[k].labels)["ari"] for k in (chosen, true_k))
+            scores[clustering].append((auto, given, chosen == true_k))
+    for clustering in (c for c in clusterings if c not in outcome):
+        auto, given, right = (float(value) for value in np.mean(scores[clustering], axis=0))
+        outcome[clustering] = KnownScore(clustering, auto, given, right, len(tried))
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,10 @@ def name_clusters(
     """
     names, codes = np.unique(generators, return_inverse=True)
     # distance of every slice to the nearest training slice of every generator (n, g)
-    nearest = np.stack([pairwise(x, x_train[codes == g], device=device).min(1) for g in range(len(names))], axis=1)
+    near = np.stack([nearest(x, x_train[codes == g], 1, device=device)[0][:, 0] for g in range(len(names))], axis=1)
     out = []
     for c in np.unique(labels):
-        rows = nearest[labels == c]
+        rows = near[labels == c]
         g = int(np.bincount(rows.argmin(1), minlength=len(names)).argmax())
         distance, limit = float(np.median(rows[:, g])), _own_spread(x_train[codes == g], quantile, device)
         name = str(names[g])
@@ -127,6 +132,5 @@ def _own_spread(x: np.ndarray, quantile: float, device: str) -> float:
     """That quantile of the distances of slices (m, d) to their nearest among themselves; 0 for a single one."""
     if len(x) < 2:
         return 0.0
-    distances = self_distances(x, device=device)
-    np.fill_diagonal(distances, np.inf)
-    return float(np.quantile(distances.min(1), quantile))
+    to_two = nearest(x, x, 2, device=device)[0]  # the first is the slice itself, or its copy
+    return float(np.quantile(to_two[:, 1], quantile))

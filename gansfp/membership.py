@@ -18,8 +18,10 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from gansfp import distances
+from gansfp.dendrograms import LINKAGES, cluster_centres, dendrogram_centres
 from gansfp.errors import UsageError
 from gansfp.resampling import group_codes
+from gansfp.space import Space
 
 USED, NOT_USED, UNKNOWN = 1, 0, -1
 TINY = 1e-12  # under every logarithm: a copy has distance 0
@@ -41,7 +43,7 @@ class Sweep:
     def __post_init__(self) -> None:
         for name, values, known in (
             ("method", self.methods, tuple(METHODS)),
-            ("linkage", self.linkages, (*distances.LINKAGES, "kmeans")),
+            ("linkage", self.linkages, (*LINKAGES, "kmeans")),
         ):
             for value in values:
                 if value not in known:
@@ -62,7 +64,8 @@ class MembershipSet:
     """One set in one embedding.
 
     generated: (g, d) float32; real: (n, d) float32; labels: (n,) 1 used, 0 not used, -1 unknown; groups: (n,) what
-    belongs to one patient; folds: (n,) fold of each labelled slice, -1 for unknown ones.
+    belongs to one patient; folds: (n,) fold of each labelled slice, -1 for unknown ones. limit: bytes for what grows by
+    the square of the generated slices; distances to the real ones are looked at in strips, and only the nearest kept.
     """
 
     generated: np.ndarray
@@ -73,7 +76,9 @@ class MembershipSet:
     metric: str = "euclidean"
     device: str = "cpu"
     seed: int = 0
+    limit: int = distances.MAX_MEMORY
     codes: np.ndarray = field(init=False)
+    _near: dict[tuple[str, int], Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.generated) < 2:
@@ -97,36 +102,53 @@ class MembershipSet:
         return min(int(rows.sum()) for rows in learnt)
 
     @cached_property
-    def to_generated(self) -> np.ndarray:
-        """(n, g) float32 distances of the real to the generated slices."""
-        return distances.pairwise(self.real, self.generated, self.metric, self.device)
+    def among_generated(self) -> Space:
+        """The generated slices, to be clustered."""
+        return Space(self.generated, self.device, self.limit, self.seed)
 
-    @cached_property
-    def to_real(self) -> np.ndarray:
-        """(n, n) float32 distances between real slices, infinite within a group.
+    def to_generated(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances to the `most` nearest generated slices (n, most) float32, and the margin (n,) of _reverse."""
+        return self._once("generated", most, self._to_generated)
 
-        Neighbouring slices of one patient are alike whatever was trained on: compared with each other they would look
-        like evidence.
+    def to_real(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances to the `most` nearest real slices, and to the `most` nearest that are labelled not used and not of
+        the same fold: each (n, most) float32, infinite where there are fewer.
+
+        Slices of the same group are left out: neighbouring slices of one patient are alike whatever was trained on, and
+        compared with each other they would look like evidence.
         """
-        found = distances.self_distances(self.real, self.metric, self.device)
-        found[self.codes[:, None] == self.codes[None, :]] = np.inf
-        return found
+        return self._once("real", most, self._to_real)
 
-    @cached_property
-    def among_generated(self) -> np.ndarray:
-        """(g, g) float32 distances between generated slices."""
-        return distances.self_distances(self.generated, self.metric, self.device)
+    def _once(self, name: str, most: int, compute: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Any:
+        if (name, most) not in self._near:
+            self._near[name, most] = compute(most)
+        return self._near[name, most]
+
+    def _to_generated(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        near, margin = np.full((len(self.real), 0), np.inf, np.float32), np.full(len(self.real), -np.inf)
+        for part in distances.strips(len(self.generated), len(self.real)):
+            distance = distances.pairwise(self.generated[part], self.real, self.metric, self.device)
+            near = smallest(np.concatenate([near, distance.T], axis=1), most)
+            margin = np.maximum(margin, _margins(distance, self.codes))
+        return near, margin
+
+    def _to_real(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        every, unused = (np.full((len(self.real), most), np.inf, np.float32) for _ in range(2))
+        for part in distances.strips(len(self.real), len(self.real)):
+            distance = distances.pairwise(self.real[part], self.real, self.metric, self.device)
+            distance[self.codes[part, None] == self.codes] = np.inf
+            found = smallest(distance, most)
+            every[part, : found.shape[1]] = found
+            distance[:, self.labels != NOT_USED] = np.inf
+            distance[self.folds[part, None] == self.folds] = np.inf
+            found = smallest(distance, most)
+            unused[part, : found.shape[1]] = found
+        return every, unused
 
     @cached_property
     def generated_axes(self) -> distances.Projection:
-        """All principal components of the generated slices. Along them distances among these slices are the same, in
-        fewer numbers: k-means takes a fifth of the time."""
-        return distances.pca(self.generated, min(len(self.generated) - 1, self.generated.shape[1]), self.device)
-
-    @cached_property
-    def real_axes(self) -> distances.Projection:
-        """All principal components of the real slices."""
-        return distances.pca(self.real, min(len(self.real) - 1, self.real.shape[1]), self.device)
+        """All principal components of the generated slices."""
+        return _axes(self.generated, self)
 
     def cross_fitted(self, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
         """(n,) scores: `score(rows, labelled)` of each fold's rows from the labelled rows outside it."""
@@ -137,24 +159,39 @@ class MembershipSet:
         return found
 
 
+def _axes(x: np.ndarray, data: MembershipSet) -> distances.Projection:
+    return distances.pca(x, min(len(x) - 1, x.shape[1]), data.device, data.limit, data.seed)
+
+
+def _places(x: np.ndarray, data: MembershipSet) -> np.ndarray:
+    """Where distances among x are the same in fewer numbers: along its principal components, if it has fewer slices
+    than numbers. k-means takes a fifth of the time."""
+    return _axes(x, data).transform(x, data.device) if len(x) < x.shape[1] else x
+
+
 def _kmeans(x: np.ndarray, places: np.ndarray, k: int, seed: int, starts: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) and centres (at most k, d) of k-means on x (n, d), which is looked at in the coordinates `places`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates give fewer clusters than k
         found = KMeans(k, n_init=starts, random_state=seed).fit(places).labels_
     labels = np.unique(found, return_inverse=True)[1]
-    return labels, distances.cluster_centres(x, labels)
+    return labels, cluster_centres(x, labels)
+
+
+def smallest(distance: np.ndarray, most: int) -> np.ndarray:
+    """The `most` smallest entries of each row, rising. distance: (n, c); returns (n, at most most)."""
+    most = min(most, distance.shape[1])
+    return np.sort(np.partition(distance, most - 1, axis=1)[:, :most], axis=1)
 
 
 def nearest(distance: np.ndarray, m: int) -> np.ndarray:
-    """Mean of the m smallest entries of each row, infinite ones left out. distance: (n, c); returns (n,).
+    """Mean of the first m entries of each row, infinite ones left out. distance: (n, c), rising; returns (n,) float64.
 
     A row without any finite entry gives the largest finite distance there is.
     """
-    m = min(m, distance.shape[1])
-    smallest = np.partition(distance, m - 1, axis=1)[:, :m].astype(np.float64)
-    finite = np.isfinite(smallest)
-    mean = np.where(finite, smallest, 0).sum(1) / np.maximum(finite.sum(1), 1)
+    first = distance[:, :m].astype(np.float64)
+    finite = np.isfinite(first)
+    mean = np.where(finite, first, 0).sum(1) / np.maximum(finite.sum(1), 1)
     everywhere = distance[np.isfinite(distance)]
     return np.where(finite.any(1), mean, everywhere.max() if len(everywhere) else 1.0)
 
@@ -164,24 +201,26 @@ def _clusters(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
 
     Published by AI Multimedia Lab 2024.
     """
-    ks = [k for k in sweep.ks if k <= len(data.generated)]
+    space = data.among_generated
     for linkage in sweep.linkages:
+        ks = [k for k in sweep.ks if k <= len(data.generated if linkage == "kmeans" else space.leaves)]
         if not ks or (linkage == "ward" and data.metric != "euclidean"):
             continue
+        told = {} if linkage == "kmeans" else space.approximation
         if linkage == "kmeans":
-            places = data.generated_axes.transform(data.generated, data.device)
+            places = _places(data.generated, data)
             found = [_kmeans(data.generated, places, k, data.seed)[1] for k in ks]
             ends = np.cumsum([len(each) for each in found])
             centres = np.concatenate(found)
             columns = {k: np.arange(e - len(f), e) for k, f, e in zip(ks, found, ends, strict=True)}
         else:
-            tree = distances.dendrogram(data.among_generated, linkage, data.metric)
-            centres, columns = distances.dendrogram_centres(data.generated, tree, ks)
+            tree = space.tree(linkage, data.metric)
+            centres, columns = dendrogram_centres(space.leaves, tree, ks, space.weights)
         to_centres = distances.pairwise(data.real, centres, data.metric, data.device)
         for k in ks:
             to_these = to_centres[:, columns[k]]
-            yield {"linkage": linkage, "k": k, "rule": "min"}, -to_these.min(1)
-            yield {"linkage": linkage, "k": k, "rule": "avg"}, -to_these.mean(1)
+            yield {"linkage": linkage, "k": k, "rule": "min", **told}, -to_these.min(1)
+            yield {"linkage": linkage, "k": k, "rule": "avg", **told}, -to_these.mean(1)
 
 
 def _kmeans_per_class(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -189,7 +228,7 @@ def _kmeans_per_class(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
 
     Published by Biomedical Imaging Goa 2024; it never looks at the generated slices.
     """
-    places = data.real_axes.transform(data.real, data.device)
+    places = _places(data.real, data)
 
     def score(rows: np.ndarray, labelled: np.ndarray, k: int) -> np.ndarray:
         to_class = []
@@ -209,7 +248,7 @@ def _two_means(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     Published by KDE-med-lab 2024, who do not say how clusters were named. The score is the difference of the distances
     to the two centres.
     """
-    clusters, centres = _kmeans(data.real, data.real_axes.transform(data.real, data.device), 2, data.seed, starts=10)
+    clusters, centres = _kmeans(data.real, _places(data.real, data), 2, data.seed, starts=10)
     to_centres = distances.pairwise(data.real, centres, data.metric, data.device).astype(np.float64)
     toward_second = to_centres[:, 0] - to_centres[:, -1]  # 0 where all slices are the same
 
@@ -228,29 +267,20 @@ def _nearest(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     `reference` says which real slices: the labelled not used ones (GAN-Leaks calibrated), or all real ones, which needs
     no labels and has more of them.
     """
+    close, (every, unused) = data.to_generated(max(sweep.neighbours))[0], data.to_real(max(sweep.neighbours))
     for m in sweep.neighbours:
-        close = np.log(nearest(data.to_generated, m) + TINY)
-        yield {"neighbours": m, "reference": "none"}, -close
-        yield {"neighbours": m, "reference": "real"}, np.log(nearest(data.to_real, m) + TINY) - close
-
-        def calibrated(rows: np.ndarray, labelled: np.ndarray, m: int, close: np.ndarray) -> np.ndarray:
-            reference = labelled[data.labels[labelled] == NOT_USED]
-            return np.log(nearest(data.to_real[np.ix_(rows, reference)], m) + TINY) - close[rows]
-
-        yield {"neighbours": m, "reference": "not_used"}, data.cross_fitted(partial(calibrated, m=m, close=close))
+        log_close = np.log(nearest(close, m) + TINY)
+        yield {"neighbours": m, "reference": "none"}, -log_close
+        yield {"neighbours": m, "reference": "real"}, np.log(nearest(every, m) + TINY) - log_close
+        yield {"neighbours": m, "reference": "not_used"}, np.log(nearest(unused, m) + TINY) - log_close
 
 
 def _contrast(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     """Mean similarity to the m nearest generated slices minus that to the m nearest labelled not used ones, the
     similarity being the negative distance (a two-sample form of DOMIAS, van Breugel et al. 2023)."""
+    close, unused = data.to_generated(max(sweep.neighbours))[0], data.to_real(max(sweep.neighbours))[1]
     for m in sweep.neighbours:
-        close = nearest(data.to_generated, m)
-
-        def score(rows: np.ndarray, labelled: np.ndarray, m: int, close: np.ndarray) -> np.ndarray:
-            reference = labelled[data.labels[labelled] == NOT_USED]
-            return nearest(data.to_real[np.ix_(rows, reference)], m) - close[rows]
-
-        yield {"neighbours": m}, data.cross_fitted(partial(score, m=m, close=close))
+        yield {"neighbours": m}, nearest(unused, m) - nearest(close, m)
 
 
 def _reverse(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -260,14 +290,19 @@ def _reverse(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     another patient over its own distance. It is above 0 exactly for the slices that are nearer to some generated slice
     than every slice of another patient; two that are equally near have 0.
     """
-    distance = data.to_generated.T.astype(np.float64)  # (g, n)
+    yield {}, data.to_generated(max(sweep.neighbours))[1]
+
+
+def _margins(distance: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The margins (n,) of _reverse, over some generated slices. distance: (g, n), codes: (n,) groups as numbers."""
+    distance = distance.astype(np.float64)
     first = distance.argmin(1)
-    other_group = data.codes[None, :] != data.codes[first][:, None]
+    other_group = codes[None, :] != codes[first][:, None]
     runner_up = np.where(other_group, distance, np.inf).min(1)
     rival = np.where(other_group, distance.min(1)[:, None], runner_up[:, None])
-    if not np.isfinite(rival).all():  # every real slice is of one patient: nobody to be nearer than
-        rival = np.where(np.isfinite(rival), rival, distance)
-    yield {}, (np.log(rival + TINY) - np.log(distance + TINY)).max(0)
+    # every real slice is of one patient: nobody to be nearer than
+    rival = np.where(np.isfinite(rival), rival, distance)
+    return (np.log(rival + TINY) - np.log(distance + TINY)).max(0)
 
 
 def _span(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
@@ -279,11 +314,17 @@ def _span(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     if data.metric != "euclidean":
         return  # the span does not depend on the metric: it is the same in the euclidean trial
     axes = data.generated_axes
-    whole = np.square(data.real.astype(np.float64) - axes.mean).sum(1)
-    inside = np.cumsum(np.square(axes.transform(data.real, data.device).astype(np.float64)), axis=1)
-    for c in (c for c in sweep.spans if c < len(axes.components)):
-        outside = np.maximum(whole - inside[:, c - 1], 0)
-        yield {"span": c}, -np.log((outside + TINY) / (whole + TINY))
+    spans = [c for c in sweep.spans if c < len(axes.components)]
+    found = {c: np.empty(len(data.real)) for c in spans}
+    for part in distances.strips(*data.real.shape):
+        real = data.real[part]
+        whole = np.square(real.astype(np.float64) - axes.mean).sum(1)
+        inside = np.cumsum(np.square(axes.transform(real, data.device).astype(np.float64)), axis=1)
+        for c in spans:
+            outside = np.maximum(whole - inside[:, c - 1], 0)
+            found[c][part] = -np.log((outside + TINY) / (whole + TINY))
+    for c in spans:
+        yield {"span": c}, found[c]
 
 
 METHODS: dict[str, Callable[[MembershipSet, Sweep], Iterator[Scored]]] = {

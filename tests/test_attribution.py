@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 
-from gansfp import attribution
+from gansfp import attribution, space
 from gansfp.attribution import (
     COVARIANCES,
     INITS,
@@ -21,10 +21,10 @@ from gansfp.attribution import (
     cluster,
     cluster_many,
     prepare,
-    silhouettes,
 )
 from gansfp.distances import self_distances
 from gansfp.errors import UsageError
+from gansfp.space import silhouettes
 
 
 def blobs(seed=0, sizes=(30, 20, 14, 9), d=8, gap=6.0):
@@ -130,8 +130,8 @@ def test_many_equals_one_by_one_and_shares_the_work(monkeypatch):
     clusterings.insert(2, Clustering("kmeans"))
     counts = {"self_distances": 0, "dendrogram": 0, "pca": 0}
 
-    def counted(name):
-        plain = getattr(attribution, name)
+    def counted(module, name):
+        plain = getattr(module, name)
 
         def call(*args, **kwargs):
             counts[name] += 1
@@ -139,8 +139,8 @@ def test_many_equals_one_by_one_and_shares_the_work(monkeypatch):
 
         return call
 
-    for name in counts:
-        monkeypatch.setattr(attribution, name, counted(name))
+    for module, name in ((space, "self_distances"), (space, "dendrogram"), (attribution, "pca")):
+        monkeypatch.setattr(module, name, counted(module, name))
     many = {(r.clustering, r.k): r for r in cluster_many(x, clusterings, [2, 5, 3, 5])}
     assert counts == {"self_distances": 4, "dendrogram": 6, "pca": 1}
     assert set(many) == {(c, k) for c in clusterings for k in (2, 3, 5)}

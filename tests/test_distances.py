@@ -1,21 +1,16 @@
-"""Distances, projections and dendrograms against scipy and scikit-learn."""
+"""Distances and projections against scipy and scikit-learn."""
 
 import numpy as np
 import pytest
 import torch
-from scipy.cluster.hierarchy import fcluster
 from scipy.spatial.distance import cdist
-from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_rand_score
 
+from gansfp import distances
 from gansfp.distances import (
     METRICS,
-    cluster_centres,
-    cut,
-    cuts,
-    dendrogram,
-    dendrogram_centres,
+    fitted_rows,
+    nearest,
     pairwise,
     pca,
     self_distances,
@@ -108,43 +103,31 @@ def test_standardise_leaves_constant_columns_at_zero():
         np.testing.assert_allclose(got[:, column], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("linkage", "metric"),
-    [("ward", "euclidean"), ("average", "cosine"), ("complete", "manhattan"), ("single", "euclidean")],
-)
-def test_cuts_equal_sklearn_and_scipy(linkage, metric):
-    x = sample(90, 6, 3)
-    tree = dendrogram(self_distances(x, metric), linkage, metric)
-    got = cuts(tree, [1, 2, 5, 17, 90])
-    for k, labels in got.items():
-        assert labels.dtype == np.int64
-        assert sorted(set(labels.tolist())) == list(range(k))
-        _, first = np.unique(labels, return_index=True)
-        assert np.all(np.diff(first) > 0), "clusters are numbered by their first member"
-        expected = AgglomerativeClustering(n_clusters=k, linkage=linkage, metric=metric).fit_predict(x)
-        assert adjusted_rand_score(labels, expected) == 1
-        assert adjusted_rand_score(labels, fcluster(tree, k, "maxclust")) == 1
-        assert np.array_equal(labels, cut(tree, k))
+@pytest.mark.parametrize("most", [1, 4, 99])
+def test_nearest_equals_sorting_all(most, monkeypatch):
+    x, y = sample(17, 5), sample(11, 5, 1)
+    y[3] = y[7]
+    plain = pairwise(x, y)
+    monkeypatch.setattr(distances, "PAIRS", 40)
+    apart, rows = nearest(x, y, most)
+    assert apart.shape == rows.shape == (17, min(most, 11))
+    np.testing.assert_allclose(apart, np.sort(plain, axis=1)[:, :most], rtol=1e-6)
+    assert np.array_equal(rows, np.argsort(plain, axis=1, kind="stable")[:, :most])
 
 
-def test_cut_of_tied_slices_still_has_exactly_k_clusters():
-    x = np.repeat(sample(2, 3), 5, axis=0)
-    tree = dendrogram(self_distances(x), "ward")
-    assert [cut(tree, k).max() + 1 for k in (2, 3, 7)] == [2, 3, 7]
-
-
-def test_centres_of_all_cuts_equal_the_means():
-    x = sample(60, 9, 5)
-    tree = dendrogram(self_distances(x), "average")
-    ks = [40, 1, 7, 8, 2, 60]
-    centres, rows = dendrogram_centres(x, tree, ks)
-    assert sorted(rows) == sorted(ks)
-    assert len(centres) < 2 * 60
-    for k in ks:
-        labels = cut(tree, k)
-        expected = np.stack([x[labels == c].mean(0) for c in range(k)])
-        np.testing.assert_allclose(centres[rows[k]], expected, atol=1e-5)
-        np.testing.assert_allclose(cluster_centres(x, labels), expected, atol=1e-5)
+@pytest.mark.parametrize(("n", "d"), [(400, 30), (30, 400), (200, 200)])
+def test_components_within_a_limit_are_those_of_a_part(n, d):
+    limit = 32 * 100**2
+    x = sample(n, d) * np.linspace(5, 0.1, d, dtype=np.float32)
+    used = fitted_rows(n, d, limit)
+    got = pca(x, 3, limit=limit, seed=1)
+    if min(n, d) <= 100:
+        assert used == n
+        np.testing.assert_array_equal(got.components, pca(x, 3).components)
+    else:
+        assert used == 100
+        chosen = np.sort(np.random.default_rng(1).permutation(n)[:100])
+        np.testing.assert_array_equal(got.components, pca(x[chosen], 3).components)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +135,6 @@ def test_centres_of_all_cuts_equal_the_means():
     [
         (lambda x: pairwise(x, x, "hamming"), "got 'hamming', expected one of"),
         (lambda x: pairwise(x, x[:, :2]), r"shapes \(6, 3\) and \(6, 2\)"),
-        (lambda x: dendrogram(self_distances(x), "median"), "got 'median', expected one of"),
-        (
-            lambda x: dendrogram(self_distances(x, "cosine"), "ward", "cosine"),
-            "needs the metric 'euclidean', got 'cosine'",
-        ),
-        (lambda x: dendrogram(self_distances(x[:1])), "at least 2 slices, got 1"),
-        (lambda x: cut(dendrogram(self_distances(x)), 7), "got k=7 for 6 slices"),
-        (lambda x: cut(dendrogram(self_distances(x)), 0), "got k=0 for 6 slices"),
     ],
 )
 def test_bad_usage_is_one_line_with_the_value(call, message):

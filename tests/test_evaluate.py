@@ -74,7 +74,7 @@ def test_membership_rows_are_complete(metric):
             assert row[name] == parameters.get(name)
         assert (row["status"], row["error"]) == ("ok", "")
         assert row["seconds"] >= 2
-        assert row["scores"] == score.tolist()
+        assert row["scores"] == score.astype(np.float32).tolist()
         labelled = one.labels != UNKNOWN
         assert row["auc"] == pytest.approx(roc_auc_score(one.labels[labelled], score[labelled]))
         decided = np.zeros(34, int)

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from gansfp import attribution
 from gansfp.attribution import Clustering, cluster
+from gansfp.distances import standardise
 from gansfp.errors import UsageError
 from gansfp.known import NEW, _subsets, name_clusters, score_on_known
+from gansfp.space import Space
 
 CENTRES = np.random.default_rng(0).normal(size=(5, 10)) * 6
 
@@ -23,7 +26,7 @@ def training(generators=(0, 1, 2), n=15):
 def test_scores_equal_clustering_every_subset_by_itself():
     x, generators = training()
     clusterings = [Clustering(), Clustering(linkage="average", metric="cosine"), Clustering("kmeans", seed=4)]
-    got = {s.clustering: s for s in score_on_known(x + 3, generators, clusterings, k_range=range(2, 6))}
+    got = score_on_known(Space(x + 3), generators, clusterings, k_range=range(2, 6))
     names = np.unique(generators)
     for clustering in clusterings:
         auto, given, right = [], [], []
@@ -43,8 +46,20 @@ def test_scores_equal_clustering_every_subset_by_itself():
 def test_a_clustering_that_finds_generators_scores_above_one_that_does_not():
     x, generators = training()
     x[:, 0] += 30 * np.random.default_rng(1).normal(size=len(x))  # what has nothing to do with the generator
-    plain, scaled = score_on_known(x, generators, [Clustering(), Clustering(standardise=True)])
+    one = Clustering()
+    plain, scaled = (score_on_known(Space(p), generators, [one])[one] for p in (x, standardise(x, x)))
     assert scaled.auto > 0.9 > 0.6 > plain.auto
+
+
+def test_a_clustering_that_fails_has_its_error_and_the_others_go_on(monkeypatch):
+    def broken(space, clustering, ks):
+        raise UsageError("too wide")
+
+    monkeypatch.setitem(attribution.METHODS, "gmm", broken)
+    x, generators = training()
+    got = score_on_known(Space(x), generators, [Clustering("gmm"), Clustering()])
+    assert str(got[Clustering("gmm")]) == "too wide"
+    assert got[Clustering()].given == 1
 
 
 def test_subsets_are_different_have_two_or_more_and_begin_with_all():

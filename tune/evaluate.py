@@ -12,19 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from gansfp import distances
-from gansfp.attribution import Clustering, Space, best_k, results, silhouettes, spaces
+from gansfp.attribution import Clustering, best_k, results, spaces
 from gansfp.catalog import Catalog
 from gansfp.errors import DataError, UsageError
-from gansfp.known import score_on_known
+from gansfp.known import KnownScore, score_on_known
 from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
 from gansfp.metrics import decision_metrics
 from gansfp.resampling import stratified_group_folds
-from gansfp.splits import own_clearness, score_splits, split, split_limit
+from gansfp.space import Space, exact_bytes
+from gansfp.splits import halves, own_clearness, score_splits, split, split_limit
 from gansfp.stacking import area_under_curve
 from gansfp.verdict import decide_by_other_folds
 from tune.space import clusterings
 
 FOLDS = 5
+_SPACES = 3  # held by an attribution trial: of the test slices, of the known ones, and of a part of these
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +52,7 @@ SCHEMA = pa.schema(
         ("margin", pa.float64()),  # how much clearer the splits made are than those refused, on known generators
         ("chosen_k", pa.bool_()),  # whether this number of clusters is the configuration's own choice
         ("seconds", pa.float64()),  # of the whole trial, which the rows share
-        ("scores", pa.list_(pa.float64())),  # membership: of every real slice, attribution: the test slices' clusters
+        ("scores", pa.list_(pa.float32())),  # membership: of every real slice, attribution: the test slices' clusters
         ("known", pa.list_(pa.int64())),  # attribution, chosen_k: the known slices' clusters, found in the same way
     ]
 )
@@ -121,22 +123,43 @@ def attribution_rows(catalog: Catalog, readable: np.ndarray) -> AttributionRows:
     return AttributionRows(known, generators, test)
 
 
+def square_bytes(rows: Sequence[SetRows] | AttributionRows) -> int:
+    """What a trial takes at most for distances and dendrograms, all of it exact, beside its embedding.
+
+    Of attribution's known slices a part is looked at beside the whole; membership's sets come one after the other.
+    """
+    if isinstance(rows, AttributionRows):
+        return _SPACES * exact_bytes(max(len(rows.known), len(rows.test)))
+    return max(exact_bytes(len(one.generated)) for one in rows)
+
+
 def evaluate_membership(
-    trial: dict[str, Any], vectors: np.ndarray, sets: Sequence[SetRows], sweep: Sweep, device: str, seed: int
+    trial: dict[str, Any],
+    vectors: np.ndarray,
+    sets: Sequence[SetRows],
+    sweep: Sweep,
+    device: str,
+    seed: int,
+    limit: int = distances.MAX_MEMORY,
 ) -> list[dict[str, Any]]:
-    """The rows of one embedding for all sets. vectors: (images of the task, d) float32."""
+    """The rows of one embedding for all sets. vectors: (images of the task, d) float32; limit: bytes for what grows by
+    the square of the slices; what is approximated to keep it is said in the configurations."""
     rows = []
     for one in sets:
         generated, real = vectors[one.generated], vectors[one.real]
+        told: dict[str, int] = {}
         if trial["components"]:
-            basis = distances.pca(np.concatenate([generated, real]), trial["components"], device)
+            both = np.concatenate([generated, real])
+            told = _fitted(both, limit)
+            basis = distances.pca(both, trial["components"], device, limit, seed)
             generated, real = basis.transform(generated, device), basis.transform(real, device)
-        data = MembershipSet(generated, real, one.labels, one.groups, one.folds, trial["metric"], device, seed)
+        data = MembershipSet(generated, real, one.labels, one.groups, one.folds, trial["metric"], device, seed, limit)
         labelled = one.labels != UNKNOWN
-        for parameters, found in scores(data, sweep):
+        for parameters, exact in scores(data, sweep):
+            found = exact.astype(np.float32)  # at once, so that all that is decided is decided on what is written
             row: dict[str, Any] = {
                 "set": one.name,
-                "configuration": json.dumps({**trial, **parameters}),
+                "configuration": json.dumps({**trial, **told, **parameters}),
                 "metric": parameters.get("metric", trial["metric"]),
                 "scores": found,
             }
@@ -144,6 +167,12 @@ def evaluate_membership(
             row |= _cross_validated(found[labelled], one.labels[labelled], one.folds[labelled])
             rows.append(row)
     return rows
+
+
+def _fitted(x: np.ndarray, limit: int) -> dict[str, int]:
+    """For the record: how many slices principal components are fitted to, where not to all."""
+    used = distances.fitted_rows(len(x), x.shape[1], limit)
+    return {"fitted_to": used} if used < len(x) else {}
 
 
 def _cross_validated(score: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> dict[str, float]:
@@ -156,46 +185,57 @@ def _cross_validated(score: np.ndarray, labels: np.ndarray, folds: np.ndarray) -
 
 
 def evaluate_attribution(
-    trial: dict[str, Any], vectors: np.ndarray, rows: AttributionRows, ks: Sequence[int], device: str, seed: int
+    trial: dict[str, Any],
+    vectors: np.ndarray,
+    rows: AttributionRows,
+    ks: Sequence[int],
+    device: str,
+    seed: int,
+    limit: int = distances.MAX_MEMORY,
 ) -> list[dict[str, Any]]:
     """The rows of one embedding: each clustering at each k, judged on the known generators, applied to the test.
 
-    A clustering that fails (a mixture too wide for its memory, say) is one row with its error; the others go on.
+    A clustering that fails (a mixture too wide for its memory, say) is one row with its error; the others go on. limit:
+    as in evaluate_membership.
     """
-    known, test = vectors[rows.known], vectors[rows.test]
-    possible = [k for k in ks if k < len(test)]
+    possible = [k for k in ks if k < len(rows.test)]
     if not possible:
-        raise UsageError(f"k: got {list(ks)} for {len(test)} test slices, expected fewer clusters than slices")
+        raise UsageError(f"k: got {list(ks)} for {len(rows.test)} test slices, expected fewer clusters than slices")
     tried = clusterings(trial["components"], trial["standardise"], seed)
-    of_known = {clustering: space for space, sharing in spaces(known, tried, device) for clustering in sharing}
+    ((known, _),) = spaces(vectors[rows.known], tried, device, limit // _SPACES)
+    ((test, _),) = spaces(vectors[rows.test], tried, device, limit // _SPACES)
+    plain = {clustering: replace(clustering, components=0, standardise=False) for clustering in tried}
+    judged = score_on_known(known, rows.generators, list(plain.values()))
+    told = test.approximation | {f"known_{name}": value for name, value in known.approximation.items()}
+    if trial["components"]:
+        told |= _fitted(vectors[rows.test], limit // _SPACES)
     found = []
-    for space, sharing in spaces(test, tried, device):
-        for clustering in sharing:
-            configuration = {**trial, **_described(clustering)}
-            row: dict[str, Any] = {
-                "method": clustering.method,
-                "linkage": clustering.linkage if clustering.method == "hierarchical" else None,
-                "metric": clustering.metric,
-            }
-            try:
-                parts = _by_silhouette(space, of_known[clustering], rows.generators, clustering, possible, device)
-                if clustering.linkage == "ward" and clustering.method == "hierarchical":
-                    parts.append(_by_splits(space, of_known[clustering], rows.generators, clustering))
-            except UsageError as error:
-                parts = [{"status": "failed", "error": str(error)}]
-            for part in parts:
-                told = {name: part[name] for name in ("count", "k") if name in part}
-                rest = {name: value for name, value in part.items() if name != "count"}
-                found.append({**row, "configuration": json.dumps({**configuration, **told}), **rest})
+    for clustering in tried:
+        configuration = {**trial, **told, **_described(clustering)}
+        row: dict[str, Any] = {
+            "method": clustering.method,
+            "linkage": clustering.linkage if clustering.method == "hierarchical" else None,
+            "metric": clustering.metric,
+        }
+        try:
+            parts = _by_silhouette(test, known, judged[plain[clustering]], plain[clustering], possible)
+            if clustering.linkage == "ward" and clustering.method == "hierarchical":
+                parts.append(_by_splits(test, known, rows.generators, clustering))
+        except UsageError as error:
+            parts = [{"status": "failed", "error": str(error)}]
+        for part in parts:
+            of_part = {name: part[name] for name in ("count", "k") if name in part}
+            rest = {name: value for name, value in part.items() if name != "count"}
+            found.append({**row, "configuration": json.dumps({**configuration, **of_part}), **rest})
     return found
 
 
 def _by_silhouette(
-    test: Space, known: Space, generators: np.ndarray, clustering: Clustering, ks: Sequence[int], device: str
+    test: Space, known: Space, judged: KnownScore | UsageError, clustering: Clustering, ks: Sequence[int]
 ) -> list[dict[str, Any]]:
     """One row for each k; the mean silhouette chooses among them."""
-    of_prepared = replace(clustering, components=0, standardise=False)
-    judged = next(score_on_known(known.x, generators, [of_prepared], device=device))
+    if isinstance(judged, UsageError):
+        raise judged
     of_test = {result.k: result for result in results(test, clustering, ks)}
     chosen = best_k({k: result.silhouettes[k] for k, result in of_test.items()})
     of_known = {result.k: result for result in results(known, clustering, [k for k in ks if k < len(known.x)])}
@@ -209,7 +249,7 @@ def _by_silhouette(
             "silhouette": result.silhouettes[k],
             "margin": 0.0,
             "chosen_k": k == chosen,
-            "scores": result.labels.astype(np.float64),
+            "scores": result.labels.astype(np.float32),
             "known": again.labels if k == chosen else None,
         }
         for k, result in of_test.items()
@@ -218,18 +258,18 @@ def _by_silhouette(
 
 def _by_splits(test: Space, known: Space, generators: np.ndarray, clustering: Clustering) -> dict[str, Any]:
     """The row of a dendrogram that is split as long as no known generator would be."""
-    judged = score_splits(known, generators, clustering.seed)
     own = [own_clearness(known.part(np.flatnonzero(generators == g))) for g in np.unique(generators)]
-    labels = split(test, split_limit(own)).labels
+    judged = score_splits(known, generators, own, clustering.seed)
+    labels = split(halves(test), split_limit(own)).labels
     return {
         "count": "splits",
         "k": int(labels.max()) + 1,
         "ari_known": judged.ari,
         "ari_known_given_k": judged.ari,
-        "silhouette": float(silhouettes(test.distances(clustering.metric), [labels])[0]) if labels.any() else -1.0,
+        "silhouette": float(test.silhouettes(clustering.metric, [labels])[0]) if labels.any() else -1.0,
         "margin": judged.margin,
         "chosen_k": True,
-        "scores": labels.astype(np.float64),
+        "scores": labels.astype(np.float32),
         "known": judged.worst,
     }
 

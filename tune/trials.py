@@ -30,7 +30,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from gansfp import store
+from gansfp import distances, store
 from gansfp.errors import GansfpError, UsageError
 from gansfp.membership import Sweep
 from jobs.cluster import usable_gpus
@@ -41,6 +41,7 @@ from tune.space import TASKS, suggest
 Pair = tuple[str, str]
 ALGORITHMS = ("grid", "optuna")
 ATTRIBUTION_KS = tuple(range(2, 13))
+LEAST_MEMORY = 0.05  # GB: some 800 centres, enough to cut into any number of clusters that is asked for
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class SearchConfig:
     gpus: int | None = None  # to count on, also those still to come; None: those that the cluster has now
     seed: int = 0
     ks: tuple[int, ...] = ()  # empty: the default of the task
+    max_memory: float = distances.MAX_MEMORY / 1e9  # GB of a trial, for what grows by the square of the slices
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -64,6 +66,13 @@ class SearchConfig:
             raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
         if any(k < 1 + (self.task == "attribution") for k in self.ks):
             raise UsageError(f"--k: got {min(self.ks)}, expected at least {1 + (self.task == 'attribution')}")
+        if self.max_memory < LEAST_MEMORY:
+            raise UsageError(f"--max-memory: got {self.max_memory:g}, expected at least {LEAST_MEMORY} (GB)")
+
+    @property
+    def limit(self) -> int:
+        """max_memory in bytes."""
+        return int(self.max_memory * 1e9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +99,10 @@ class Problem:
         """The file of a trial's rows; another embedding, split, sweep, seed, version has another."""
         key = self.keys[trial["backbone"], trial["view"]]
         version = [importlib.metadata.version("gansfp"), evaluate.SCHEMA.to_string()]
-        told = json.dumps([dict(trial), key, self.config.seed, asdict(self.sweep), self.ks, version], sort_keys=True)
+        told = json.dumps(
+            [dict(trial), key, self.config.seed, self.config.limit, asdict(self.sweep), self.ks, version],
+            sort_keys=True,
+        )
         return store.join(self.folder, "trials", hashlib.sha256(told.encode()).hexdigest()[:20] + ".parquet")
 
     def run(self, trial: dict[str, Any], device: str) -> float:
@@ -100,7 +112,7 @@ class Problem:
             started = time.monotonic()
             try:
                 rows, error = self._evaluate(trial, device), ""
-            except (GansfpError, ValueError, ArithmeticError, np.linalg.LinAlgError, torch.OutOfMemoryError) as caught:
+            except Exception as caught:  # whatever it is, the other trials are not to be lost with this one
                 rows, error = [], f"{type(caught).__name__}: {store.one_line(caught)}"
             sink = pa.BufferOutputStream()
             pq.write_table(evaluate.table(self.config.task, trial, rows, started, error), sink)
@@ -109,13 +121,10 @@ class Problem:
 
     def _evaluate(self, trial: dict[str, Any], device: str) -> list[dict[str, Any]]:
         vectors = ray.get(self.vectors[trial["backbone"], trial["view"]])
-        config = self.config
-        if config.task == "membership":
-            sweep = Sweep(ks=config.ks) if config.ks else Sweep()
-            return evaluate.evaluate_membership(trial, vectors, self.rows, sweep, device, config.seed)
-        return evaluate.evaluate_attribution(
-            trial, vectors, self.rows, config.ks or ATTRIBUTION_KS, device, config.seed
-        )
+        how = (device, self.config.seed, self.config.limit)
+        if self.config.task == "membership":
+            return evaluate.evaluate_membership(trial, vectors, self.rows, self.sweep, *how)
+        return evaluate.evaluate_attribution(trial, vectors, self.rows, self.ks, *how)
 
 
 def _merit(table: pa.Table) -> float:
@@ -129,7 +138,7 @@ def _merit(table: pa.Table) -> float:
 
 
 def read_table(place: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.read_bytes(place)))
+    return store.read_parquet(place)
 
 
 def _draw(trial: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, Any]:
