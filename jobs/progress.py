@@ -62,8 +62,10 @@ class Progress:
         return self.done / max(self.seconds, 1e-9)
 
     def _line(self) -> str:
-        left = (self.total - self.done) / self.rate if self.done else 0.0
         done = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
+        if not self._first or self.done == self._first[1]:  # start-up says nothing of the rate
+            return done + self._failures
+        left = (self.total - self.done) / self.rate
         return f"{done}, {_per_second(self.rate)}, {_clock(left)} left{self._failures}"
 
     @property

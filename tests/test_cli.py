@@ -197,7 +197,7 @@ class TestProgress:
             progress.add(300, 1)
         lines = capsys.readouterr().err.splitlines()
         assert lines == [
-            "embed: 100/1,000 slices, 10/s, 1:30 left",
+            "embed: 100/1,000 slices",
             "embed: 500/1,000 slices, 40/s, 0:12 left, 2 failed",
             "embed: 500 slices in 20.0 s (40/s once running), 2 failed",
         ]
@@ -209,6 +209,17 @@ class TestProgress:
         written = capsys.readouterr().err
         assert "\rsearch: 0/2 trials, starting" in written
         assert written.rpartition("\r")[2].startswith("search: 1 trials in")
+
+    def test_a_live_line_never_wraps(self, capsys, monkeypatch):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("COLUMNS", "40")
+        with Progress("embed", 200) as progress:
+            monkeypatch.setattr("jobs.progress.LIVE_EVERY", 0)
+            progress.set(20, 3, "2 empty file, 1 not a PNG, JPEG, TIFF or DICOM file")
+        written = capsys.readouterr().err
+        assert "\rembed: 20/200 slices, 3 failed (2 empty" in written
+        drawn = written.rpartition("\r")[0].split("\r")
+        assert max(len(line) for line in drawn) == 39
 
     def test_nothing_to_do_says_nothing(self, capsys):
         with Progress("embed", 0):
