@@ -166,7 +166,7 @@ def read_known(work: str) -> pa.Table | None:
     """The table in WORK/catalog.parquet, or None where there is none or one of another version."""
     uri = store.join(work, "catalog.parquet")
     try:
-        table = pq.read_table(pa.BufferReader(store.read_bytes(uri)))
+        table = store.read_parquet(uri)
     except (OSError, ValueError):  # pyarrow.ArrowInvalid is a ValueError
         return None
     return table if table.schema.equals(SCHEMA) else None

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from gansfp import store
@@ -215,7 +214,7 @@ def _read_table(table: str) -> dict[str, list[str]]:
         columns = store.read_csv(table, NEEDED)
     else:
         try:
-            rows = pq.read_table(pa.BufferReader(store.read_bytes(table)))
+            rows = store.read_parquet(table)
             known = [name for name in rows.column_names if name in _ORDER]
             columns = {name: rows[name].cast(pa.string()).fill_null("").to_pylist() for name in known}
         except (OSError, ValueError, NotImplementedError) as error:

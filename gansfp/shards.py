@@ -102,7 +102,7 @@ def settle(work: str, identity: Mapping[str, str], images: Mapping[str, str], re
             if good[-1]:
                 kept.add(image_id)
         if not all(good):
-            rest = pq.read_table(pa.BufferReader(store.read_bytes(path))).filter(pa.array(good))
+            rest = store.read_parquet(path).filter(pa.array(good))
             if rest.num_rows:  # first the new shard, then away with the old one: a kill in between loses nothing
                 _write(work, identity, rest)
             _remove(path)
@@ -184,7 +184,7 @@ def _read(path: str, identity: Mapping[str, str], columns: list[str] | None) -> 
     file_system, inner = store.open_store(path)
     try:
         with file_system.open_input_file(inner) as source:
-            file = pq.ParquetFile(source)
+            file = store.open_parquet(source)
             found = json.loads((file.schema_arrow.metadata or {}).get(IDENTITY, b"{}"))
             return file.read(columns=columns) if found == dict(identity) else None
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and UnicodeDecodeError are ValueErrors

@@ -13,6 +13,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from gansfp.errors import DataError, UsageError
@@ -20,6 +21,7 @@ from gansfp.errors import DataError, UsageError
 TEMPORARY = "_tmp-"  # how the names of unfinished files begin; no listing shows them
 
 _LOCAL = fs.LocalFileSystem()
+_UNPICKLES = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"  # of Ray's: opening a Parquet file may run code in it
 
 
 def absolute(uri: str) -> str:
@@ -159,6 +161,42 @@ def check_writable(work: str) -> None:
         raise DataError(
             f"{work}: the work folder cannot be made or written ({one_line(error.__cause__ or error)})"
         ) from error
+
+
+def read_parquet(uri: str) -> pa.Table:
+    """A whole Parquet file. Raises what open_parquet raises."""
+    return open_parquet(pa.BufferReader(read_bytes(uri))).read()
+
+
+def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
+    """A Parquet file of plain columns, which holds no code: Ray registers a type whose values it unpickles.
+
+    Raises OSError where it cannot be read, pyarrow.ArrowInvalid where it is none or has columns of a type that is
+    implemented in Python, UsageError where the environment lets Ray unpickle what describes such a type.
+    """
+    if os.environ.get(_UNPICKLES, "0") != "0":
+        raise UsageError(f"{_UNPICKLES} is set, with which a Parquet file can run code; unset it")
+    try:
+        file = pq.ParquetFile(source)
+        schema = file.schema_arrow
+    except (OSError, pa.ArrowInvalid):
+        raise
+    except Exception as error:  # an extension type's own code meets whatever describes it there
+        raise pa.ArrowInvalid(f"{type(error).__name__}: {one_line(error)}") from error
+    for column in schema:
+        if not _is_plain(column.type):
+            raise pa.ArrowInvalid(f"column {column.name!r} is {column.type}, expected plain text or numbers")
+    return file
+
+
+def _is_plain(column: pa.DataType) -> bool:
+    """False for a type that is implemented in Python, or has one inside."""
+    if isinstance(column, pa.ExtensionType):
+        return False
+    if isinstance(column, pa.BaseExtensionType):  # Arrow's own
+        return _is_plain(column.storage_type)
+    inner = [column.value_type] if pa.types.is_dictionary(column) else []
+    return all(map(_is_plain, [*inner, *(column.field(index).type for index in range(column.num_fields))]))
 
 
 def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:

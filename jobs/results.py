@@ -42,7 +42,7 @@ def read_search(work: str, task: str) -> Found | None:
         return None
     try:
         best = json.loads(store.read_bytes(store.join(folder, "best.json")))
-        return Found(best, pq.read_table(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet")))))
+        return Found(best, store.read_parquet(store.join(folder, "trials.parquet")))
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
         raise DataError(f"{folder}: cannot be read ({store.one_line(error)}); run tune.search again") from error
 

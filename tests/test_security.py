@@ -1,15 +1,28 @@
 """What is not trusted stays harmless: nothing listens beyond this machine, nothing that is read is run."""
 
+import ast
 import ipaddress
 import os
+import pickle
 import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from processes import alive, descendants, end
+from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+from gansfp import shards, store
+from gansfp.catalog import read_known
+from gansfp.errors import DataError, UsageError, WeightsError
+from gansfp.layout import find_images
+from gansfp.weights import load_weights
+from jobs.results import read_search
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,3 +90,208 @@ def test_on_one_machine_nothing_listens_beyond_loopback():
         finally:
             process.kill()
             end(started)
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A folder that is there as soon as a pickle was opened."""
+    return tmp_path / "executed"
+
+
+@pytest.fixture(params=["pickle", "column", "struct", "list", "tensor"])
+def malicious(request, trap) -> bytes:
+    """A file with code in it: a pickle, or a Parquet file with Ray's types, whose values or description are pickles."""
+    code = pickle.dumps(Payload(trap))
+    if request.param == "pickle":
+        return code
+    names = ["image_id", "sha256", "uri", "task", "set", "split", "role", "status", "configuration", "error"]
+    told = None
+    if request.param == "tensor":
+        column = pa.array([[1.0]], pa.list_(pa.float32()))
+        told = {"ARROW:extension:name": "ray.data.arrow_tensor", "ARROW:extension:metadata": code}
+    else:
+        column = pa.ExtensionArray.from_storage(ArrowPythonObjectType(), pa.array([code], pa.large_binary()))
+    if request.param == "struct":
+        column = pa.StructArray.from_arrays([column], ["x"])
+    if request.param == "list":
+        column = pa.ListArray.from_arrays([0, 1], column)
+    sink = pa.BufferOutputStream()
+    schema = pa.schema([pa.field(name, column.type, metadata=told) for name in names])
+    identity = {shards.IDENTITY: b'{"backbone": "lbp", "view": "full"}'}
+    pq.write_table(pa.table([column] * len(names), schema=schema.with_metadata(identity)), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("malicious", ["column", "struct", "list"], indirect=True)
+def test_the_danger_is_real(malicious, trap):
+    """Where ray.data is imported, looking at a column runs what is in it; if this ends, so may the precaution."""
+    pq.read_table(pa.BufferReader(malicious))["image_id"].to_pylist()
+    assert trap.is_dir()
+
+
+IDENTITY = {"backbone": "lbp", "view": "full"}
+
+
+def test_a_shard_is_not_run_but_removed(malicious, trap, tmp_path, caplog):
+    place = tmp_path / "embeddings" / "lbp" / "full" / "0.parquet"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(malicious)
+    with pytest.raises(DataError, match="no embedding of 1 images"):
+        shards.read_embeddings(str(tmp_path), IDENTITY, {"a": "0"})
+    assert shards.settle(str(tmp_path), IDENTITY, {"a": "0"}) == set()
+    assert "not a whole shard" in caplog.text
+    assert not place.exists()
+    assert not trap.exists()
+
+
+def test_a_catalog_and_a_search_in_work_are_not_run(malicious, trap, tmp_path):
+    (tmp_path / "catalog.parquet").write_bytes(malicious)
+    assert read_known(str(tmp_path)) is None
+    folder = tmp_path / "search" / "membership"
+    folder.mkdir(parents=True)
+    (folder / "best.json").write_text("{}")
+    (folder / "trials.parquet").write_bytes(malicious)
+    with pytest.raises(DataError, match=r"cannot be read .*; run tune\.search again"):
+        read_search(str(tmp_path), "membership")
+    (folder / "best.json").write_bytes(malicious)
+    with pytest.raises(DataError, match=r"cannot be read .*; run tune\.search again"):
+        read_search(str(tmp_path), "membership")
+    assert not trap.exists()
+
+
+def test_a_table_of_data_is_not_run(malicious, trap, tmp_path):
+    (tmp_path / "catalog.parquet").write_bytes(malicious)
+    with pytest.raises(DataError, match="cannot be read as a Parquet table"):
+        find_images(str(tmp_path))
+    assert not trap.exists()
+
+
+def test_ray_is_not_let_unpickle_descriptions(tmp_path, monkeypatch):
+    place = tmp_path / "plain.parquet"
+    pq.write_table(pa.table({"day": pa.array([1], pa.int32()), "name": ["a"]}), place)
+    assert store.read_parquet(str(place)).num_rows == 1
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "1")
+    with pytest.raises(UsageError, match="unset it"):
+        store.read_parquet(str(place))
+
+
+def test_arrows_own_types_are_plain(tmp_path):
+    storage = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+    column = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [2]), storage)
+    words = pa.array(["a"]).dictionary_encode()
+    pq.write_table(pa.table({"tensor": column, "words": words}), tmp_path / "plain.parquet")
+    assert store.read_parquet(str(tmp_path / "plain.parquet"))["words"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_weights_that_hold_code_are_refused_in_one_line(legacy, trap, tmp_path):
+    path = tmp_path / "mobilenetv2_100.pth"
+    torch.save({"state_dict": Payload(trap)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match="cannot be read as weights of mobilenetv2_100") as caught:
+        load_weights("mobilenetv2_100", str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert not trap.exists()
+    torch.load(path, weights_only=False)
+    assert trap.is_dir()  # it would have run
+
+
+def test_bare_pickles_named_as_weights_are_refused(trap, tmp_path):
+    for ending in (".pth", ".safetensors"):
+        path = tmp_path / f"mobilenetv2_100{ending}"
+        path.write_bytes(pickle.dumps(Payload(trap)))
+        with pytest.raises(WeightsError, match="cannot be read as weights"):
+            load_weights("mobilenetv2_100", str(tmp_path))
+        path.unlink()
+    assert not trap.exists()
+
+
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pandas", "yaml"}
+CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "read_pickle", "to_pickle", "restore", "unpickle"}
+READERS = {"read_table", "ParquetFile", "ParquetDataset", "read_parquet", "read_feather", "open_file", "open_stream"}
+
+
+def findings(code: str) -> list[str]:
+    """What in a source file may run what it reads, or a shell."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            places = names if isinstance(node, ast.Import) else [node.module or "", *names]
+            outside = names if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("tune") else []
+            found += [f"import {place}" for place in places if PICKLES & set(place.split("."))]
+            found += [f"import {place}" for place in outside if place in READERS]
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        if name in CALLS and (node.args or node.keywords) and not (name == "compile" and owner in ("re", "torch")):
+            found.append(f"{owner}.{name}")
+        if name in READERS and owner not in ("", "store", "trials"):  # trials.read_table is store.read_parquet
+            found.append(f"{owner}.{name}, expected store.read_parquet")
+        if name in ("load", "loads", "load_state_dict", "jit_load") and owner.split(".")[0] in ("torch", "timm"):
+            if options.get("weights_only") != "True":
+                found.append(f"{owner}.{name} without weights_only=True")
+        elif name in ("load", "loads", "Unpickler") and owner not in ("json", "slices"):
+            found.append(f"{owner}.{name}")
+        if options.get("allow_pickle", "False") != "False" or options.get("shell", "False") != "False":
+            found.append(f"{owner}.{name} with allow_pickle or shell")
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "import ray.cloudpickle",
+        "from ray import cloudpickle",
+        "import joblib as quick",
+        "import shelve, marshal",
+        "np.load(place)",
+        "np.load(place, allow_pickle=True)",
+        "numpy.lib.format.read_array(file, allow_pickle=maybe)",
+        "torch.load(place)",
+        "torch.load(place, weights_only=False)",
+        "torch.load(place, weights_only=flag)",
+        "torch.jit.load(place)",
+        "timm.models.load_state_dict(place)",
+        "pd.read_pickle(place)",
+        "eval(text)",
+        "builtins.exec(text)",
+        "yaml.load(text)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "tune.Tuner.restore(place)",
+        "pq.read_table(place)",
+        "from pyarrow.parquet import read_table",
+        "ray.data.read_parquet(place)",
+        "pa.ipc.open_file(place)",
+        "feather.read_feather(place)",
+    ],
+)
+def test_what_could_run_code_is_found(code):
+    assert findings(code)
+
+
+def test_what_cannot_is_not():
+    code = "json.loads(t); re.compile(t); torch.load(p, weights_only=True); store.read_parquet(p); network.eval()"
+    assert findings(code) == []
+
+
+def test_nothing_here_runs_what_it_reads():
+    files = [path for folder in ("gansfp", "jobs", "tune") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 40
+    own = {"store.py": ["pq.ParquetFile, expected store.read_parquet"]}  # after which it looks at the columns
+    for path in files:
+        assert findings(path.read_text()) == own.get(path.name, []), path
