@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def command(pid: int) -> str:
+    """What a process calls itself: its command line, or the title it gave itself; "" for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def alive(processes: dict[int, str]) -> list[int]:
     """Those that still run."""
     return [
@@ -33,7 +42,22 @@ def alive(processes: dict[int, str]) -> list[int]:
     ]
 
 
-def end(processes: dict[int, str]) -> None:
+def end(processes: dict[int, str], by: int = signal.SIGKILL) -> None:
     for pid in alive(processes):
         with suppress(ProcessLookupError):  # it may end by itself, now that those before it are gone
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, by)
+
+
+def end_all_from(pid: int, seconds: float = 10) -> None:
+    """Ends `pid` and all below it. They are halted first: none can start another, or lose its parent and be missed."""
+    found = {pid: _stat(pid)[2]}
+    below = found
+    while below:
+        end(below, signal.SIGSTOP)
+        below = {child: started for child, started in descendants(pid).items() if child not in found}
+        found |= below
+    end(found)
+    deadline = time.monotonic() + seconds
+    while left := alive(found):
+        assert time.monotonic() < deadline, f"still there {seconds:.0f} s after SIGKILL: {left}"
+        time.sleep(0.05)
