@@ -95,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
         metrics = final(data, work, decide, catalog, tasks)
         print(summary(metrics))
+        seconds = metrics["run"]["seconds"]
+        took = ", ".join(f"{stage} {value:.0f} s" for stage, value in sorted(seconds.items(), key=lambda x: -x[1]))
+        log.info("the stages, the longest first: %s", took)
         log.info("results are in %s", store.join(work, "results"))
 
 

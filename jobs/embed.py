@@ -188,7 +188,7 @@ def _pipeline(
     embedded = (
         ray.data.from_blocks(list(todo.blocks(block)))  # from_arrow asks for a core a block, and so starts nodes
         .map_batches(
-            decode_block,  # type: ignore[arg-type]  # Ray types a function of one argument, fn_kwargs or not
+            decode_block,
             fn_kwargs=decode,
             batch_size=None,
             num_cpus=TASK_CPUS,
@@ -202,7 +202,7 @@ def _pipeline(
         )
     )
     written = embedded.map_batches(
-        write_block,  # type: ignore[arg-type]
+        write_block,
         fn_kwargs=write,
         batch_size=None,
         num_cpus=TASK_CPUS,

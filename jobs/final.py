@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from gansfp.verdict import (
 )
 from jobs.cli import Parser, positive, run, seed
 from jobs.lock import held
-from jobs.record import read_records, versions
+from jobs.record import read_records, record_stage, versions
 from jobs.results import Found, read_search, submit, submitted_ids, write_membership, write_result, write_table
 from jobs.summary import summary
 
@@ -75,13 +75,13 @@ def final(
         _check_current(catalog, found, task)
         metrics[task] = _TASKS[task](data, catalog, work, found, config)
         unreadable |= found.best["unreadable"]
+    record_stage(work, "final", time.monotonic() - started, {"tasks": list(searches)}, asdict(config))
     records = read_records(work)
     metrics["run"] = {
         "versions": versions(),
         "seed": config.seed,
         "permutations": config.permutations,
-        "seconds": {stage: record["seconds"] for stage, record in records.items()}
-        | {"final": round(time.monotonic() - started, 2)},
+        "seconds": {stage: record["seconds"] for stage, record in records.items()},
         "left_out": sorted({line for record in records.values() for line in record.get("left_out", [])}),
         "bad_images": [{"image_id": image_id, "reason": reason} for image_id, reason in sorted(unreadable.items())],
     }

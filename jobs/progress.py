@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from types import TracebackType
 
 LOG_EVERY = 5.0  # seconds between two lines of a log
 LIVE_EVERY = 0.2  # seconds between two states of the live line
+STILL_EVERY = 30.0  # seconds after which a log without news says so: nodes may take minutes to come
 
 
 class Progress:
@@ -21,11 +23,20 @@ class Progress:
         self._live = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first result came: start-up is not part of the rate
+        self._over = threading.Event()
 
     def __enter__(self) -> Progress:
         if self._live and self.total:
             self._draw(f"{self.stage}: 0/{self.total:,} {self.unit}, starting")
+        elif self.total:
+            threading.Thread(target=self._tell_of_waiting, daemon=True).start()
         return self
+
+    def _tell_of_waiting(self) -> None:
+        while not self._over.wait(LOG_EVERY):
+            if time.monotonic() - self._shown >= STILL_EVERY:
+                self._shown = time.monotonic()
+                print(f"{self._line()}, {_clock(self.seconds)} since the start", file=sys.stderr, flush=True)
 
     def add(self, done: int, failed: int = 0) -> None:
         """Counts `done` more, of which `failed` went wrong."""
@@ -80,6 +91,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._live:
             self._draw("")
             print("\r", end="", file=sys.stderr, flush=True)

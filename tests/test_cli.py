@@ -202,6 +202,17 @@ class TestProgress:
             "embed: 500 slices in 20.0 s (40/s once running), 2 failed",
         ]
 
+    def test_a_log_without_news_says_so(self, capsys, monkeypatch):
+        monkeypatch.setattr("jobs.progress.LOG_EVERY", 0.01)
+        monkeypatch.setattr("jobs.progress.STILL_EVERY", 0.05)
+        told = ""
+        with Progress("embed", 10):
+            for _ in range(1000):
+                time.sleep(0.01)
+                if told := capsys.readouterr().err:
+                    break
+        assert told.startswith("embed: 0/10 slices, 0:00 since the start\n")
+
     def test_a_live_line_leaves_nothing_behind(self, capsys, monkeypatch):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         with Progress("search", 2, "trials") as progress:
