@@ -1,0 +1,286 @@
+"""The benchmark: not how fast anything is, but that every figure is there, adds up, and says what it is."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gansfp.errors import DataError, GansfpError, UsageError
+from gansfp.lungs import threshold_mask
+from gansfp.slices import load
+from jobs import benchmark, measure_embedding, measure_search
+from jobs.benchmark import machine, main, markdown, measure
+from jobs.measure import CLASS, Bench, Row, Sizes, Target, cores, draw_slices
+from jobs.measure_embedding import Round, where_time_goes
+from jobs.measure_limits import Crew, Rate, Work, _Blocks
+from jobs.measure_runs import Run
+from jobs.stages import STEPS
+
+TINY = Sizes(
+    pairs=(("test_resnet@random", "full"), ("test_resnet@random", "lungs")),
+    small_pairs=(("test_resnet@random", "full"), ("test_resnet@random", "lungs")),
+    slices=8,
+    repeats=1,
+    seconds=0.2,
+)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return Bench(TINY, str(tmp_path))
+
+
+def rate(per_second: float, slices: int = 100, **milliseconds: float) -> Rate:
+    return Rate(per_second, slices, Counter({step: value * slices / 1000 for step, value in milliseconds.items()}))
+
+
+def run_of(slices: int, embedding: float, **work_seconds: float) -> Run:
+    steps = {step: work_seconds.get(step, 0.0) for step in STEPS}
+    return Run(
+        slices, 0.0, 0.0, embedding, record={"work_seconds": steps, "bottleneck": "forward"} if work_seconds else {}
+    )
+
+
+class TestTheCommand:
+    @pytest.mark.ray
+    @pytest.mark.timeout(300)
+    def test_its_table_and_its_json_hold_the_same(self, tmp_path, capsys):
+        sizes = ["--sweep", "40,64", "--width", "16", "--repeats", "1", "--trials", "2", "--configurations", "40"]
+        main(["--out", str(tmp_path), "--only", "statistics,sweep,search", *sizes])
+        printed, table = capsys.readouterr().out, (tmp_path / "benchmark.md").read_text()
+        assert printed == table
+        told = json.loads((tmp_path / "benchmark.json").read_text())
+        assert [row["measurement"] for row in told["rows"]] == ["sweep"] * 2 + ["search"] + ["statistics"] * 4
+        for row in told["rows"]:
+            assert row["error"] == ""
+            assert row["value"] > 0
+            assert row["name"] in table
+            assert (row["ratio"] is None) == (row["other"] is None)
+            if row["ratio"] is not None:
+                assert row["ratio"] == pytest.approx(row["value"] / row["other"]) or row["unit"] == "s"
+        assert told["sizes"]["sweep"] == [40, 64]
+        assert told["machine"]["cores"] == cores()
+        assert f"cores: {cores()}" in table
+        assert f"torch {told['versions']['torch']}" in table
+        search = told["rows"][2]
+        assert search["target"] == {"limit": 200, "at_least": True, "of_value": True}
+        assert search["met"] == (search["value"] >= 200)
+        assert "search, 2 trials of 402 configurations" in search["name"]  # 67 of the sweep for each trial and set
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--only", "speed"], "--only: got 'speed', expected some of embedding,passes"),
+            (["--only", ","], "got ',', expected names"),
+            (["--slices", "0"], "got '0', expected a whole number of at least 1"),
+            (["--sweep", "2000,many"], "got 'many', expected a whole number"),
+            (["--sweep", "16"], "got '16', expected a whole number of at least 32"),
+            (["--data", "/nowhere/at/all"], "--data: got '/nowhere/at/all', where no images are"),
+            (["--quick"], "unrecognized arguments: --quick"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, options, said, tmp_path):
+        with pytest.raises(UsageError) as caught:
+            main(["--out", str(tmp_path), *options])
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_place_that_cannot_be_written_is_told_first(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DataError, match="cannot be made or written"):
+            main(["--out", str(tmp_path / "file")])
+
+    def test_a_mistake_ends_with_status_2(self):
+        command = [sys.executable, "-m", "jobs.benchmark", "--only", "speed"]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
+        assert ended.returncode == 2
+        assert ended.stdout == ""
+        assert ended.stderr.splitlines() == [
+            "error: --only: got 'speed', expected some of embedding,passes,memory,start,sweep,search,statistics"
+        ]
+
+    def test_a_measurement_that_fails_is_a_row_and_the_others_go_on(self, tmp_path, capsys, monkeypatch):
+        def broken(bench: Bench) -> list[Row]:
+            raise ValueError("no | room\nfor it")
+
+        monkeypatch.setitem(benchmark.MEASUREMENTS, "sweep", broken)
+        monkeypatch.setitem(benchmark.MEASUREMENTS, "search", lambda bench: [Row("search", "search", 3.0, "s")])
+        with pytest.raises(GansfpError, match="^sweep: could not be measured") as caught:
+            main(["--out", str(tmp_path), "--only", "search,sweep"])
+        assert caught.value.exit_status == 1
+        table = (tmp_path / "benchmark.md").read_text()
+        assert "| sweep | failed: no / room |  |  |  |  |" in table
+        assert "| search | 3.00 s |  |  |  |  |" in table
+        assert capsys.readouterr().out == table
+        assert json.loads((tmp_path / "benchmark.json").read_text())["rows"][0]["error"] == "no | room"
+
+    def test_what_is_needed_where_there_is_no_memory_to_read_is_said(self, tiny):
+        tiny.runs.append([run_of(8, 1.0), run_of(32, 2.0), run_of(128, 3.0)])
+        (row,) = measure(tiny, ["memory"])
+        assert row.error == "memory is read from /proc, which this system does not have"
+
+
+class TestTheTable:
+    def test_a_target_is_of_the_ratio_or_of_the_value(self):
+        row = Row("x", "x", value=10.0, ratio=0.5, target=Target(0.5))
+        assert row.met is True
+        assert replace(row, target=Target(0.6)).met is False
+        assert replace(row, target=Target(0.6, at_least=False)).met is True
+        assert replace(row, target=Target(9, at_least=False, of_value=True)).met is False
+        assert replace(row, target=Target(10, of_value=True)).met is True
+        assert replace(row, target=None).met is None
+        assert replace(row, ratio=None).met is None
+
+    def test_its_cells(self):
+        rows = [
+            Row("x", "one", 1234.5, "s", "two", 2.345, 526.4, Target(600), note="how"),
+            Row("x", "three", 0.12345, "s", target=Target(15, at_least=False, of_value=True), note="how"),
+            Row("x", "four", 12.34, "MB", note="otherwise"),
+        ]
+        told = {"machine": {"memory_gb": 8}, "versions": {"torch": "2"}, "measured": "today", "seconds": 3.0}
+        lines = markdown(told, rows).splitlines()
+        assert lines[2:5] == ["- memory gb: 8", "- versions: torch 2", "- measured today, in 3 s"]
+        assert lines[8:11] == [
+            "| one [1] | 1,234 s | two: 2.35 s | 526 | at least 600 | **no** |",
+            "| three [1] | 0.123 s |  |  | at most 15 s | yes |",
+            "| four [2] | 12.3 MB |  |  |  |  |",
+        ]
+        assert lines[12:] == ["1. how", "2. otherwise"]
+
+    def test_it_says_what_machine_it_is(self):
+        found = machine()
+        assert found["cores"] == cores() <= (os.cpu_count() or 1)
+        assert 0.1 < found["memory_gb"] < 1e5
+        assert found["cpu"]
+
+
+class TestTheFigures:
+    def test_the_steady_rate_leaves_start_up_apart(self):
+        runs = [run_of(100, 11.0), run_of(400, 14.0), run_of(1600, 26.0)]
+        assert Round(runs).rate == pytest.approx(100)
+
+    def test_the_bound_shares_the_cores_among_all_that_must_be_done(self):
+        one = Round([], together=rate(100), alone=rate(80), prepare=rate(1, decode=2.0, mask=3.0, read=9.0))
+        a_slice = 0.002 + 0.003 + cores() / 100
+        assert one.bound("cpu") == pytest.approx(cores() / a_slice)
+
+    def test_on_a_gpu_the_bound_is_the_slower_of_the_gpu_and_the_cores(self):
+        one = Round([], together=rate(100), prepare=rate(1, decode=2.0, mask=3.0))
+        assert one.bound("cuda") == pytest.approx(min(100, cores() / 0.005))
+        slow = replace(one, prepare=rate(1, decode=2000.0))
+        assert slow.bound("cuda") == pytest.approx(cores() / 2)
+
+    def test_where_time_goes_adds_up_to_all_cores(self):
+        run = run_of(1000, 1.0, decode=2.0, forward=6.0, write=0.5)
+        alone = Round([], together=rate(100), prepare=rate(1, decode=1.0, read=0.5))
+        rows = where_time_goes(run, 0.010, alone)
+        assert sum(row.value for row in rows) == pytest.approx(10)
+        assert {row.name.split(": ")[1]: row.value for row in rows}["decode"] == pytest.approx(2)
+        assert {row.name.split(": ")[1]: row.ratio for row in rows}["decode"] == pytest.approx(2)
+        assert rows[-1].value == pytest.approx(1.5)
+        assert "binds is forward" in rows[-1].note
+
+    def test_a_run_without_a_record_is_told(self):
+        with pytest.raises(GansfpError, match="no record of its work_seconds"):
+            where_time_goes(run_of(1000, 1.0), 0.01, Round([]))
+
+    def test_a_trial_of_one_configuration_scores_as_the_search_does(self, tmp_path, monkeypatch):
+        vectors, sets = measure_search._sets()
+        monkeypatch.setattr(measure_search.ray, "get", lambda kept: kept)
+        trial = {"backbone": "highpass", "view": "full", "components": 0, "metric": "euclidean"}
+        pair = ("highpass", "full")
+        config = measure_search.trials.SearchConfig("membership")
+        made = [
+            kind(config, str(tmp_path / kind.__name__), {pair: vectors}, {pair: "key"}, sets[:1])
+            for kind in (measure_search.trials.Problem, measure_search.OneConfiguration)
+        ]
+        monkeypatch.setattr("tune.trials.ray.get", lambda kept: kept)
+        for problem in made:
+            problem.run(trial, "cpu")
+        whole, single = (measure_search.trials.read_table(problem.place(trial)).to_pylist() for problem in made)
+        assert len(single) == 1
+        (same,) = [row for row in whole if row["configuration"] == single[0]["configuration"]]
+        assert same["scores"] == single[0]["scores"]
+        assert len(whole) == 67
+
+
+class TestTheSlices:
+    def test_drawn_slices_differ_and_show_lungs(self, tmp_path):
+        draw_slices(str(tmp_path / "drawn"), 40)
+        files = sorted((tmp_path / "drawn").iterdir())
+        assert len({path.read_bytes() for path in files}) == 40
+        pixels = [load(str(path)).pixels for path in files]
+        assert all(one.shape == (256, 256) for one in pixels)
+        assert np.mean([threshold_mask(one).any() for one in pixels]) > 0.8
+
+    def test_a_collection_has_as_many_as_asked(self, tiny):
+        for count in (8, 128):
+            folder = Path(tiny.slices(count), CLASS)
+            assert len(list(folder.iterdir())) == count
+            assert load(str(next(folder.iterdir()))).status == "ok"
+        assert tiny.slices(8) == tiny.slices(8)
+
+    def test_real_slices_are_taken_again_where_there_are_few(self, tmp_path):
+        draw_slices(str(tmp_path / "real" / "patient"), 3)
+        (tmp_path / "real" / "notes.txt").write_text("no image")
+        (tmp_path / "scratch").mkdir()
+        bench = Bench(TINY, str(tmp_path / "scratch"), str(tmp_path / "real"))
+        found = list(Path(bench.slices(8), CLASS).iterdir())
+        assert len(found) == 8
+        assert len({path.read_bytes() for path in found}) == 3
+
+
+class TestEmbedding:
+    @pytest.mark.timeout(200)
+    def test_a_crew_reports_rates_and_its_own_errors(self, tiny):
+        folder = Path(tiny.slices(8), CLASS)
+        work = Work(TINY.pairs, "bfloat16", "cpu", 4, [str(path) for path in sorted(folder.iterdir())], tiny.folder)
+        with Crew(work) as crew:
+            rates = {task: crew.rate(task, 0.1, members=1) for task in ("forward", "prepare", "loop", "loader")}
+            assert all(found.per_second > 0 for found in rates.values())
+            assert set(rates["prepare"].steps) == {"read", "decode", "mask"}
+            assert all(rates["prepare"].milliseconds(step) > 0 for step in ("read", "decode", "mask"))
+            for path in folder.iterdir():
+                path.unlink()
+            with pytest.raises(GansfpError, match="measuring 'prepare' failed: FileNotFoundError"):
+                crew.rate("prepare", 0.1)
+        assert list(Path(tiny.folder, "member-0", "embeddings", "test_resnet@random", "lungs").iterdir())
+
+    def test_blocks_decoded_elsewhere_are_those_decoded_here(self, tiny):
+        uris = [str(path) for path in sorted(Path(tiny.slices(8), CLASS).iterdir())]
+        blocks = _Blocks(uris, TINY.pairs, "threshold", 4)
+        passed_by = 2 * max(1, cores() - 1)
+        here, elsewhere = blocks[passed_by], next(blocks.decoded_elsewhere())
+        assert here["image_id"].tolist() == elsewhere["image_id"].tolist()
+        assert isinstance(elsewhere["pixels"], np.ndarray)
+        np.testing.assert_array_equal(here["pixels"], elsewhere["pixels"])
+
+    @pytest.mark.slow
+    @pytest.mark.ray
+    @pytest.mark.timeout(400)
+    def test_whole_runs_give_every_figure(self, tiny):
+        rows = measure(tiny, ["embedding", "passes", "memory", "start"])
+        assert [row.error for row in rows if row.error] == []
+        against = [row.against for row in rows if row.measurement == "embedding"]
+        assert [text[:3] for text in against] == ["(a)", "(b)", "(c)", ""]
+        assert [row.name for row in rows if row.measurement == "time"][:-1] == [f"of a slice: {s}" for s in STEPS]
+        assert {row.name: row for row in rows}["of a slice: forward"].value > 0
+        memory = {row.name.split(": ")[1]: row.value for row in rows if row.measurement == "memory"}
+        assert memory["driver"] > 50
+        assert memory["all workers"] > memory["largest worker"] > 50
+        assert 0 < memory["object store"] < 100
+        assert memory["driver, workers and object store"] <= sum(
+            memory[part] for part in ("driver", "all workers", "object store")
+        )
+        assert [row.value > 0 for row in rows if row.measurement in ("passes", "start")] == [True, True]
+
+    def test_a_run_that_fails_says_what_the_command_said(self, tiny):
+        data = tiny.slices(8)
+        with pytest.raises(GansfpError, match=r"ended with status 2 and said: error: backbone: got 'resnt'"):
+            measure_embedding.run_embed(data, (("resnt", "full"),), "bfloat16", 8)
