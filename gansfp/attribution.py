@@ -180,7 +180,7 @@ def _hierarchical(space: Space, clustering: Clustering, ks: Sequence[int]) -> di
 def _kmeans(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different slices than clusters: fewer clusters
-        return {k: KMeans(k, n_init=10, random_state=clustering.seed).fit_predict(space.x) for k in ks}
+        return {k: KMeans(k, n_init=10, random_state=clustering.seed).fit_predict(space.places) for k in ks}
 
 
 def _gmm(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import scipy.cluster.hierarchy as hierarchy
+import torch
 
 from gansfp.errors import UsageError
 
@@ -113,10 +114,13 @@ def cut(tree: np.ndarray, k: int) -> np.ndarray:
 def cluster_centres(x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Mean of each cluster. x: (n, d), labels: (n,) in 0..k-1, none empty, weights: (n,) or None for equal ones;
     returns (k, d) float32."""
-    order = np.argsort(labels, kind="stable")
-    rows = x[order] if weights is None else x[order] * weights[order, None]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))[:-1]])
-    return (np.add.reduceat(rows, starts, dtype=np.float64) / np.bincount(labels, weights)[:, None]).astype(np.float32)
+    sums = torch.zeros((int(labels.max()) + 1, x.shape[1]), dtype=torch.float64)
+    for start in range(0, len(x), 4096):  # so that only a part is in float64
+        part = torch.from_numpy(x[start : start + 4096]).double()
+        if weights is not None:
+            part *= torch.from_numpy(weights[start : start + 4096, None])
+        sums.index_add_(0, torch.from_numpy(labels[start : start + 4096]), part)
+    return (sums.numpy() / np.bincount(labels, weights)[:, None]).astype(np.float32)
 
 
 def dendrogram_centres(

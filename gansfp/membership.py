@@ -146,9 +146,14 @@ class MembershipSet:
         return every, unused
 
     @cached_property
-    def generated_axes(self) -> distances.Projection:
-        """All principal components of the generated slices."""
-        return _axes(self.generated, self)
+    def generated_places(self) -> np.ndarray:
+        """Where k-means looks at the generated slices, (g, ...) float64, which it takes fastest."""
+        return distances.coordinates(self.generated, self.device)
+
+    @cached_property
+    def real_places(self) -> np.ndarray:
+        """Where k-means looks at the real slices, (n, ...) float64."""
+        return distances.coordinates(self.real, self.device)
 
     def cross_fitted(self, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
         """(n,) scores: `score(rows, labelled)` of each fold's rows from the labelled rows outside it."""
@@ -157,16 +162,6 @@ class MembershipSet:
             rows = np.flatnonzero(self.folds == fold)
             found[rows] = score(rows, np.flatnonzero((self.labels != UNKNOWN) & (self.folds != fold)))
         return found
-
-
-def _axes(x: np.ndarray, data: MembershipSet) -> distances.Projection:
-    return distances.pca(x, min(len(x) - 1, x.shape[1]), data.device, data.limit, data.seed)
-
-
-def _places(x: np.ndarray, data: MembershipSet) -> np.ndarray:
-    """Where distances among x are the same in fewer numbers: along its principal components, if it has fewer slices
-    than numbers. k-means takes a fifth of the time."""
-    return _axes(x, data).transform(x, data.device) if len(x) < x.shape[1] else x
 
 
 def _kmeans(x: np.ndarray, places: np.ndarray, k: int, seed: int, starts: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -208,8 +203,7 @@ def _clusters(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
             continue
         told = {} if linkage == "kmeans" else space.approximation
         if linkage == "kmeans":
-            places = _places(data.generated, data)
-            found = [_kmeans(data.generated, places, k, data.seed)[1] for k in ks]
+            found = [_kmeans(data.generated, data.generated_places, k, data.seed)[1] for k in ks]
             ends = np.cumsum([len(each) for each in found])
             centres = np.concatenate(found)
             columns = {k: np.arange(e - len(f), e) for k, f, e in zip(ks, found, ends, strict=True)}
@@ -228,13 +222,12 @@ def _kmeans_per_class(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
 
     Published by Biomedical Imaging Goa 2024; it never looks at the generated slices.
     """
-    places = _places(data.real, data)
 
     def score(rows: np.ndarray, labelled: np.ndarray, k: int) -> np.ndarray:
         to_class = []
         for label in (NOT_USED, USED):
             members = labelled[data.labels[labelled] == label]
-            centres = _kmeans(data.real[members], places[members], k, data.seed)[1]
+            centres = _kmeans(data.real[members], data.real_places[members], k, data.seed)[1]
             to_class.append(distances.pairwise(data.real[rows], centres, "manhattan", data.device).min(1))
         return to_class[0] - to_class[1]
 
@@ -248,7 +241,7 @@ def _two_means(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     Published by KDE-med-lab 2024, who do not say how clusters were named. The score is the difference of the distances
     to the two centres.
     """
-    clusters, centres = _kmeans(data.real, _places(data.real, data), 2, data.seed, starts=10)
+    clusters, centres = _kmeans(data.real, data.real_places, 2, data.seed, starts=10)
     to_centres = distances.pairwise(data.real, centres, data.metric, data.device).astype(np.float64)
     toward_second = to_centres[:, 0] - to_centres[:, -1]  # 0 where all slices are the same
 
@@ -313,8 +306,10 @@ def _span(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
     """
     if data.metric != "euclidean":
         return  # the span does not depend on the metric: it is the same in the euclidean trial
-    axes = data.generated_axes
-    spans = [c for c in sweep.spans if c < len(axes.components)]
+    spans = [c for c in sweep.spans if c < min(len(data.generated) - 1, data.generated.shape[1])]
+    if not spans:
+        return
+    axes = distances.pca(data.generated, max(spans), data.device, data.limit, data.seed)
     found = {c: np.empty(len(data.real)) for c in spans}
     for part in distances.strips(*data.real.shape):
         real = data.real[part]

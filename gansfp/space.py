@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
 from gansfp.dendrograms import cluster_centres, cuts, dendrogram
-from gansfp.distances import MAX_MEMORY, self_distances
+from gansfp.distances import MAX_MEMORY, coordinates, self_distances
 
 _HELD = 2  # metrics whose distances are held at the same time
 _PASSES = 3  # over all slices by the mini-batch k-means: the centres only have to be near
@@ -104,6 +104,11 @@ class Space:
         if self.exact:
             return np.arange(len(self.x))
         return np.sort(np.random.default_rng(self.seed).permutation(len(self.x))[: centres_within(self.limit)])
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where k-means looks at the slices, (n, ...) float64, which it takes fastest."""
+        return coordinates(self.x, self.device)
 
     @property
     def approximation(self) -> dict[str, int]:
