@@ -143,12 +143,15 @@ def read_catalog(
     return Catalog(data, catalog.table, tuple(notes))
 
 
-def update_catalog(data: str, work: str, progress: Callable[[int, int], None] | None = None) -> Catalog:
+def update_catalog(
+    data: str, work: str, *, allow_outside: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Catalog:
     """read_catalog with what WORK/catalog.parquet knows, then writes that anew. What jobs call first.
 
+    Which images there are is read from DATA each time: what an earlier run was allowed, this one is not.
     Raises what read_catalog and write_catalog raise.
     """
-    catalog = read_catalog(data, read_known(work), progress=progress)
+    catalog = read_catalog(data, read_known(work), allow_outside=allow_outside, progress=progress)
     write_catalog(catalog, work)
     return catalog
 
@@ -212,10 +215,8 @@ def _remembered(known: pa.Table) -> Iterator[tuple[tuple[str, int, int], _Conten
 
 
 def _open(image: Image) -> _Content:
-    if image.bytes > slices.MAX_BYTES:
-        return _Content("", 0, 0, "", "unreadable", f"{image.bytes} bytes, at most {slices.MAX_BYTES} are read")
     try:
-        data = store.read_bytes(image.uri)
+        data = store.read_bytes(image.uri, slices.MAX_BYTES)
     except OSError as error:
         return _Content("", 0, 0, "", "unreadable", store.one_line(error))
     mode, width, height, error_line = slices.inspect(data, image.uri)

@@ -73,6 +73,9 @@ class Image(NamedTuple):
 def find_images(data: str, allow_outside: bool = False) -> tuple[list[Image], list[str]]:
     """Every image of DATA, sorted by image_id, and notes about what was passed by.
 
+    Symbolic links are followed, wherever they lead: they were made by whoever makes up DATA, and where they leave it a
+    note says so. A table may come from elsewhere; its uris are taken literally, `..` and all, and must stay below DATA.
+
     Raises DataError: DATA missing, no images, a class folder without images, an id twice, a table with a missing
     column, an unknown value, or a uri outside DATA (unless `allow_outside`), a test slice whose name no CSV can hold.
     """
@@ -88,6 +91,8 @@ def find_images(data: str, allow_outside: bool = False) -> tuple[list[Image], li
         raise DataError(
             f"no images found in {tables[0] if tables else data}, expected {EXPECTED}, with {' '.join(ENDINGS)}"
         )
+    if not allow_outside:
+        notes += _leading_out(data, images)
     images.sort(key=lambda image: image.image_id)
     for one, other in pairwise(images):
         if one.image_id == other.image_id:
@@ -96,6 +101,21 @@ def find_images(data: str, allow_outside: bool = False) -> tuple[list[Image], li
         if image.part.role == "unknown" and set(",\r\n") & set(image.image_id + image.name):
             raise DataError(f"{image.uri!r}: a comma or line break in its name has no place in results; rename it")
     return images, notes
+
+
+def _leading_out(data: str, images: Sequence[Image]) -> list[str]:
+    """A note where images of a local DATA are elsewhere, because they or their folders are symbolic links."""
+    if store.is_remote(data):
+        return []
+    base = os.path.join(os.path.realpath(store.absolute(data)), "")
+    real = {folder: os.path.realpath(folder) for folder in {os.path.dirname(image.uri) for image in images}}
+    out: list[str] = []
+    for image in images:
+        folder = real[os.path.dirname(image.uri)]
+        path = os.path.realpath(image.uri) if os.path.islink(image.uri) else os.path.join(folder, "")
+        if not path.startswith(base):
+            out.append(image.uri)
+    return [f"symbolic links lead out of {data} to {len(out)} images, such as {min(out)}"] if out else []
 
 
 def _check_folder(data: str) -> None:
@@ -253,7 +273,7 @@ def _locate(table: str, data: str, value: str, allow_outside: bool) -> str:
     home, base = store.open_store(data)
     there, path = store.open_store(uri)
     if not allow_outside and not (there is home and posixpath.normpath(path).startswith(base.rstrip("/") + "/")):
-        raise DataError(f"{table}: the uri {value!r} leads out of {data}, expected files below it")
+        raise DataError(f"{table}: the uri {value!r} leads out of {data}, expected files below it (or --allow-outside)")
     return uri
 
 

@@ -92,7 +92,7 @@ def decode(data: bytes, name: str = "") -> Slice:
 def load(uri: str) -> Slice:
     """Reads and decodes one file; one that cannot be read is a failed slice too."""
     try:
-        data = store.read_bytes(uri)
+        data = store.read_bytes(uri, MAX_BYTES)
     except Exception as error:
         return Slice(None, "failed", _reason(error))
     return decode(data, uri)

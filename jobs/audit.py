@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = load_all_weights([b for config in configs.values() for b in config.backbones], options.weights)
     with held(work, "jobs.audit"):
         started = time.monotonic()
-        catalog = update_catalog(data, work)
+        catalog = update_catalog(data, work, allow_outside=options.allow_outside)
         record_stage(work, "catalog", time.monotonic() - started, {"images": len(catalog)})
         for note in catalog.notes:
             log.warning("%s", note)

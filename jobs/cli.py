@@ -44,6 +44,13 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     sys.exit(0)
 
 
+def add_outside_option(parser: argparse.ArgumentParser) -> None:
+    """--allow-outside, for every command that reads DATA."""
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="let a table in DATA name files that are not below it"
+    )
+
+
 def check_places(data: str, work: str) -> None:
     """What can be said of DATA and WORK at once. Raises DataError where DATA is missing or WORK cannot be written,
     UsageError where they are one folder, or in a submitted job relative paths: those end in Ray's copy of the checkout.

@@ -28,7 +28,7 @@ from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.lungs import MASKS
 from gansfp.views import VIEWS, get_view
 from gansfp.weights import WEIGHT_ENDINGS, Weights
-from jobs.cli import Parser, check_places, names, positive, run, share
+from jobs.cli import Parser, add_outside_option, check_places, names, positive, run, share
 from jobs.cluster import add_cluster_options, start_ray, usable_gpus
 from jobs.lock import held
 from jobs.progress import Progress
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 log.warning("left out: %s", line)
         config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
         weights = load_all_weights(config.backbones, options.weights)
-        catalog = update_catalog(options.data, options.work)
+        catalog = update_catalog(options.data, options.work, allow_outside=options.allow_outside)
         for note in catalog.notes:
             log.warning("%s", note)
         embed(catalog, store.absolute(options.work), config, weights, workers, options.address, options.verbose)
@@ -265,6 +265,7 @@ def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True
     """The options of every command that embeds: what, where, how."""
     parser.add_argument("--data", required=required, help="the collection: a folder or a URI")
     parser.add_argument("--work", required=required, help="where results go: a folder or a URI")
+    add_outside_option(parser)
     parser.add_argument("--backbones", type=names, help="names with commas between; see gansfp/backbones.py")
     parser.add_argument("--views", type=names, help=f"among {','.join(VIEWS)}")
     parser.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASKS)}")

@@ -35,7 +35,7 @@ from gansfp.verdict import (
     membership_report,
     parse_rule,
 )
-from jobs.cli import Parser, positive, run, seed
+from jobs.cli import Parser, add_outside_option, positive, run, seed
 from jobs.lock import held
 from jobs.record import read_records, record_stage, versions
 from jobs.results import Found, read_search, submit, submitted_ids, write_membership, write_result, write_table
@@ -260,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="jobs.final", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="the collection: a folder or a URI")
     parser.add_argument("--work", help="where the search was written and results go")
+    add_outside_option(parser)
     parser.add_argument("--check", metavar="FILE", help="check this CSV and do nothing else")
     parser.add_argument("--ids", help="for --check: a folder of images, or a file of ids, one a line")
     parser.add_argument("--clusters", action="store_true", help="for --check: values are cluster numbers, not 0 and 1")
@@ -275,7 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UsageError("expected --data and --work, or --check FILE --ids IDS (see --help)")
     store.check_writable(options.work)
     with held(options.work, "jobs.final"):
-        print(summary(final(options.data, store.absolute(options.work), final_config(options))))
+        work = store.absolute(options.work)
+        catalog = update_catalog(options.data, work, allow_outside=options.allow_outside)
+        print(summary(final(options.data, work, final_config(options), catalog)))
 
 
 def add_final_options(parser: Parser) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gansfp import shards, store
 from gansfp.lungs import get_mask
-from gansfp.slices import SIDE, decode
+from gansfp.slices import MAX_BYTES, SIDE, decode
 from gansfp.stopwatch import Stopwatch
 
 Pair = tuple[str, str]
@@ -80,7 +80,7 @@ def _shared_out(seconds: Mapping[str, float], n: int) -> np.ndarray:
 def _read(uri: str) -> bytes | str:
     """The bytes of a file, or why they cannot be had."""
     try:
-        return store.read_bytes(uri)
+        return store.read_bytes(uri, MAX_BYTES)
     except OSError as error:
         return store.one_line(error)
 

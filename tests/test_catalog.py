@@ -113,6 +113,30 @@ def test_a_giant_file_is_not_read(data, monkeypatch):
     assert row(read_catalog(str(data)), "t0")["error"] == "1001 bytes, at most 1000 are read"
 
 
+def test_pipes_and_devices_are_not_read(data):
+    os.mkfifo(data / "attribution/test/pipe.png")
+    (data / "attribution/test/zeros.png").symlink_to("/dev/zero")
+    catalog = read_catalog(str(data))
+    for name in ("pipe", "zeros"):
+        assert row(catalog, name)["error"] == "neither a file nor a folder"
+
+
+def test_what_one_run_was_allowed_the_next_is_not(data, tmp_path):
+    """Neither the table of an earlier run nor its hashes let an image in that is outside."""
+    outside = tmp_path / "outside.png"
+    shutil.copy(data / "attribution/test/t0.png", outside)
+    collection, work = tmp_path / "collection", str(tmp_path / "work")
+    collection.mkdir()
+    told = f"image_id,uri,task,split,role\nt,{outside},attribution,test,unknown\n"
+    (collection / "catalog.csv").write_text(told)
+    with pytest.raises(DataError, match="leads out of"):
+        update_catalog(str(collection), work)
+    assert update_catalog(str(collection), work, allow_outside=True).column("uri").tolist() == [str(outside)]
+    assert read_known(work).num_rows == 1
+    with pytest.raises(DataError, match="--allow-outside"):
+        update_catalog(str(collection), work)
+
+
 def test_duplicates_are_found_and_told(data):
     shutil.copy(data / "membership/a/train/used/used1.png", data / "membership/a/train/not_used/not_used2.png")
     shutil.copy(data / "membership/a/train/used/used2.png", data / "membership/a/test/unknown/x1.png")
@@ -191,7 +215,9 @@ def test_groups_of_a_table(data):
 def test_a_second_reading_opens_only_what_is_new(data, tmp_path, monkeypatch):
     opened = []
     read_bytes = store.read_bytes
-    monkeypatch.setattr(store, "read_bytes", lambda uri: opened.append(os.path.basename(uri)) or read_bytes(uri))
+    monkeypatch.setattr(
+        store, "read_bytes", lambda uri, *most: opened.append(os.path.basename(uri)) or read_bytes(uri, *most)
+    )
     (data / "attribution/test/t9.png").write_bytes(b"broken")
     work = str(tmp_path / "work")
     assert read_known(work) is None

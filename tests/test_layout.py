@@ -250,6 +250,41 @@ def test_outside_on_request_and_files_that_are_not_there(tmp_path):
     assert images["four"].bytes == -1
 
 
+def test_links_that_lead_out_are_followed_and_told(tmp_path):
+    data = tmp_path / "data"
+    place(tmp_path, "other/2.png", "other/3.png")
+    place(data, "attribution/test/1.png", "attribution/real/5.png")
+    (data / "attribution/test/within.png").symlink_to(data / "attribution/real/5.png")
+    assert find_images(str(data))[1] == ["1 images outside the layout ignored, such as attribution/real/5.png"]
+    (data / "attribution/test/file.png").symlink_to(tmp_path / "other/2.png")
+    (data / "attribution/train").mkdir()
+    (data / "attribution/train/gan").symlink_to(tmp_path / "other")
+    for name in (str(data), f"file://{data}"):
+        images, notes = find_images(name)
+        assert len(images) == 5
+        first = data / "attribution/test/file.png"
+        assert notes[1:] == [f"symbolic links lead out of {name} to 3 images, such as {first}"]
+    (tmp_path / "linked").symlink_to(data)  # DATA itself may be one
+    assert "to 3 images" in find_images(str(tmp_path / "linked"))[1][1]
+
+
+def test_a_table_goes_through_links_but_not_up_from_them(tmp_path):
+    """`link/..` is the folder that holds the link, as in a URI, and not where the system would go."""
+    data, other = tmp_path / "data", tmp_path / "other/inner"
+    place(data, "images/2.png", "images/3.png", "images/4.png", "images/5.png", "1.png")
+    place(tmp_path, "other/inner/1.png", "other/1.png")
+    (data / "link").symlink_to(other)
+    table(data, ROWS.replace("images/1.png", "link/1.png"))
+    images, notes = find_images(str(data))
+    assert len(images) == ROWS.count("\n") - 1
+    assert f"symbolic links lead out of {data} to 1 images, such as {data}/link/1.png" in notes
+    table(data, ROWS.replace("images/1.png", "link/../1.png"))
+    assert {image.image_id: image.uri for image in find_images(str(data))[0]}["one"] == str(data / "1.png")
+    for uri in ("link/../../other/1.png", f"{data}/link/../../other/1.png", f"file://{data}/%2e%2e/other/1.png"):
+        table(data, ROWS.replace("images/1.png", uri))
+        assert "leads out of" in refused(data)
+
+
 @pytest.mark.parametrize("name", ["a,b.png", "a\nb.png"])
 def test_a_test_slice_whose_name_no_csv_can_hold(tmp_path, name):
     for folder, there in (("train/gan", "a,b.png"), ("test", name)):

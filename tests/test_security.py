@@ -1,6 +1,7 @@
 """What is not trusted stays harmless: nothing listens beyond this machine, nothing that is read is run."""
 
 import ast
+import importlib
 import ipaddress
 import os
 import pickle
@@ -19,7 +20,7 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from gansfp import shards, store
 from gansfp.catalog import read_known
-from gansfp.errors import DataError, UsageError, WeightsError
+from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.layout import find_images
 from gansfp.weights import load_weights
 from jobs.results import read_search
@@ -295,3 +296,32 @@ def test_nothing_here_runs_what_it_reads():
     own = {"store.py": ["pq.ParquetFile, expected store.read_parquet"]}  # after which it looks at the columns
     for path in files:
         assert findings(path.read_text()) == own.get(path.name, []), path
+
+
+COMMANDS = {
+    "jobs.embed": ["--backbones", "lbp"],
+    "tune.search": ["--task", "attribution", "--backbones", "lbp"],
+    "jobs.final": [],
+    "jobs.audit": ["--backbones", "lbp"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_keeps_tables_within_data_unless_told(command, tmp_path, monkeypatch):
+    data, work = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    (tmp_path / "outside.png").write_bytes(b"")
+    told = "image_id,uri,task,split,role\na,../outside.png,attribution,test,unknown\n"
+    (data / "catalog.csv").write_text(told)
+    module = importlib.import_module(command)
+    arguments = ["--data", str(data), "--work", str(work), *COMMANDS[command]]
+    with pytest.raises(DataError, match=r"the uri '\.\./outside\.png' leads out of .*--allow-outside"):
+        module.main(arguments)
+
+    def update(*places, allow_outside):
+        raise GansfpError(f"allowed: {allow_outside}")
+
+    monkeypatch.setattr(module, "update_catalog", update)
+    for given, allowed in (([], False), (["--allow-outside"], True)):
+        with pytest.raises(GansfpError, match=f"allowed: {allowed}"):
+            module.main([*arguments, *given])

@@ -248,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     embedding = embed_config(options, pairs)
     weights = load_all_weights(embedding.backbones, options.weights)
     with held(options.work, "tune.search"):
-        catalog, work = update_catalog(options.data, options.work), store.absolute(options.work)
+        work = store.absolute(options.work)
+        catalog = update_catalog(options.data, work, allow_outside=options.allow_outside)
         for note in catalog.notes:
             log.warning("%s", note)
         check_enough(catalog, config)
