@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 from gansfp.dendrograms import LINKAGES
 from gansfp.distances import MAX_MEMORY, METRICS, pca, standardise
 from gansfp.errors import UsageError
-from gansfp.space import Space
+from gansfp.prepared import Space
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 COVARIANCES = ("full", "diag", "tied", "spherical")
@@ -91,8 +91,8 @@ def cluster(
 
     The smallest k wins a tie. The silhouette judges all methods alike, Gaussian mixtures too, on the distances that
     were clustered (euclidean but for "hierarchical"); it cannot say that there is but one generator. Above `limit`
-    bytes it is an approximation (gansfp/space.py). Raises UsageError for a k above the number of slices, and where no k
-    of the range is below it.
+    bytes it is an approximation (gansfp/prepared.py). Raises UsageError for a k above the number of slices, and where
+    no k of the range is below it.
     """
     if k != "auto":
         return next(cluster_many(x, [clustering], [int(k)], device, limit))
@@ -120,7 +120,7 @@ def cluster_many(
 
     What clusterings share is computed once: z-scores and PCA, the distances of each metric, the dendrogram of each
     linkage. So results come in order of the preparation (as it first appears), not of the clusterings. What grows by
-    n^2, for one preparation at a time, takes at most `limit` bytes (gansfp/space.py).
+    n^2, for one preparation at a time, takes at most `limit` bytes (gansfp/prepared.py).
     """
     ks = sorted(set(ks))
     for space, sharing in spaces(x, clusterings, device, limit):

@@ -2,7 +2,7 @@
 
 Large products run in torch on the given device, block by block, in float64: float32 products lose the small distances
 between near-identical slices, which are what membership inference looks for, and would make ties depend on the device.
-What takes memory by the square of the number of slices says so; where there are too many for it, see gansfp/space.py.
+What takes memory by the square of the number of slices says so; see gansfp/prepared.py where there are too many.
 """
 
 import logging
@@ -161,7 +161,7 @@ def pca(
     component beyond the rank of x (duplicates) explains nothing and may be a zero vector. Raises UsageError for a
     number that x cannot give.
     """
-    used = fitted_rows(*x.shape, limit)
+    used = fitted_rows(len(x), x.shape[1], limit)
     if used < len(x):
         x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:used])]
     n, d = x.shape

@@ -9,7 +9,7 @@ from gansfp.attribution import Clustering, best_k, results
 from gansfp.distances import nearest
 from gansfp.errors import UsageError
 from gansfp.metrics import partition_metrics
-from gansfp.space import Space
+from gansfp.prepared import Space
 
 NEW = "new"  # in place of a name: no known generator is near
 

@@ -20,8 +20,8 @@ from sklearn.exceptions import ConvergenceWarning
 from gansfp import distances
 from gansfp.dendrograms import LINKAGES, cluster_centres, dendrogram_centres
 from gansfp.errors import UsageError
+from gansfp.prepared import Space
 from gansfp.resampling import group_codes
-from gansfp.space import Space
 
 USED, NOT_USED, UNKNOWN = 1, 0, -1
 TINY = 1e-12  # under every logarithm: a copy has distance 0

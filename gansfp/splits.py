@@ -19,7 +19,7 @@ import numpy as np
 from gansfp.attribution import by_size
 from gansfp.errors import UsageError
 from gansfp.metrics import partition_metrics
-from gansfp.space import Space, silhouettes
+from gansfp.prepared import Space, silhouettes
 
 HEADROOM = 0.2  # of what lies between the known generators' silhouette and 1: how much clearer a split has to be
 SMALLEST = 8  # slices, or 2 % of them: fewer are outliers, not a generator

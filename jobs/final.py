@@ -19,7 +19,7 @@ import pyarrow as pa
 from gansfp import shards, store
 from gansfp.attribution import prepare
 from gansfp.catalog import Catalog, update_catalog
-from gansfp.distances import pairwise
+from gansfp.distances import nearest
 from gansfp.errors import DataError, UsageError
 from gansfp.known import name_clusters
 from gansfp.membership import UNKNOWN, learns_from_labels
@@ -178,8 +178,9 @@ def _nearest(
     unknown = [image_id for image_id, label in zip(rows["real"], rows["labels"], strict=True) if label == UNKNOWN]
     if not unknown:
         return {}
-    distance = pairwise(np.stack([vectors[i] for i in unknown]), np.stack([vectors[i] for i in rows["generated"]]))
-    order = np.argsort(distance, axis=1, kind="stable")[:, :NEAREST]
+    _, order = nearest(
+        np.stack([vectors[i] for i in unknown]), np.stack([vectors[i] for i in rows["generated"]]), NEAREST
+    )
     return {image_id: [rows["generated"][g] for g in near] for image_id, near in zip(unknown, order, strict=True)}
 
 
@@ -203,8 +204,9 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     by_id = dict(zip(of_known.ids.tolist(), of_known.column("generator").tolist(), strict=True))
     generators = np.array([by_id[image_id] for image_id in ids["known"]])
     groups = dict(zip(catalog.ids.tolist(), catalog.groups().tolist(), strict=True))
-    again = np.array(found.table["known"][best["row"]].as_py())
-    every_again = np.stack([np.array(labels) for labels in found.table["known"].to_pylist() if labels is not None])
+    found_again = found.known()
+    again = np.array(found_again[best["row"]])
+    every_again = np.stack([np.array(labels) for labels in found_again if labels is not None])
     known_groups = np.array([groups[i] for i in ids["known"]])
     report: dict[str, Any] = {
         "cross_validated": attribution_report(
@@ -214,7 +216,9 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
         "configuration": chosen,
         "tried": len(tried),
     }
-    both = prepare(np.concatenate([known, test_vectors]), chosen["standardise"], chosen["components"])
+    limit = int(found.best["search"]["max_memory"] * 1e9)
+    both = np.concatenate([known, test_vectors])
+    both = prepare(both, chosen["standardise"], chosen["components"], limit=limit)
     names = {n.cluster: n.generator for n in name_clusters(labels, both[len(known) :], both[: len(known)], generators)}
     report["names"] = {str(number): name for number, name in names.items()}
     test = catalog.select("attribution", split="test", role="unknown")

@@ -21,18 +21,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search left: best.json, and of each set the rows of trials.parquet that did not fail."""
+    """What a search left: best.json, and the file of all configurations, whose scores are read a set at a time."""
 
     best: dict[str, Any]
-    table: pa.Table
+    trials: pq.ParquetFile
 
     def rows(self, name: str) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """The configurations and the (c, n) scores of a set ("" for attribution)."""
-        sets = np.array([value or "" for value in self.table["set"].to_pylist()])
-        ok = np.array(self.table["status"].to_pylist()) == "ok"
-        part = self.table.filter(pa.array((sets == name) & ok))
-        scores = np.stack(part["scores"].combine_chunks().to_numpy(zero_copy_only=False))
-        return [json.loads(text) for text in part["configuration"].to_pylist()], scores
+        """The configurations that did not fail and the (c, n) float64 scores of a set ("" for attribution)."""
+        configurations, scores = [], []
+        for group in range(self.trials.num_row_groups):
+            part = self.trials.read_row_group(group, ["set", "status", "configuration", "scores"])
+            here = np.array([value or "" for value in part["set"].to_pylist()]) == name
+            part = part.filter(pa.array(here & (np.array(part["status"].to_pylist()) == "ok")))
+            configurations += [json.loads(text) for text in part["configuration"].to_pylist()]
+            if len(part):
+                scores.append(np.stack(part["scores"].combine_chunks().to_numpy(zero_copy_only=False)))
+        return configurations, np.concatenate(scores, dtype=np.float64)
+
+    def known(self) -> list[list[int] | None]:
+        """The known slices' clusters of every configuration, in the order of the file; None where there are none."""
+        return self.trials.read(["known"])["known"].to_pylist()
 
 
 def read_search(work: str, task: str) -> Found | None:
@@ -42,7 +50,7 @@ def read_search(work: str, task: str) -> Found | None:
         return None
     try:
         best = json.loads(store.read_bytes(store.join(folder, "best.json")))
-        return Found(best, store.read_parquet(store.join(folder, "trials.parquet")))
+        return Found(best, store.open_parquet(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet")))))
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
         raise DataError(f"{folder}: cannot be read ({store.one_line(error)}); run tune.search again") from error
 

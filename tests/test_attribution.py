@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 
-from gansfp import attribution, space
+from gansfp import attribution, prepared
 from gansfp.attribution import (
     COVARIANCES,
     INITS,
@@ -24,7 +24,7 @@ from gansfp.attribution import (
 )
 from gansfp.distances import self_distances
 from gansfp.errors import UsageError
-from gansfp.space import silhouettes
+from gansfp.prepared import silhouettes
 
 
 def blobs(seed=0, sizes=(30, 20, 14, 9), d=8, gap=6.0):
@@ -139,7 +139,7 @@ def test_many_equals_one_by_one_and_shares_the_work(monkeypatch):
 
         return call
 
-    for module, name in ((space, "self_distances"), (space, "dendrogram"), (attribution, "pca")):
+    for module, name in ((prepared, "self_distances"), (prepared, "dendrogram"), (attribution, "pca")):
         monkeypatch.setattr(module, name, counted(module, name))
     many = {(r.clustering, r.k): r for r in cluster_many(x, clusterings, [2, 5, 3, 5])}
     assert counts == {"self_distances": 4, "dendrogram": 6, "pca": 1}

@@ -9,7 +9,7 @@ from gansfp.attribution import Clustering, cluster
 from gansfp.distances import standardise
 from gansfp.errors import UsageError
 from gansfp.known import NEW, _subsets, name_clusters, score_on_known
-from gansfp.space import Space
+from gansfp.prepared import Space
 
 CENTRES = np.random.default_rng(0).normal(size=(5, 10)) * 6
 

@@ -1,7 +1,9 @@
 """The search: complete, resumable, blind to the truth, and the same again for the same seed."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,6 @@ from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.membership import UNKNOWN, learns_from_labels
 from gansfp.metrics import auc
 from jobs.progress import Progress
-from jobs.results import read_search
 from tune import search
 from tune.search import best_rows, choose_pairs
 from tune.trials import Problem, SearchConfig, run_trials
@@ -133,6 +134,61 @@ class TestMembership:
         assert "PCA components: got 5000" in row["error"]
 
 
+class TestFaults:
+    """Two trials, of which the one with principal components goes wrong."""
+
+    def search(self, kind, challenge, searched, work, monkeypatch):
+        """The search where trials are run by a problem of that kind; it finds no trial in `work` at first."""
+        plain = search._problem
+
+        def problem(images, _, config, embedding, weights):
+            found, identities, unreadable = plain(images, str(searched), config, embedding, weights)
+            fields = {name: getattr(found, name) for name in ("config", "vectors", "keys", "rows")}
+            return kind(folder=str(work), **fields), identities, unreadable
+
+        monkeypatch.setattr(search, "_problem", problem)
+        config = EmbedConfig((("highpass-w15-32", "full"),))
+        return search.search(read_catalog(str(challenge)), str(work), SearchConfig("membership"), config, {})
+
+    def test_whatever_a_trial_raises_is_a_row_with_the_reason(self, challenge, searched, tmp_path, monkeypatch, caplog):
+        class Failing(Problem):
+            def _evaluate(self, trial, device):
+                if trial["components"]:
+                    raise MemoryError("Unable to allocate 7 EiB")
+                return super()._evaluate(trial, device)
+
+        best = self.search(Failing, challenge, searched, tmp_path, monkeypatch)
+        assert best["failed"] == 1
+        assert best["best"]["warp"]["auc"] > 0.9
+        table = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+        (failed,) = [row for row in table if row["status"] == "failed"]
+        assert failed["error"] == "MemoryError: Unable to allocate 7 EiB"
+        assert json.loads(failed["configuration"])["components"] == 0.95
+        assert "1 configurations failed, e.g. MemoryError: Unable to allocate 7 EiB" in caplog.text
+
+    def test_a_worker_that_the_system_ends_loses_its_trial_alone(self, challenge, searched, tmp_path, monkeypatch):
+        killed = tmp_path / "killed"
+
+        class Deadly(Problem):
+            def run(self, trial, device):
+                if trial["components"] and not killed.exists():
+                    killed.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().run(trial, device)
+
+        with pytest.raises(GansfpError, match="1 of 2 trials did not end; the same command goes on"):
+            self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
+        (finished,) = (tmp_path / "trials").iterdir()
+        before = finished.stat().st_mtime_ns
+        monkeypatch.undo()
+        best = self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
+        assert best["failed"] == 0
+        assert finished.stat().st_mtime_ns == before
+        undisturbed = [row for row in rows(searched, "membership") if row["backbone"] == "highpass-w15-32"]
+        table = pq.read_table(tmp_path / "trials.parquet").drop_columns(["seconds"]).to_pylist()
+        assert sorted(table, key=lambda row: (row["set"], row["configuration"])) == undisturbed
+
+
 class TestAttribution:
     def test_every_clustering_at_every_k_and_the_generators_found_again(self, searched):
         found = rows(searched, "attribution")
@@ -202,7 +258,7 @@ def test_the_default_leaves_out_what_cannot_be_had_and_says_so(tmp_path):
 
 
 def test_best_rows_without_a_row_that_worked(searched):
-    table = read_search(str(searched), "membership").table
+    table = pq.read_table(searched / "search/membership/trials.parquet")
     failed = table.set_column(table.schema.get_field_index("status"), "status", [["failed"] * len(table)])
     with pytest.raises(DataError, match="every trial failed"):
         best_rows(failed)

@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from gansfp.attribution import Clustering, cluster
 from gansfp.errors import UsageError
-from gansfp.space import Space
+from gansfp.prepared import Space
 from gansfp.splits import Clearness, SplitScore, halves, own_clearness, score_splits, split, split_limit
 
 # two generators that are close, two that are far from all others: the mean silhouette sees three clusters

@@ -18,8 +18,8 @@ from gansfp.errors import DataError, UsageError
 from gansfp.known import KnownScore, score_on_known
 from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
 from gansfp.metrics import decision_metrics
+from gansfp.prepared import Space, exact_bytes
 from gansfp.resampling import stratified_group_folds
-from gansfp.space import Space, exact_bytes
 from gansfp.splits import halves, own_clearness, score_splits, split, split_limit
 from gansfp.stacking import area_under_curve
 from gansfp.verdict import decide_by_other_folds

@@ -14,6 +14,8 @@ import argparse
 import hashlib
 import json
 import logging
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,6 +46,8 @@ from tune.trials import ALGORITHMS, Pair, Problem, SearchConfig, put, read_table
 
 log = logging.getLogger(__name__)
 
+_UNTOLD = ("configuration", "error", "status", "scores", "known")  # of a row, in best.json
+
 
 def search(
     catalog: Catalog,
@@ -73,12 +77,8 @@ def search(
         if todo or not trials:
             done = run_trials(problem, todo, total, pairs, progress)
             trials = trials or done
-    table = pa.concat_tables([read_table(place) for place in dict.fromkeys(problem.place(trial) for trial in trials)])
     ids = {"images": images.ids.tolist()} | _row_ids(images, problem)
-    table = table.replace_schema_metadata({"gansfp": json.dumps(ids)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store.write_bytes_atomically(store.join(problem.folder, "trials.parquet"), sink.getvalue())
+    table = _gather(problem, list(dict.fromkeys(problem.place(trial) for trial in trials)), ids)
     best = {
         "task": config.task,
         "best": best_rows(table),
@@ -106,6 +106,26 @@ def search(
         where = f"{config.task}, set {name}" if name else config.task
         log.info("search %s: best of %d: %s, cross-validated", where, of_set[name], what)
     return best
+
+
+def _gather(problem: Problem, places: Sequence[str], ids: dict[str, Any]) -> pa.Table:
+    """Writes trials.parquet, one row group a trial, and returns all of it but the long columns: scores of all
+    configurations for all slices would be the largest thing in memory."""
+    facts = []
+    schema = evaluate.SCHEMA.with_metadata({"gansfp": json.dumps(ids)})
+    with tempfile.TemporaryDirectory(prefix="gansfp-search-") as scratch:
+        file = os.path.join(scratch, "trials.parquet")
+        try:
+            with pq.ParquetWriter(file, schema) as writer:
+                for place in places:
+                    table = read_table(place)
+                    writer.write_table(table.replace_schema_metadata(schema.metadata))
+                    facts.append(table.drop_columns(["scores", "known"]))
+        except OSError as error:
+            raise DataError(f"{scratch}: cannot be written ({store.one_line(error)}); set TMPDIR") from error
+        with pa.memory_map(file) as content:
+            store.write_bytes_atomically(store.join(problem.folder, "trials.parquet"), content.read_buffer())
+    return pa.concat_tables(facts)
 
 
 def _problem(
@@ -183,8 +203,7 @@ def best_rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     there, then by the same with their number given, then by the silhouette of the test slices.
     """
     best: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {}
-    columns = [name for name in table.column_names if name not in ("scores", "known")]
-    for number, row in enumerate(table.select(columns).to_pylist()):
+    for number, row in enumerate(table.to_pylist()):
         if row["status"] == "failed" or row["chosen_k"] is False:
             continue
         configuration = json.loads(row["configuration"])
@@ -195,7 +214,7 @@ def best_rows(table: pa.Table) -> dict[str, dict[str, Any]]:
         )
         name = row["set"] or ""
         if name not in best or key > best[name][0]:
-            found = {k: v for k, v in row.items() if v is not None and k not in ("configuration", "error", "status")}
+            found = {k: v for k, v in row.items() if v is not None and k not in _UNTOLD}
             best[name] = key, {**found, "configuration": configuration, "row": number}
     if not best:
         raise DataError(f"search: every trial failed, e.g. {table['error'][0].as_py()}")
@@ -229,11 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="tune.search", description=(__doc__ or "").splitlines()[0])
     add_embedding_options(parser)
     parser.add_argument("--task", required=True, help=f"one of {','.join(TASKS)}")
-    parser.add_argument("--algo", default="grid", help=f"one of {','.join(ALGORITHMS)}")
-    parser.add_argument(
-        "--max-trials", type=positive, help="grid: a random sample of it; optuna: how many (default 32)"
-    )
-    parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    add_search_options(parser)
     parser.add_argument("--k", type=names, default=(), help="numbers of clusters to sweep, such as 2,4,8")
     parser.add_argument("--seed", type=seed, default=0)
     add_cluster_options(parser)
@@ -279,6 +294,13 @@ def add_search_options(parser: Parser) -> None:
         "--max-trials", type=positive, help="of each task; grid: a random sample of it; optuna: how many (default 32)"
     )
     parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    parser.add_argument(
+        "--max-memory",
+        type=float,
+        default=SearchConfig.max_memory,
+        help="GB of a trial for distances and dendrograms (default %(default)g); with more slices than fit, clustering "
+        "is approximated, and says so",
+    )
 
 
 def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = ()) -> SearchConfig:
@@ -291,6 +313,7 @@ def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = 
         gpus=options.gpus,
         seed=options.seed,
         ks=ks,
+        max_memory=options.max_memory,
     )
 
 

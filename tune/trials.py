@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import tempfile
 import time
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is to end the search, not only Tune's part of it
 
 import optuna
 import ray
@@ -38,8 +40,11 @@ from jobs.progress import Progress
 from tune import evaluate
 from tune.space import TASKS, suggest
 
+log = logging.getLogger(__name__)
+
 Pair = tuple[str, str]
 ALGORITHMS = ("grid", "optuna")
+SMALL_MEMORY = 1e9  # bytes that a trial may take without asking: less than a core's share of most machines
 ATTRIBUTION_KS = tuple(range(2, 13))
 LEAST_MEMORY = 0.05  # GB: some 800 centres, enough to cut into any number of clusters that is asked for
 
@@ -66,7 +71,7 @@ class SearchConfig:
             raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
         if any(k < 1 + (self.task == "attribution") for k in self.ks):
             raise UsageError(f"--k: got {min(self.ks)}, expected at least {1 + (self.task == 'attribution')}")
-        if self.max_memory < LEAST_MEMORY:
+        if not LEAST_MEMORY <= self.max_memory < np.inf:
             raise UsageError(f"--max-memory: got {self.max_memory:g}, expected at least {LEAST_MEMORY} (GB)")
 
     @property
@@ -157,6 +162,9 @@ class _Report(tune.Callback):
         self.progress = progress
         self.trials: list[dict[str, Any]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its callbacks down, to restore a run; nobody does, and a thread cannot be written
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.trials.append(json.loads(trial.last_result["trial"]))
         self.progress.add(1)
@@ -165,16 +173,38 @@ class _Report(tune.Callback):
         self.progress.add(1, 1)
 
 
+def _memory(problem: Problem) -> dict[str, float]:
+    """The memory that each trial asks Ray for, so that no more run side by side than fit; said before it is taken."""
+    config, exact = problem.config, evaluate.square_bytes(problem.rows)
+    taken = min(exact, config.limit)
+    if exact > config.limit:
+        log.info(
+            "search %s: distances and dendrograms would take %.1f GB in a trial, above --max-memory %g: in "
+            "hierarchical clustering centres of a k-means stand for the slices",
+            config.task,
+            exact / 1e9,
+            config.max_memory,
+        )
+    if taken < SMALL_MEMORY:
+        return {}
+    log.info("search %s: up to %.1f GB for distances and dendrograms in a trial", config.task, taken / 1e9)
+    largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if largest < taken:
+        log.warning("search %s: no node has that much; give a smaller --max-memory if trials fail", config.task)
+    return {"memory": float(int(min(taken, largest)))}
+
+
 def run_trials(
     problem: Problem, todo: list[dict[str, Any]], total: int, pairs: Sequence[Pair], progress: Progress
 ) -> list[dict[str, Any]]:
     """Runs the trials over the cluster, a GPU's share or one core each. Returns them as they ended.
 
-    Raises GansfpError where some did not, as after Ctrl-C.
+    Raises GansfpError where some did not, as when the system has ended a worker.
     """
     config = problem.config
     gpus = usable_gpus(config.gpus)
     resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
+    resources |= _memory(problem)
 
     def trainable(settings: dict[str, Any], problem: Problem) -> None:
         torch.set_num_threads(1)
@@ -199,7 +229,7 @@ def run_trials(
         )
         tuner.fit()
     asked = len(todo) if config.algorithm == "grid" else total
-    if len(report.trials) < asked:  # Tune takes Ctrl-C for itself, and goes on after a worker's death
+    if len(report.trials) < asked:  # Tune goes on after a worker's death
         left = asked - len(report.trials)
         raise GansfpError(f"search {config.task}: {left} of {asked} trials did not end; the same command goes on")
     return report.trials
