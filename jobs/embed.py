@@ -181,7 +181,8 @@ def _pipeline(
     most = max(1, workers.least or 1, min(most, -(-len(todo.images) // block)))
     # GPUs that an autoscaler has yet to start take minutes to come: all are asked for now, and none is waited for.
     least = workers.least or max(1, min(most, gpus * each if gpus else most))
-    resources: dict[str, Any] = {"num_gpus": workers.gpus_per_actor} if gpus else {"num_cpus": ACTOR_CPUS}
+    # An actor on a GPU would take a core by default: four of them on a node of four cores leave none to decode on.
+    resources = {"num_gpus": workers.gpus_per_actor, "num_cpus": 0} if gpus else {"num_cpus": ACTOR_CPUS}
     needs_lungs = any(get_view(view).region != "all" for _, view in todo.pairs)
     decode = {"pairs": todo.pairs, "mask_name": config.mask if needs_lungs else ""}
     write = {"work": work, "identities": todo.identities}

@@ -35,7 +35,7 @@ def _read(uri):
 
 
 def autoscaling(port, workers):
-    """A configuration of Ray's autoscaler with up to `workers` nodes of four cores and a GPU, which is declared only."""
+    """A configuration of Ray's autoscaler with up to `workers` nodes of two cores and a GPU, which is declared only."""
     # As an external provider, because the wheel lacks the defaults that Ray would read for the same one of its own.
     provider = {
         "type": "external",
@@ -45,7 +45,8 @@ def autoscaling(port, workers):
         "launch_multiple": True,
         "disable_node_updaters": True,
     }
-    worker = {"CPU": 4, "GPU": 1, "object_store_memory": 200 << 20}
+    # Two cores: one task waits at the gate, the other does the rest; the embedding process must not take one.
+    worker = {"CPU": 2, "GPU": 1, "object_store_memory": 200 << 20}
     steps = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
     lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", *(f"{step}_commands" for step in steps))
     return {

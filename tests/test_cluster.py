@@ -213,7 +213,7 @@ def test_the_manifest_scales_gpu_workers_from_none(manifest, monkeypatch):
     assert (worker["replicas"], worker["minReplicas"]) == (0, 0)
     asked = gpus_of(manifest["spec"]["entrypoint"], monkeypatch)
     assert asked == worker["maxReplicas"] * int(limits["nvidia.com/gpu"])
-    assert int(limits["cpu"]) >= 2, "one core goes with the embedding process, decoding needs another"
+    assert int(limits["cpu"]) >= 2, "a GPU's slices are decoded on the cores beside it"
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}, "KubeRay takes strings only"
     assert manifest["spec"]["shutdownAfterJobFinishes"] is True, "or the head costs money until somebody sees it"
 
