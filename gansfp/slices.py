@@ -32,6 +32,7 @@ MAX_SIDE = 8192  # 64 megapixels once padded to a square; more is a decompressio
 MAX_BYTES = 1 << 28  # what 64 megapixels take as uncompressed RGBA
 WINDOW_CENTRE, WINDOW_WIDTH = -600.0, 1500.0  # Hounsfield units
 
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # DICOM's name of the transfer syntax that is compressed as a whole
 _PNG_END = b"IEND\xaeB`\x82"
 _QUIET = threading.RLock()  # the filters of `warnings` belong to the whole process
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)  # what it has to say about a bad file is in the slice's error
@@ -139,6 +140,9 @@ def _open_png(data: bytes) -> _Opened:
 
 def _open_tiff(data: bytes) -> _Opened:
     image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    tile = max(image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0), image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
+    if tile > MAX_SIDE:  # libtiff decodes a whole one, however small the image
+        raise _NoSliceError(f"tiles of {tile} pixels, at most {MAX_SIDE} are read")
     opened = _opened(image)
     if image.tile and image.tile[0][0] != "libtiff":
         return opened
@@ -182,22 +186,30 @@ def _open_dicom(data: bytes) -> _Opened:
     except ImportError:
         raise _NoSliceError("DICOM needs pydicom: install gansfp[dicom]") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    if _DEFLATED in data:  # pydicom inflates all of it before anything can be asked, whatever comes out
+        raise _NoSliceError("deflated DICOM, which is not read; store it uncompressed")
     image = pydicom.dcmread(io.BytesIO(data), force=True)  # force: files cut from a PACS often lack the preamble
-    for keyword in ("Rows", "Columns", "BitsStored", "PhotometricInterpretation", "PixelData"):
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation", "PixelData"):
         if keyword not in image:
             raise _NoSliceError(f"not a DICOM image: no {keyword}")
     mode = str(image.PhotometricInterpretation)
     if mode not in ("MONOCHROME1", "MONOCHROME2"):
         raise _NoSliceError(f"DICOM of kind {mode}, expected MONOCHROME1 or MONOCHROME2")
+    frames = int(image.get("NumberOfFrames") or 1)
+    if len(image.PixelData) > 4096 + 2 * frames * image.Rows * image.Columns * image.BitsAllocated // 8:
+        raise _NoSliceError(f"{len(image.PixelData)} bytes of pixels, too many for {image.Columns}x{image.Rows}")
 
     def grey() -> np.ndarray:
-        values = pydicom.pixels.apply_modality_lut(image.pixel_array, image).astype(np.float64)
+        values = pydicom.pixels.apply_modality_lut(image.pixel_array, image).astype(np.float64, copy=False)
         if image.BitsStored > 8 or "RescaleIntercept" in image:
-            values = (values - WINDOW_CENTRE + WINDOW_WIDTH / 2) * 255 / WINDOW_WIDTH  # exact where HU are integers
-        pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+            values -= WINDOW_CENTRE  # step by step in one place: the largest images take half a gigabyte each time
+            values += WINDOW_WIDTH / 2
+            values *= 255
+            values /= WINDOW_WIDTH  # exact where HU are integers
+        pixels = np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8)
         return 255 - pixels if mode == "MONOCHROME1" else pixels
 
-    return _Opened(mode, int(image.Columns), int(image.Rows), int(image.get("NumberOfFrames") or 1), grey)
+    return _Opened(mode, int(image.Columns), int(image.Rows), frames, grey)
 
 
 def _resize(pixels: np.ndarray) -> np.ndarray:
