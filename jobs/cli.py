@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `kill`, `ray job stop` and schedulers send it: it ends a run as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs an entry point and ends the process: 0 when it is done, the error's own status and one line when it is not.
 
@@ -33,14 +42,15 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         logging.getLogger(package).setLevel(logging.INFO)
     if not verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main(arguments)
     except GansfpError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; what is finished is kept, the same command goes on from there", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     sys.exit(0)
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -61,11 +62,14 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit` brings the code itself
             root = Path(__file__).parents[1]
             options["runtime_env"] = {"py_modules": [str(root / name) for name in PACKAGES]}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with nullcontext() if verbose else _closed_stderr(), _on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, logging_level=level, log_to_driver=verbose, configure_logging=verbose, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(_no_cluster(address, one_line(error))) from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints its stack and aborts, its processes left behind
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""Commands as a shell starts them, and what they leave on disk."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from processes import descendants, end, end_all_from
+
+from gansfp import shards
+from gansfp.phantom import draw_patient, draw_slice
+
+ROOT = Path(__file__).parents[1]
+
+
+def draw(folder: Path, n: int, seed: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(n):
+        pixels = draw_slice(draw_patient(rng), rng.uniform(0.3, 0.7), rng)
+        Image.fromarray(pixels).save(folder / f"{folder.name}_{number:03}.png")
+
+
+def rows_on_disk(work: Path, pair: tuple[str, str]) -> list[str]:
+    """The image ids of every row of a pair, by plain pyarrow."""
+    place = Path(shards.folder(str(work), pair))
+    return [
+        i for path in place.glob("*.parquet") for i in pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+    ]
+
+
+class Running:
+    """A command while it runs. Use as a context manager: whatever it started ends with the test."""
+
+    def __init__(self, command: list[str], log: Path, **options: object) -> None:
+        self._log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True, **options
+            )
+        self._below: dict[int, str] = {}
+
+    @property
+    def said(self) -> str:
+        """What it wrote to standard output and standard error."""
+        return self._log.read_text()
+
+    def wait_until(self, happened: Callable[[], object], seconds: float = 150) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert self.process.poll() is None, f"ended before what was waited for:\n{self.said}"
+            assert time.monotonic() < deadline, f"nothing in {seconds} s:\n{self.said}"
+            time.sleep(0.01)
+
+    def below(self) -> dict[int, str]:
+        """The processes that it started: start times by process id."""
+        self._below |= descendants(self.process.pid)
+        return self._below
+
+    def kill(self) -> None:
+        """As `kill -9` does: what it started is left to itself."""
+        self.below()
+        self.process.kill()
+        self.process.wait()
+
+    def ended(self, seconds: float = 200) -> int:
+        """Its exit status."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.said}") from None
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.below()
+        if self.process.poll() is None:
+            end_all_from(self.process.pid)
+        self.process.wait()
+        end(self._below)
