@@ -8,9 +8,12 @@ import csv
 import errno
 import io
 import os
+import re
 import stat
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
@@ -21,7 +24,9 @@ from pyarrow import fs
 from gansfp.errors import DataError, UsageError
 
 TEMPORARY = "_tmp-"  # how the names of unfinished files begin; no listing shows them
+UNFINISHED_FOR = 3600.0  # seconds in which any file is written; an older unfinished one is a killed writer's
 
+_UNFINISHED = re.compile(TEMPORARY + r"(probe-)?[0-9a-f]{12}")
 _LOCAL = fs.LocalFileSystem()
 _UNPICKLES = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"  # of Ray's: opening a Parquet file may run code in it
 
@@ -138,6 +143,25 @@ def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
             raise
     except OSError as error:
         raise DataError(f"{uri}: cannot be written ({one_line(error)})") from error
+
+
+def clear_unfinished(uri: str, recursive: bool = False, older: float = UNFINISHED_FOR) -> int:
+    """Removes what killed writers left unfinished in a folder, or also below; returns how many files that were.
+
+    Those changed in the last `older` seconds stay: somebody may be writing them. Raises DataError where the folder
+    cannot be listed.
+    """
+    store, path = open_store(uri)
+    removed = 0
+    try:
+        for info in store.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True)):
+            if _UNFINISHED.match(info.base_name) and info.mtime and time.time() - info.mtime.timestamp() > older:
+                with suppress(OSError):  # what cannot be removed does no harm
+                    store.delete_file(info.path)
+                    removed += 1
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be listed ({one_line(error)})") from error
+    return removed
 
 
 def exists(uri: str) -> bool:

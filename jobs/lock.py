@@ -19,6 +19,7 @@ from gansfp import store
 from gansfp.errors import DataError
 
 NAME = ".lock"
+WRITTEN = ("embeddings", "search", "results", "log")  # the folders of WORK in which killed runs may leave something
 
 log = logging.getLogger(__name__)
 
@@ -55,4 +56,7 @@ def held(work: str, command: str) -> Iterator[None]:
             os.write(
                 file.fileno(), f"{command} (process {os.getpid()} on {socket.gethostname()}, since {since})".encode()
             )
+        store.clear_unfinished(folder)
+        for name in WRITTEN:
+            store.clear_unfinished(os.path.join(folder, name), recursive=True)
         yield

@@ -12,7 +12,7 @@ import pytest
 
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from jobs import cluster, embed
-from jobs.cli import Parser, check_places, names, positive, run, seed, share
+from jobs.cli import Parser, Terminated, check_places, names, positive, run, seed, share
 from jobs.progress import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +129,7 @@ def test_a_cluster_that_does_not_answer_is_known_soon(monkeypatch):
         (WeightsError("no file"), 2, "error: no file\n"),
         (GansfpError("went wrong"), 1, "error: went wrong\n"),
         (KeyboardInterrupt(), 130, "stopped; what is finished is kept, the same command goes on from there\n"),
+        (Terminated(), 143, "stopped; what is finished is kept, the same command goes on from there\n"),
         (None, 0, ""),
     ],
 )

@@ -1,5 +1,6 @@
 """One run at a time on a WORK, by processes of their own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,16 @@ def test_the_lock_is_gone_with_its_process(tmp_path, holder):
 def test_other_folders_and_stores_are_free(tmp_path, holder):
     with held(str(tmp_path / "other"), "jobs.embed"), held("s3://bucket/work", "jobs.embed"):
         pass
+
+
+def test_what_killed_runs_left_unfinished_goes(tmp_path):
+    left = [tmp_path / name for name in ("_tmp-0123456789ab-c.part", "embeddings/lbp/full/_tmp-0123456789ab-s.part")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    with held(str(tmp_path), "jobs.embed"):
+        assert not any(path.exists() for path in left)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

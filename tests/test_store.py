@@ -1,6 +1,7 @@
 """gansfp.store: paths and URIs, whole files or none, one-line errors."""
 
 import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -115,6 +116,20 @@ def test_list_files(tmp_path):
     assert store.list_files(str(tmp_path / "nothing")) == []
     with pytest.raises(DataError, match="cannot be listed"):
         store.list_files(str(tmp_path / "a.csv"))
+
+
+def test_what_killed_writers_left_goes_when_it_is_old(tmp_path):
+    names = ("_tmp-0123456789ab-a.parquet.part", "sub/_tmp-fedcba987654-b.json.part", "_tmp-probe-0123456789ab")
+    others = ("a.parquet", "_tmp-mine.txt", "sub/b.json", "sub/_tmp-0123456789ab-young.part")
+    for name in (*names, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+        if "young" not in name:
+            os.utime(tmp_path / name, (0, time.time() - 2 * store.UNFINISHED_FOR))
+    assert store.clear_unfinished(str(tmp_path)) == len(names) - 1
+    assert store.clear_unfinished(str(tmp_path), recursive=True) == 1
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(others)
+    assert store.clear_unfinished(str(tmp_path / "nothing")) == 0
 
 
 def test_check_writable(tmp_path):
