@@ -8,13 +8,15 @@ import os
 import re
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.data import DataContext
 
@@ -56,7 +58,7 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {}
     if address == "local":
-        options["include_dashboard"] = False
+        options = {"include_dashboard": False, "_temp_dir": _own_folder()}
     else:
         _check_answers(address)
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit` brings the code itself
@@ -70,6 +72,21 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
         raise UsageError(_no_cluster(address, one_line(error))) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints its stack and aborts, its processes left behind
+
+
+def _own_folder() -> str:
+    """Where a Ray that starts here keeps logs, sockets and spilled slices: below a folder that only its user may enter.
+
+    Ray's own place, /tmp/ray, is open to everybody. Raises UsageError where another user has taken the folder's name.
+    """
+    with suppress(OSError):  # the token is written there, readable by all who may enter; Ray says where it cannot
+        os.makedirs(os.path.expanduser("~/.ray"), mode=0o700, exist_ok=True)
+    folder = os.path.join(get_default_system_temp_dir(), f"gansfp-{os.getuid()}")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UsageError(f"{folder}: got a folder that others may enter, expected one of yours alone; remove it")
+    return os.path.join(folder, "ray")  # Ray opens this one to everybody
 
 
 @contextmanager

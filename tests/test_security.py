@@ -23,6 +23,7 @@ from gansfp.catalog import read_known
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.layout import find_images
 from gansfp.weights import load_weights
+from jobs import cluster
 from jobs.results import read_search
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ class Actor:
 
 actor = Actor.remote()
 ray.get(actor.answer.remote())
-print("ready", flush=True)
+print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
 input()
 """
 
@@ -67,22 +68,34 @@ def is_loopback(address: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
+def own(folder: Path) -> bool:
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-def test_on_one_machine_nothing_listens_beyond_loopback():
+def test_on_one_machine_nobody_else_gets_in(tmp_path):
+    """All listen on loopback alone; logs, sockets and the token are in folders that only this user may enter."""
     with socket.create_server(("0.0.0.0", 0)), socket.create_server(("::1", 0), family=socket.AF_INET6):
         assert {"0.0.0.0", "::1"} <= listening([os.getpid()])
     assert [is_loopback(one) for one in ("0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1")] == [False] * 4
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["HOME"] = str(tmp_path)
     command = [sys.executable, "-c", START]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         started = {}
         try:
-            assert process.stdout.readline() == "ready\n"
+            session = Path(process.stdout.readline().strip())
             started = descendants(process.pid)
+            assert (session / "logs").is_dir()
+            assert (session / "sockets").is_dir()
+            assert any(own(folder) for folder in session.parents)
+            assert (tmp_path / ".ray/auth_token").is_file()
+            assert own(tmp_path / ".ray")
             assert len(alive(started)) > 3
             addresses = listening([process.pid, *alive(started)])
             assert addresses
@@ -91,6 +104,22 @@ def test_on_one_machine_nothing_listens_beyond_loopback():
         finally:
             process.kill()
             end(started)
+
+
+def test_a_folder_that_others_may_enter_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = Path(cluster._own_folder()).parent
+    assert own(folder)
+    assert folder.parent == tmp_path
+    folder.chmod(0o755)
+    with pytest.raises(UsageError, match="others may enter"):
+        cluster._own_folder()
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="others may enter"):
+        cluster._own_folder()
 
 
 class Payload:
