@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 
 from gansfp import store
-from gansfp.catalog import Catalog, update_catalog
+from gansfp.catalog import Catalog
 from gansfp.embed import EmbedConfig, load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.simulate import SimulationConfig, simulate
 from gansfp.weights import check_folder
 from jobs.cli import Parser, check_places, run, seed
 from jobs.cluster import add_cluster_options
+from jobs.collection import read_collection
 from jobs.embed import add_embedding_options, embed_config, embed_workers
 from jobs.final import add_final_options, final, final_config
 from jobs.lock import held
-from jobs.record import record_stage
 from jobs.summary import summary
 from tune.search import add_search_options, check_enough, choose_pairs, embed_and_search, search_config
 from tune.space import TASKS
@@ -81,11 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs: dict[str, EmbedConfig] = {task: embed_config(options, pairs) for task, (pairs, _) in chosen.items()}
     weights = load_all_weights([b for config in configs.values() for b in config.backbones], options.weights)
     with held(work, "jobs.audit"):
-        started = time.monotonic()
-        catalog = update_catalog(data, work, allow_outside=options.allow_outside)
-        record_stage(work, "catalog", time.monotonic() - started, {"images": len(catalog)})
-        for note in catalog.notes:
-            log.warning("%s", note)
+        catalog = read_collection(data, work, options.allow_outside)
         tasks = _tasks(catalog)
         for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
             log.warning("left out: %s", line)

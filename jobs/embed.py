@@ -22,7 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from gansfp import errors, shards, store
-from gansfp.catalog import Catalog, update_catalog
+from gansfp.catalog import Catalog
 from gansfp.embed import PRECISIONS, EmbedConfig, identity, is_out_of_memory, load_all_weights
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.lungs import MASKS
@@ -30,6 +30,7 @@ from gansfp.views import VIEWS, get_view
 from gansfp.weights import WEIGHT_ENDINGS, Weights
 from jobs.cli import Parser, add_outside_option, check_places, names, positive, run, share
 from jobs.cluster import add_cluster_options, start_ray, usable_gpus
+from jobs.collection import read_collection
 from jobs.lock import held
 from jobs.progress import Progress
 from jobs.record import record_stage
@@ -256,10 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 log.warning("left out: %s", line)
         config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
         weights = load_all_weights(config.backbones, options.weights)
-        catalog = update_catalog(options.data, options.work, allow_outside=options.allow_outside)
-        for note in catalog.notes:
-            log.warning("%s", note)
-        embed(catalog, store.absolute(options.work), config, weights, workers, options.address, options.verbose)
+        work = store.absolute(options.work)
+        catalog = read_collection(options.data, work, options.allow_outside)
+        embed(catalog, work, config, weights, workers, options.address, options.verbose)
 
 
 def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True) -> None:

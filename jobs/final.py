@@ -36,6 +36,7 @@ from gansfp.verdict import (
     parse_rule,
 )
 from jobs.cli import Parser, add_outside_option, positive, run, seed
+from jobs.collection import read_collection
 from jobs.lock import held
 from jobs.record import read_records, record_stage, versions
 from jobs.results import Found, read_search, submit, submitted_ids, write_membership, write_result, write_table
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store.check_writable(options.work)
     with held(options.work, "jobs.final"):
         work = store.absolute(options.work)
-        catalog = update_catalog(options.data, work, allow_outside=options.allow_outside)
+        catalog = read_collection(options.data, work, options.allow_outside)
         print(summary(final(options.data, work, final_config(options), catalog)))
 
 

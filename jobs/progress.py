@@ -42,6 +42,11 @@ class Progress:
         """Counts `done` more, of which `failed` went wrong."""
         self.set(self.done + done, self.failed + failed)
 
+    def of(self, done: int, total: int) -> None:
+        """set, where the total becomes known with the first result."""
+        self.total = total
+        self.set(done)
+
     def set(self, done: int, failed: int = 0, reasons: str = "") -> None:
         """Sets the counts, and why some failed; shows them when it is time to."""
         self.done, self.failed, self.reasons = done, failed, reasons

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 BACKBONES, VIEWS = ("test_resnet@random", "highpass-w15-32", "lbp"), ("full", "lungs")
 PAIRS = [(backbone, view) for backbone in BACKBONES for view in VIEWS]
 OUR_LINES = re.compile(
-    r"(embed: |left out: |no lungs in |\d+ slices (were not|could not)|\d+ unreadable images|.*byte-identical)"
+    r"(catalog: |embed: |left out: |no lungs in |\d+ slices (were not|could not)|\d+ unreadable images|.*byte-identical)"
 )
 
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from gansfp import shards, store
 from gansfp.backbones import parse_backbone
-from gansfp.catalog import Catalog, update_catalog
+from gansfp.catalog import Catalog
 from gansfp.embed import EmbedConfig, identity, load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.membership import check_ks, learns_from_labels
@@ -36,6 +36,7 @@ from gansfp.views import get_view
 from gansfp.weights import Weights
 from jobs.cli import Parser, check_places, names, positive, run, seed, share
 from jobs.cluster import add_cluster_options, start_ray
+from jobs.collection import read_collection
 from jobs.embed import add_embedding_options, available, embed, embed_config, embed_workers
 from jobs.lock import held
 from jobs.progress import Progress
@@ -264,9 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = load_all_weights(embedding.backbones, options.weights)
     with held(options.work, "tune.search"):
         work = store.absolute(options.work)
-        catalog = update_catalog(options.data, work, allow_outside=options.allow_outside)
-        for note in catalog.notes:
-            log.warning("%s", note)
+        catalog = read_collection(options.data, work, options.allow_outside)
         check_enough(catalog, config)
         embed_and_search(catalog, work, config, embedding, weights, left_out, options)
 
