@@ -27,9 +27,9 @@ class Head:
     dashboard: str
     environment: dict[str, str]
 
-    def submit(self, *job: str) -> list[str]:
-        """The command that runs `job` here with the code of the working directory, and tells what it says."""
-        return [*RAY, "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *job]
+    def submit(self, *options_and_job: str) -> list[str]:
+        """The command that runs a job here and tells what it says."""
+        return [*RAY, "job", "submit", "--address", self.dashboard, *options_and_job]
 
 
 def free_ports(n: int) -> list[str]:
@@ -40,7 +40,7 @@ def free_ports(n: int) -> list[str]:
     return found
 
 
-def wait_for(what: str, is_so: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(what: str, is_so: Callable[[], bool], seconds: float = 120) -> None:
     """Returns as soon as it is so; fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -52,7 +52,7 @@ def wait_for(what: str, is_so: Callable[[], bool], seconds: float = 60) -> None:
 def running_head(home: Path, *options: str, port: str = "", **variables: str) -> Iterator[Head]:
     """`ray start --head` with those options and environment variables, which every process below it inherits.
 
-    home: a folder for its output. Whatever happens, no process of it is left afterwards.
+    home: the folder that it runs in and writes its output to. Whatever happens, no process of it is left afterwards.
     """
     session = tempfile.mkdtemp(prefix="gf", dir="/tmp")  # Ray's sockets are below it, and their paths must be short
     other, dashboard, client, agent = free_ports(4)
@@ -69,7 +69,7 @@ def running_head(home: Path, *options: str, port: str = "", **variables: str) ->
     start = [*RAY, "start", "--head", "--block", *ports, "--temp-dir", session, "--disable-usage-stats", *options]
     output = home / "head.log"
     with open(output, "wb") as log:
-        started = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
+        started = subprocess.Popen(start, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         running = b"Ray runtime started"
         wait_for("Ray runs or has ended", lambda: started.poll() is not None or running in output.read_bytes())

@@ -43,7 +43,7 @@ def test_on_a_cluster_with_the_code_of_the_checkout(head, checkout, way):
     data, work = checkout.parent / "data", checkout.parent / "work"
     job = [sys.executable, "-m", "jobs.embed", "--data", str(data), "--work", str(work)]
     job += ["--backbones", "highpass", "--views", "full"]
-    job = [*job, "--address", head.address] if way == "--address" else head.submit(*job)
+    job = [*job, "--address", head.address] if way == "--address" else head.submit("--working-dir", ".", "--", *job)
     done = subprocess.run(job, cwd=checkout, env=head.environment, capture_output=True, text=True, timeout=150)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
