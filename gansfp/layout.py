@@ -113,7 +113,7 @@ def _leading_out(data: str, images: Sequence[Image]) -> list[str]:
     for image in images:
         folder = real[os.path.dirname(image.uri)]
         path = os.path.realpath(image.uri) if os.path.islink(image.uri) else os.path.join(folder, "")
-        if not path.startswith(base):
+        if image.bytes >= 0 and not path.startswith(base):  # what is not there has its own line
             out.append(image.uri)
     return [f"symbolic links lead out of {data} to {len(out)} images, such as {min(out)}"] if out else []
 

@@ -85,6 +85,13 @@ def _median(counts: NDArray[np.int64]) -> int:
     return int(np.searchsorted(below, below[-1] // 2, side="right"))
 
 
+def _middle(values: NDArray[np.uint8]) -> float:
+    """The median of one value or more, between the two in the middle, by counting: several times faster than sorting."""
+    below = np.cumsum(np.bincount(values, minlength=256))
+    low, high = np.searchsorted(below, [(values.size - 1) // 2, values.size // 2], side="right")
+    return float(low + high) / 2
+
+
 def _pieces(half: NDArray[np.uint8], air: Mask, clear_air: Mask) -> Mask:
     """The pieces of lung among the air, gaps in the chest wall sealed where the lungs have leaked through them.
 
@@ -129,17 +136,14 @@ def _chosen(half: NDArray[np.uint8], labels: NDArray[np.int32], areas: NDArray[n
     # Gas is nearer to the air outside than to the slice's typical lung. Strictly: where a window clips all three to
     # one level, nothing is gas.
     air_outside = half[outside & _FIELD]
-    darkest = float(np.median(air_outside)) if air_outside.size else -1.0
-    gas = (darkest + float(np.median(half[(areas > 0)[labels]]))) / 2
-    boxes = ndimage.find_objects(labels)
+    darkest = _middle(air_outside) if air_outside.size else -1.0
+    gas = (darkest + _middle(half[(areas > 0)[labels]])) / 2
     largest = 0
     for k in order:
         if areas[k] < SMALLEST_SHARE * largest or np.count_nonzero(kept) == PIECES:
             break
-        if areas[k] < LARGEST_GAS:
-            box = boxes[k - 1]
-            if np.median(half[box][labels[box] == k]) < gas:
-                continue
+        if areas[k] < LARGEST_GAS and _middle(half[labels == k]) < gas:
+            continue
         largest = largest or int(areas[k])
         kept[k] = True
     return kept[labels]
@@ -155,12 +159,17 @@ def _surroundings(tissue: Mask) -> NDArray[np.uint8]:
 
 
 def _fill(mask: Mask) -> Mask:
-    """The mask with its small holes filled."""
-    labels, count = ndimage.label(~mask)
+    """The mask, which is not empty, with its small holes filled."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    # Holes are within the mask's bounding box, and what is around it is not one.
+    box = np.s_[max(0, rows[0] - 1) : rows[-1] + 2, max(0, columns[0] - 1) : columns[-1] + 2]
+    labels, count = ndimage.label(~mask[box])
     filled = np.bincount(labels.ravel(), minlength=count + 1) <= LARGEST_HOLE
     filled[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
     filled[0] = True
-    return filled[labels]
+    out = mask.copy()
+    out[box] = filled[labels]
+    return out
 
 
 def _dilate(mask: Mask, radius: int) -> Mask:

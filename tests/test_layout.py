@@ -257,11 +257,12 @@ def test_links_that_lead_out_are_followed_and_told(tmp_path):
     (data / "attribution/test/within.png").symlink_to(data / "attribution/real/5.png")
     assert find_images(str(data))[1] == ["1 images outside the layout ignored, such as attribution/real/5.png"]
     (data / "attribution/test/file.png").symlink_to(tmp_path / "other/2.png")
+    (data / "attribution/test/nowhere.png").symlink_to(tmp_path / "nothing")
     (data / "attribution/train").mkdir()
     (data / "attribution/train/gan").symlink_to(tmp_path / "other")
     for name in (str(data), f"file://{data}"):
         images, notes = find_images(name)
-        assert len(images) == 5
+        assert len(images) == 6
         first = data / "attribution/test/file.png"
         assert notes[1:] == [f"symbolic links lead out of {name} to 3 images, such as {first}"]
     (tmp_path / "linked").symlink_to(data)  # DATA itself may be one

@@ -119,6 +119,28 @@ def test_fill_takes_small_holes_only():
     assert np.array_equal(lungs._fill(mask), expected)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.4, 0.7])
+def test_fill_equals_a_look_at_every_component(share):
+    mask = ndimage.uniform_filter(np.random.default_rng(7).random((128, 128)), 5) < 0.5
+    mask &= np.random.default_rng(8).random(mask.shape) > share * 0.1
+    mask[:, : int(40 * share)] = False  # a bounding box that is not the slice
+    expected, (labels, count) = mask.copy(), ndimage.label(~mask)
+    for k in range(1, count + 1):
+        rows, columns = np.nonzero(labels == k)
+        inner = min(rows.min(), columns.min()) > 0 and max(rows.max(), columns.max()) < 127
+        expected |= (labels == k) & (inner and rows.size <= lungs.LARGEST_HOLE)
+    assert (expected != mask).any()
+    np.testing.assert_array_equal(lungs._fill(mask), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1001])
+def test_the_middle_is_the_median(size):
+    rng = np.random.default_rng(size)
+    for levels in (2, 256):
+        values = rng.integers(0, levels, size, dtype=np.uint8)
+        assert lungs._middle(values) == np.median(values)
+
+
 def test_surroundings_count_directions():
     tissue = np.random.default_rng(1).random((12, 9)) < 0.1
     expected = [
