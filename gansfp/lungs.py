@@ -86,7 +86,7 @@ def _median(counts: NDArray[np.int64]) -> int:
 
 
 def _middle(values: NDArray[np.uint8]) -> float:
-    """The median of one value or more, between the two in the middle, by counting: several times faster than sorting."""
+    """The median of one value or more, by counting, which is several times faster than sorting."""
     below = np.cumsum(np.bincount(values, minlength=256))
     low, high = np.searchsorted(below, [(values.size - 1) // 2, values.size // 2], side="right")
     return float(low + high) / 2

@@ -12,7 +12,7 @@ from typing import Any
 from gansfp import store
 from gansfp.errors import DataError
 
-LIBRARIES = ("gansfp", "ray", "torch", "timm", "scikit-learn", "scikit-image", "scipy", "numpy", "pyarrow", "pillow")
+LIBRARIES = ("gansfp", "ray", "torch", "timm", "scikit-learn", "scipy", "numpy", "pyarrow", "pillow")
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Features without weights: against scipy, numpy and scikit-image, one slice and one pixel or block at a time."""
+"""Features without weights: against scipy and numpy, one slice and one pixel or block at a time."""
 
 import csv
 
