@@ -41,11 +41,22 @@ class Round:
     loader: Rate = field(default_factory=Rate)
 
     @property
+    def cpu(self) -> float:
+        """Seconds of CPU, of all processes of a run together, for one more slice."""
+        first, last = self.runs[0], self.runs[-1]
+        return (last.cpu - first.cpu) / (last.slices - first.slices)
+
+    @property
     def rate(self) -> float:
         """Slices a second in the steady state: what more slices cost, so that start-up is apart, and so is what was
-        decoded while the actors started."""
+        decoded while the actors started. Raises GansfpError where that cannot be told."""
         first, last = self.runs[0], self.runs[-1]
-        return (last.slices - first.slices) / max(last.embedding - first.embedding, 1e-9)
+        spent = last.embedding - first.embedding
+        if spent <= 0:
+            raise GansfpError(
+                f"embedding {last.slices:,} slices took no longer than {first.slices:,}; ask for more with --slices"
+            )
+        return (last.slices - first.slices) / spent
 
     @property
     def forward(self) -> float:
@@ -186,7 +197,11 @@ def where_time_goes(run: Run, core_seconds: float, alone: Round) -> list[Row]:
         f"{run.record.get('bottleneck', 'not recorded')}. Steps are timed by the clock: where more workers than cores "
         "run, a step's time holds waiting for a core, and the rest is too small by as much"
     )
-    return [*rows, Row("time", "of a slice: Ray, copies between processes, idle cores", rest, "ms", note=note)]
+    rows.append(Row("time", "of a slice: Ray, copies between processes, idle cores", rest, "ms", note=note))
+    needed = sum(by_itself.get(step, 0.0) for step in ("decode", "mask", "forward"))
+    name, against = "of a slice: CPU time of all processes", "decode, mask and forward alone"
+    spent_by_all = 1000 * alone.cpu
+    return [*rows, Row("time", name, spent_by_all, "ms", against, needed, spent_by_all / needed if needed else None)]
 
 
 def passes(bench: Bench) -> list[Row]:
@@ -214,6 +229,10 @@ def passes(bench: Bench) -> list[Row]:
         each = sum(seconds([pair], counts[1]) - starts[pair[0]] for pair in pairs)
     finally:
         ray.shutdown()
+    if min(one, each) <= 0:
+        raise GansfpError(
+            f"embedding {counts[1]:,} slices took no longer than {counts[0]:,}; ask for more with --slices"
+        )
     note = (
         f"seconds for {counts[1]:,} slices less those for {counts[0]:,}, so that start-up is apart (of one view for "
         "all views of a backbone)"

@@ -36,14 +36,15 @@ class Memory:
     store: int = 0
     together: int = 0
 
-    def look(self, root: int) -> None:
-        """Looks at a command and the processes below it."""
+    def look(self, root: int, cpu: dict[int, float]) -> None:
+        """Looks at a command and the processes below it; cpu: seconds by process, brought up to date."""
         driver, workers, store = 0, [0], 0
         for pid in [root, *_below(root)]:
             told = _status(pid)
             if told is None:
                 continue
-            name, own = told
+            name, own, seconds = told
+            cpu[pid] = max(cpu.get(pid, 0.0), seconds)  # one that is ending has none any more
             if pid == root:
                 driver = own
             elif name.startswith("ray::"):
@@ -57,12 +58,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Seconds: command to end; command to first shard; catalog's end to last shard."""
+    """A finished run. Seconds: command to end; command to first shard; catalog's end to last shard; of CPU, by all
+    processes together."""
 
     slices: int
     whole: float
     first_shard: float
     embedding: float
+    cpu: float = 0.0
     memory: Memory = field(default_factory=Memory)
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -75,11 +78,11 @@ def run_embed(data: str, pairs: Sequence[Pair], precision: str, batch: int) -> R
         work, told = os.path.join(scratch, "work"), os.path.join(scratch, "stderr")
         command = [sys.executable, "-m", "jobs.embed", "--data", data, "--work", work, "--address", "local"]
         command += ["--backbones", backbones, "--views", views, "--precision", precision, "--batch", str(batch)]
-        started, memory = time.time(), Memory()
+        started, memory, cpu = time.time(), Memory(), dict[int, float]()
         with open(told, "wb") as stderr:
             process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=stderr, stdin=subprocess.DEVNULL)
             try:
-                _watch(process, memory, started)
+                _watch(process, memory, cpu, started)
             finally:
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT)  # with which it ends its Ray, too
@@ -91,12 +94,13 @@ def run_embed(data: str, pairs: Sequence[Pair], precision: str, batch: int) -> R
         shards = sorted(path.stat().st_mtime for path in Path(work, "embeddings").rglob("*.parquet"))
         cataloged = os.stat(os.path.join(work, "catalog.parquet")).st_mtime
         record = read_records(work).get("embed", {})
-        return Run(slices, ended - started, shards[0] - started, shards[-1] - cataloged, memory, record)
+        seconds = (ended - started, shards[0] - started, shards[-1] - cataloged, sum(cpu.values()))
+        return Run(slices, *seconds, memory, record)
 
 
-def _watch(process: subprocess.Popen[bytes], memory: Memory, started: float) -> None:
+def _watch(process: subprocess.Popen[bytes], memory: Memory, cpu: dict[int, float], started: float) -> None:
     while process.poll() is None:
-        memory.look(process.pid)
+        memory.look(process.pid, cpu)
         if time.time() - started > LIMIT:
             raise GansfpError(f"jobs.embed had not ended after {LIMIT:.0f} seconds")
         time.sleep(EVERY)
@@ -106,18 +110,22 @@ def _below(root: int) -> list[int]:
     """The processes below one, through any number of processes between."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue  # it has ended meanwhile
-            children.setdefault(parent, []).append(int(entry))
+        if entry.isdigit() and (fields := _fields(int(entry))):
+            children.setdefault(int(fields[1]), []).append(int(entry))
     found, todo = [], [root]
     while todo:
         below = children.get(todo.pop(), [])
         found += below
         todo += below
     return found
+
+
+def _fields(pid: int) -> list[str]:
+    """What /proc/PID/stat says after the command's name; empty once the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _object_store(raylet: int) -> int:
@@ -132,12 +140,15 @@ def _object_store(raylet: int) -> int:
     return taken
 
 
-def _status(pid: int) -> tuple[str, int] | None:
-    """A process's command and its resident bytes, without memory shared with others; None once it has ended."""
+def _status(pid: int) -> tuple[str, int, float] | None:
+    """A process's command, its resident bytes without memory shared with others, its seconds of CPU; None once it has
+    ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return None
+    ticks = [int(value) for value in _fields(pid)[11:13]]  # in user and in system mode
     sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name}
-    return command, 1024 * (sizes.get("RssAnon", 0) + sizes.get("RssFile", 0))
+    own = 1024 * (sizes.get("RssAnon", 0) + sizes.get("RssFile", 0))
+    return command, own, sum(ticks) / os.sysconf("SC_CLK_TCK")

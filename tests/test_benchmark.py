@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gansfp.catalog import Catalog
+from gansfp.embed import EmbedConfig
 from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.lungs import threshold_mask
 from gansfp.slices import load
@@ -19,7 +21,7 @@ from jobs.benchmark import machine, main, markdown, measure
 from jobs.measure import CLASS, Bench, Row, Sizes, Target, cores, draw_slices
 from jobs.measure_embedding import Round, where_time_goes
 from jobs.measure_limits import Crew, Rate, Work, _Blocks
-from jobs.measure_runs import Run
+from jobs.measure_runs import Memory, Run
 from jobs.stages import STEPS
 
 TINY = Sizes(
@@ -45,6 +47,25 @@ def run_of(slices: int, embedding: float, **work_seconds: float) -> Run:
     return Run(
         slices, 0.0, 0.0, embedding, record={"work_seconds": steps, "bottleneck": "forward"} if work_seconds else {}
     )
+
+
+class TimedCrew:
+    """A crew that knows its rates."""
+
+    size = 2
+
+    def __init__(self, work: Work) -> None:
+        assert len(work.uris) == 16 * TINY.slices
+
+    def __enter__(self) -> "TimedCrew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def rate(self, task: str, seconds: float, members: int | None = None, threads: int = 1) -> Rate:
+        known = {"forward": rate(10), "prepare": rate(50, decode=2.0, mask=1.0, read=0.1), "loop": rate(8)}
+        return known.get(task, rate(2))
 
 
 class TestTheCommand:
@@ -111,7 +132,7 @@ class TestTheCommand:
 
         monkeypatch.setitem(benchmark.MEASUREMENTS, "sweep", broken)
         monkeypatch.setitem(benchmark.MEASUREMENTS, "search", lambda bench: [Row("search", "search", 3.0, "s")])
-        with pytest.raises(GansfpError, match="^sweep: could not be measured") as caught:
+        with pytest.raises(GansfpError, match=r"^sweep: could not be measured") as caught:
             main(["--out", str(tmp_path), "--only", "search,sweep"])
         assert caught.value.exit_status == 1
         table = (tmp_path / "benchmark.md").read_text()
@@ -178,13 +199,16 @@ class TestTheFigures:
 
     def test_where_time_goes_adds_up_to_all_cores(self):
         run = run_of(1000, 1.0, decode=2.0, forward=6.0, write=0.5)
-        alone = Round([], together=rate(100), prepare=rate(1, decode=1.0, read=0.5))
-        rows = where_time_goes(run, 0.010, alone)
+        few, many = replace(run_of(100, 1.0), cpu=3.0), replace(run_of(600, 1.0), cpu=23.0)
+        alone = Round([few, run, many], together=rate(100), prepare=rate(1, decode=1.0, read=0.5))
+        *rows, cpu = where_time_goes(run, 0.010, alone)
         assert sum(row.value for row in rows) == pytest.approx(10)
         assert {row.name.split(": ")[1]: row.value for row in rows}["decode"] == pytest.approx(2)
         assert {row.name.split(": ")[1]: row.ratio for row in rows}["decode"] == pytest.approx(2)
         assert rows[-1].value == pytest.approx(1.5)
         assert "binds is forward" in rows[-1].note
+        assert cpu.value == pytest.approx(40)
+        assert cpu.other == pytest.approx(1 + 10)
 
     def test_a_run_without_a_record_is_told(self):
         with pytest.raises(GansfpError, match="no record of its work_seconds"):
@@ -261,24 +285,63 @@ class TestEmbedding:
         assert isinstance(elsewhere["pixels"], np.ndarray)
         np.testing.assert_array_equal(here["pixels"], elsewhere["pixels"])
 
-    @pytest.mark.slow
     @pytest.mark.ray
-    @pytest.mark.timeout(400)
-    def test_whole_runs_give_every_figure(self, tiny):
-        rows = measure(tiny, ["embedding", "passes", "memory", "start"])
-        assert [row.error for row in rows if row.error] == []
-        against = [row.against for row in rows if row.measurement == "embedding"]
-        assert [text[:3] for text in against] == ["(a)", "(b)", "(c)", ""]
-        assert [row.name for row in rows if row.measurement == "time"][:-1] == [f"of a slice: {s}" for s in STEPS]
-        assert {row.name: row for row in rows}["of a slice: forward"].value > 0
-        memory = {row.name.split(": ")[1]: row.value for row in rows if row.measurement == "memory"}
-        assert memory["driver"] > 50
-        assert memory["all workers"] > memory["largest worker"] > 50
-        assert 0 < memory["object store"] < 100
-        assert memory["driver, workers and object store"] <= sum(
-            memory[part] for part in ("driver", "all workers", "object store")
-        )
-        assert [row.value > 0 for row in rows if row.measurement in ("passes", "start")] == [True, True]
+    @pytest.mark.timeout(300)
+    def test_a_run_is_watched_from_outside(self, tiny):
+        run = measure_embedding.run_embed(tiny.slices(8), TINY.pairs, "bfloat16", 8)
+        assert run.slices == run.record["done"] == 8
+        assert run.whole > run.first_shard > 0
+        assert run.whole > run.embedding > 0
+        assert run.record["work_seconds"]["forward"] > 0
+        assert run.cpu > 1
+        peaks = run.memory
+        assert peaks.workers > peaks.worker > 50e6
+        assert peaks.driver > 50e6
+        assert 8 * 65_536 < peaks.store < 100e6  # each slice was in it
+        assert peaks.driver < peaks.together <= peaks.driver + peaks.workers + peaks.store
+
+    def test_every_figure_of_embedding_is_there(self, tiny, monkeypatch):
+        def runs(bench: Bench) -> list[Run]:
+            memory = [Memory(100_000_000, 500_000_000, 300_000_000, n, 600_000_000 + n) for n in (10, 15, 20)]
+            seconds = {"forward": 0.1, "decode": 0.05}
+            found = [run_of(n * 8, 10 + n, **seconds) for n in (1, 4, 16)]
+            return [replace(run, memory=m, first_shard=7.5, whole=30.0) for run, m in zip(found, memory, strict=True)]
+
+        monkeypatch.setattr(measure_embedding, "run_all", runs)
+        monkeypatch.setattr(measure_embedding, "Crew", TimedCrew)
+        rows = measure(tiny, ["embedding", "memory", "start"])
+        assert [row.error for row in rows] == [""] * len(rows)
+        rate = [row for row in rows if row.measurement == "embedding"]
+        assert [row.against[:3] for row in rate] == ["(a)", "(b)", "(c)", ""]
+        assert [row.value for row in rate] == pytest.approx([8, 8, 8, 30])
+        assert all(row.ratio == pytest.approx(row.value / row.other) for row in rate[:3])
+        steps = [row.name for row in rows if row.measurement == "time"]
+        assert steps[:-2] == [f"of a slice: {step}" for step in STEPS]
+        memory = {row.name.split(": ")[1]: row for row in rows if row.measurement == "memory"}
+        assert memory["driver"].value == pytest.approx(100)
+        assert memory["object store"].ratio == pytest.approx(2)
+        assert memory["driver, workers and object store"].met is True
+        assert rows[-1].value == 7.5
+        assert rows[-1].met is True
+
+    def test_runs_that_cannot_be_told_apart_give_no_rate(self):
+        with pytest.raises(GansfpError, match=r"no longer than .* --slices"):
+            Round([run_of(8, 5.0), run_of(32, 6.0), run_of(128, 4.9)]).rate  # noqa: B018
+
+    def test_passes_are_timed_without_their_start(self, tiny, monkeypatch):
+        clock = [0.0]
+
+        def embed(catalog: Catalog, work: str, config: EmbedConfig, weights: object) -> None:
+            clock[0] += 5 + len(catalog) * (0.5 + 0.25 * len(config.pairs))  # decoding is shared
+
+        monkeypatch.setattr(measure_embedding, "embed", embed)
+        monkeypatch.setattr(measure_embedding.time, "monotonic", lambda: clock[0])
+        for name in ("start_ray", "ray.shutdown"):
+            monkeypatch.setattr(f"jobs.measure_embedding.{name}", lambda *_: None)
+        (row,) = measure_embedding.passes(tiny)
+        assert row.value == pytest.approx(56 * 1.0)
+        assert row.other == pytest.approx(56 * 0.75 * 2)
+        assert row.met is True
 
     def test_a_run_that_fails_says_what_the_command_said(self, tiny):
         data = tiny.slices(8)
