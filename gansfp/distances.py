@@ -103,6 +103,12 @@ def nearest(
     return apart, rows
 
 
+def smallest(distance: np.ndarray, most: int) -> np.ndarray:
+    """The `most` smallest entries of each row, rising. distance: (n, c); returns (n, at most most)."""
+    most = min(most, distance.shape[1])
+    return np.sort(np.partition(distance, most - 1, axis=1)[:, :most], axis=1)
+
+
 def strips(n: int, m: int) -> Iterator[slice]:
     """n rows in parts that have at most PAIRS distances to m others each, or one row."""
     step = max(1, PAIRS // max(m, 1))

@@ -128,7 +128,7 @@ class MembershipSet:
         near, margin = np.full((len(self.real), 0), np.inf, np.float32), np.full(len(self.real), -np.inf)
         for part in distances.strips(len(self.generated), len(self.real)):
             distance = distances.pairwise(self.generated[part], self.real, self.metric, self.device)
-            near = smallest(np.concatenate([near, distance.T], axis=1), most)
+            near = distances.smallest(np.concatenate([near, distance.T], axis=1), most)
             margin = np.maximum(margin, _margins(distance, self.codes))
         return near, margin
 
@@ -137,11 +137,11 @@ class MembershipSet:
         for part in distances.strips(len(self.real), len(self.real)):
             distance = distances.pairwise(self.real[part], self.real, self.metric, self.device)
             distance[self.codes[part, None] == self.codes] = np.inf
-            found = smallest(distance, most)
+            found = distances.smallest(distance, most)
             every[part, : found.shape[1]] = found
             distance[:, self.labels != NOT_USED] = np.inf
             distance[self.folds[part, None] == self.folds] = np.inf
-            found = smallest(distance, most)
+            found = distances.smallest(distance, most)
             unused[part, : found.shape[1]] = found
         return every, unused
 
@@ -171,12 +171,6 @@ def _kmeans(x: np.ndarray, places: np.ndarray, k: int, seed: int, starts: int = 
         found = KMeans(k, n_init=starts, random_state=seed).fit(places).labels_
     labels = np.unique(found, return_inverse=True)[1]
     return labels, cluster_centres(x, labels)
-
-
-def smallest(distance: np.ndarray, most: int) -> np.ndarray:
-    """The `most` smallest entries of each row, rising. distance: (n, c); returns (n, at most most)."""
-    most = min(most, distance.shape[1])
-    return np.sort(np.partition(distance, most - 1, axis=1)[:, :most], axis=1)
 
 
 def nearest(distance: np.ndarray, m: int) -> np.ndarray:
@@ -222,6 +216,9 @@ def _kmeans_per_class(data: MembershipSet, sweep: Sweep) -> Iterator[Scored]:
 
     Published by Biomedical Imaging Goa 2024; it never looks at the generated slices.
     """
+
+    if data.metric != "euclidean":
+        return  # it has metrics of its own: it is the same in the euclidean trial
 
     def score(rows: np.ndarray, labelled: np.ndarray, k: int) -> np.ndarray:
         to_class = []

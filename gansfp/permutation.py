@@ -13,7 +13,8 @@ from scipy.stats import rankdata
 from gansfp.errors import UsageError
 from gansfp.resampling import arrangements, group_codes, permuted_labels
 
-_ROWS = 128  # permutations, and configurations, that are multiplied at once: bounds the memory
+_ROWS = 128  # permutations, and configurations, that are multiplied at once: bounds the memory,
+_CELLS = 1 << 24  # and so do these numbers in one such block, where there are many slices
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ def _permute(
     # the observed labels go through the same arithmetic, as row 0
     arranged = np.concatenate([labels[None], permuted_labels(labels, codes, permutations, seed)])
     best, best_index = np.full(len(arranged), -np.inf), 0
-    alone = best
-    for start in range(0, len(rows), _ROWS):
-        values = statistic(arranged, rows[start : start + _ROWS])
-        if start <= chosen < start + _ROWS:
+    alone, step = best, _block(len(labels))
+    for start in range(0, len(rows), step):
+        values = statistic(arranged, rows[start : start + step])
+        if start <= chosen < start + step:
             alone = values[:, chosen - start]
         if values[0].max() > best[0]:
             best_index = start + int(values[0].argmax())
@@ -134,14 +135,19 @@ def _permute(
     )
 
 
+def _block(n: int) -> int:
+    return min(_ROWS, max(1, _CELLS // n))
+
+
 def _auc(arranged: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """AUC of every score under every labelling, (b, c). arranged: (b, n) 0/1, scores: (c, n). nan for a single
     class."""
     ranks = rankdata(scores, axis=1)
     positives = arranged.sum(1, dtype=np.float64)[:, None]
     wins = np.empty((len(arranged), len(scores)))
-    for i in range(0, len(arranged), _ROWS):
-        wins[i : i + _ROWS] = arranged[i : i + _ROWS].astype(np.float64) @ ranks.T
+    step = _block(arranged.shape[1])
+    for i in range(0, len(arranged), step):
+        wins[i : i + step] = arranged[i : i + step].astype(np.float64) @ ranks.T
     with np.errstate(invalid="ignore", divide="ignore"):
         return (wins - positives * (positives + 1) / 2) / (positives * (arranged.shape[1] - positives))
 
@@ -157,8 +163,9 @@ def _ari(arranged: np.ndarray, labelings: np.ndarray) -> np.ndarray:
         columns[np.arange(n), start + row] = 1
     column_pairs = np.add.reduceat(_pairs(columns.sum(0, dtype=np.float64)), starts)
     out = np.empty((len(arranged), len(labelings)))
-    for i in range(0, len(arranged), _ROWS):
-        rows = (arranged[i : i + _ROWS, None, :] == classes).astype(np.float32)
+    step = _block(n)
+    for i in range(0, len(arranged), step):
+        rows = (arranged[i : i + step, None, :] == classes).astype(np.float32)
         table = rows.reshape(-1, n) @ columns  # all contingency tables at once; counts below 2^24 are exact in float32
         cell_pairs = _pairs(table.astype(np.float64)).reshape(len(rows), len(classes), -1).sum(1)
         index = np.add.reduceat(cell_pairs, starts, axis=1)
@@ -167,7 +174,7 @@ def _ari(arranged: np.ndarray, labelings: np.ndarray) -> np.ndarray:
         room = (row_pairs + column_pairs) / 2 - expected
         with np.errstate(invalid="ignore", divide="ignore"):
             # no room: both are one cluster, or both all singletons, and agree
-            out[i : i + _ROWS] = np.where(room == 0, 1.0, (index - expected) / room)
+            out[i : i + step] = np.where(room == 0, 1.0, (index - expected) / room)
     return out
 
 

@@ -80,8 +80,8 @@ def permuted_labels(labels: np.ndarray, codes: np.ndarray, permutations: int, se
     if len(mixed):
         # places sorted by group: an order that sorts by group first, and else at random, shuffles within each group
         places = mixed[np.argsort(codes[mixed], kind="stable")]
-        shuffled = np.argsort(codes[places] + rng.random((permutations, len(places))), axis=1)
-        out[:, places] = labels[places][shuffled]
+        for row in out:
+            row[places] = labels[places][np.argsort(codes[places] + rng.random(len(places)))]
     return out
 
 

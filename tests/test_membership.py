@@ -6,6 +6,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
 
+from gansfp.distances import smallest
 from gansfp.errors import UsageError
 from gansfp.membership import (
     METHODS,
@@ -19,7 +20,6 @@ from gansfp.membership import (
     learns_from_labels,
     nearest,
     scores,
-    smallest,
 )
 
 METRICS = {"euclidean": "euclidean", "manhattan": "cityblock", "cosine": "cosine"}  # ours and scipy's names
@@ -82,9 +82,9 @@ def test_more_clusters_than_slices_are_left_out():
     check_ks((), 0)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_kmeans_per_class(metric):
-    data = example(metric)
+def test_kmeans_per_class():
+    data = example()
+    assert found(example("cosine"), "kmeans_per_class") == []
     rows = found(data, "kmeans_per_class")
     assert [p["k"] for p, _ in rows] == [1, 2, 4]
     for p, score in rows:
@@ -260,9 +260,8 @@ ODD = {
 def test_every_score_is_finite(name, metric):
     data = odd(**ODD[name], metric=metric)
     every = list(scores(data, Sweep(ks=(1, 2, 4), class_ks=(1, 2), spans=(1, 2))))
-    assert {"clusters", "kmeans_per_class", "two_means", "nearest", "contrast", "reverse"} <= {
-        parameters["method"] for parameters, _ in every
-    }
+    methods = {"clusters", "two_means", "nearest", "contrast", "reverse"}
+    assert methods | ({"kmeans_per_class"} if metric == "euclidean" else set()) <= {p["method"] for p, _ in every}
     for parameters, score in every:
         assert score.shape == data.labels.shape
         assert score.dtype == np.float64
