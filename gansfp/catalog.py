@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from gansfp import slices, store
 from gansfp.duplicates import Duplicates, find_duplicates, first_of_same
 from gansfp.errors import DataError, UsageError
 from gansfp.layout import Image, find_images
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -166,11 +169,14 @@ def write_catalog(catalog: Catalog, work: str) -> None:
 
 
 def read_known(work: str) -> pa.Table | None:
-    """The table in WORK/catalog.parquet, or None where there is none or one of another version."""
+    """The table in WORK/catalog.parquet, or None where there is none, a broken one or one of another version."""
     uri = store.join(work, "catalog.parquet")
     try:
         table = store.read_parquet(uri)
-    except (OSError, ValueError):  # pyarrow.ArrowInvalid is a ValueError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        log.warning("%s: cannot be read (%s); every image is read again", uri, store.one_line(error))
         return None
     return table if table.schema.equals(SCHEMA) else None
 

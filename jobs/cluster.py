@@ -20,7 +20,8 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.data import DataContext
 
-from gansfp.errors import UsageError
+from gansfp import errors
+from gansfp.errors import GansfpError, UsageError
 from gansfp.store import one_line
 from jobs.cli import count
 
@@ -114,6 +115,12 @@ def _closed_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def raised_in_worker(told: str) -> GansfpError | None:
+    """The error of ours that a worker's traceback ends with; of the exception itself Ray brings only that text."""
+    found = re.search(r"^gansfp\.errors\.(\w+): (.+)$", told, re.MULTILINE)
+    return getattr(errors, found[1])(found[2]) if found else None
 
 
 def usable_gpus(asked: int | None = None) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +20,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from gansfp import errors, shards, store
+from gansfp import shards, store
 from gansfp.catalog import Catalog
 from gansfp.embed import PRECISIONS, EmbedConfig, identity, is_out_of_memory, load_all_weights
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
@@ -29,7 +28,7 @@ from gansfp.lungs import MASKS
 from gansfp.views import VIEWS, get_view
 from gansfp.weights import WEIGHT_ENDINGS, Weights
 from jobs.cli import Parser, add_outside_option, check_places, names, positive, run, share
-from jobs.cluster import add_cluster_options, start_ray, usable_gpus
+from jobs.cluster import add_cluster_options, raised_in_worker, start_ray, usable_gpus
 from jobs.collection import read_collection
 from jobs.lock import held
 from jobs.progress import Progress
@@ -217,9 +216,8 @@ def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
     try:
         yield from written.iter_rows()
     except ray.exceptions.RayTaskError as error:
-        told = str(error)  # the worker's traceback: of the exception itself Ray brings only that
-        if found := re.search(r"^gansfp\.errors\.(\w+): (.+)$", told, re.MULTILINE):
-            raise getattr(errors, found[1])(found[2]) from error
+        if ours := raised_in_worker(str(error)):
+            raise ours from error
         if is_out_of_memory(error):
             raise GansfpError("out of memory with a single slice on the device; use smaller backbones") from error
         raise

@@ -16,6 +16,8 @@ from gansfp.catalog import Catalog
 from gansfp.errors import DataError
 from gansfp.submission import problems, submission
 
+FACTS = {"task", "best", "search", "identities", "unreadable", "ids", "digest"}  # what best.json must hold
+
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +52,10 @@ def read_search(work: str, task: str) -> Found | None:
         return None
     try:
         best = json.loads(store.read_bytes(store.join(folder, "best.json")))
-        return Found(best, store.open_parquet(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet")))))
+        trials = store.open_parquet(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet"))))
+        if not isinstance(best, dict) or not FACTS <= best.keys() or "max_memory" not in best["search"]:
+            raise ValueError("best.json is that of another version")
+        return Found(best, trials)
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
         raise DataError(f"{folder}: cannot be read ({store.one_line(error)}); run tune.search again") from error
 

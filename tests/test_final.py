@@ -219,9 +219,10 @@ class TestRefusals:
         with pytest.raises(DataError, match="membership images, classes or groups changed since the search"):
             final.final(str(data), str(work), FinalConfig())
 
-    def test_a_search_that_is_broken(self, challenge, searched, tmp_path):
+    @pytest.mark.parametrize("content", ["{", "", "{}", "[1]", '{"best": {}, "search": {}}'])
+    def test_a_search_that_is_broken(self, challenge, searched, tmp_path, content):
         shutil.copytree(searched, tmp_path / "work")
-        (tmp_path / "work/search/attribution/best.json").write_text("{")
+        (tmp_path / "work/search/attribution/best.json").write_text(content)
         with pytest.raises(DataError, match=r"search/attribution: cannot be read .*; run tune.search again"):
             final.final(str(challenge), str(tmp_path / "work"), FinalConfig())
 

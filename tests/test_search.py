@@ -105,6 +105,26 @@ class TestMembership:
         assert lost.exists()
         assert rows(work, "membership") == rows(searched, "membership")
 
+    @pytest.mark.parametrize("share", [0, 0.5])
+    def test_a_truncated_trial_is_named_and_run_again(self, challenge, searched, tmp_path, caplog, share):
+        work = tmp_path / "work"
+        shutil.copytree(searched, work)
+        broken = sorted((work / "search/membership/trials").iterdir())[1]
+        os.truncate(broken, int(broken.stat().st_size * share))
+        backbones = "highpass-w15-32,highpass-w0-32"
+        search.main(["--data", str(challenge), "--work", str(work), "--task", "membership", "--backbones", backbones])
+        assert f"{broken}: not whole" in caplog.text
+        assert rows(work, "membership") == rows(searched, "membership")
+
+    def test_a_trial_that_cannot_be_written_is_not_called_done(self, challenge, searched, tmp_path):
+        work = tmp_path / "work"
+        shutil.copytree(searched, work)
+        trials = work / "search/membership/trials"
+        shutil.rmtree(trials)
+        trials.write_text("a file in the way")
+        with pytest.raises(DataError, match=r"search/membership/trials/.*: cannot be written"):
+            run(challenge, work)
+
     def test_the_truth_is_never_seen(self, challenge, searched, tmp_path):
         blind = without_truth(challenge, tmp_path / "data")
         run(blind, tmp_path / "work")

@@ -43,7 +43,7 @@ from jobs.progress import Progress
 from jobs.record import record_stage
 from tune import evaluate
 from tune.space import DEFAULT_PAIRS, TASKS, grid
-from tune.trials import ALGORITHMS, Pair, Problem, SearchConfig, put, read_table, run_trials
+from tune.trials import ALGORITHMS, Pair, Problem, SearchConfig, is_there, put, read_table, run_trials
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def search(
     if config.max_trials:
         trials = _sample(trials, config.max_trials, config.seed)
     total = len(trials) or config.max_trials or 32
-    todo = [trial for trial in trials if not store.exists(problem.place(trial))]
+    todo = [trial for trial in trials if not is_there(problem.place(trial))]
     if trials and len(todo) < total:
         log.info("search %s: %d of %d trials are there already", config.task, total - len(todo), total)
     with Progress(f"search {config.task}", len(todo) if trials else total, "trials") as progress:

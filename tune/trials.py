@@ -33,9 +33,9 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from gansfp import distances, store
-from gansfp.errors import GansfpError, UsageError
+from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.membership import Sweep
-from jobs.cluster import usable_gpus
+from jobs.cluster import raised_in_worker, usable_gpus
 from jobs.progress import Progress
 from tune import evaluate
 from tune.space import TASKS, suggest
@@ -113,7 +113,7 @@ class Problem:
     def run(self, trial: dict[str, Any], device: str) -> float:
         """Runs a trial whose rows are not there yet; returns what Optuna maximises. A trial that fails is a row."""
         place = self.place(trial)
-        if not store.exists(place):
+        if not is_there(place):
             started = time.monotonic()
             try:
                 rows, error = self._evaluate(trial, device), ""
@@ -142,8 +142,27 @@ def _merit(table: pa.Table) -> float:
     return float(np.mean(list(best.values()))) if best else -1.0
 
 
+def is_there(place: str) -> bool:
+    """Whether a trial has left its rows; a file without its end is named, and its trial run again."""
+    if not store.exists(place):
+        return False
+    file_system, inner = store.open_store(place)
+    try:
+        with file_system.open_input_file(inner) as source:
+            store.open_parquet(source)
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        log.warning("%s: not whole (%s); its trial is run again", place, store.one_line(error))
+        return False
+    return True
+
+
 def read_table(place: str) -> pa.Table:
-    return store.read_parquet(place)
+    """A trial's rows. Raises DataError where they cannot be read."""
+    try:
+        return store.read_parquet(place)
+    except (OSError, ValueError) as error:
+        line = store.one_line(error)
+        raise DataError(f"{place}: cannot be read ({line}); remove it, and its trial is run again") from error
 
 
 def _draw(trial: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -161,6 +180,7 @@ class _Report(tune.Callback):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.trials: list[dict[str, Any]] = []
+        self.error = ""  # the traceback of a trial that could not leave its rows
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks down, to restore a run; nobody does, and a thread cannot be written
@@ -170,6 +190,8 @@ class _Report(tune.Callback):
         self.progress.add(1)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        with open(trial.error_file, encoding="utf-8") as file:
+            self.error = file.read()
         self.progress.add(1, 1)
 
 
@@ -229,6 +251,8 @@ def run_trials(
         )
         tuner.fit()
     asked = len(todo) if config.algorithm == "grid" else total
+    if ours := raised_in_worker(report.error):
+        raise ours
     if len(report.trials) < asked:  # Tune goes on after a worker's death
         left = asked - len(report.trials)
         raise GansfpError(f"search {config.task}: {left} of {asked} trials did not end; the same command goes on")
