@@ -53,7 +53,7 @@ def read_search(work: str, task: str) -> Found | None:
     try:
         best = json.loads(store.read_bytes(store.join(folder, "best.json")))
         trials = store.open_parquet(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet"))))
-        if not isinstance(best, dict) or not FACTS <= best.keys() or "max_memory" not in best["search"]:
+        if not isinstance(best, dict) or not best.keys() >= FACTS or "max_memory" not in best["search"]:
             raise ValueError("best.json is that of another version")
         return Found(best, trials)
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
