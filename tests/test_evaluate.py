@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, f1_sco
 from gansfp.catalog import read_catalog
 from gansfp.errors import DataError, UsageError
 from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
+from gansfp.prepared import centres_within, exact_bytes
 from gansfp.thresholds import choose_threshold
 from tune.evaluate import (
     SCHEMA,
@@ -22,6 +23,7 @@ from tune.evaluate import (
     evaluate_attribution,
     evaluate_membership,
     membership_sets,
+    square_bytes,
     table,
 )
 
@@ -196,6 +198,41 @@ def test_attribution_rows_are_complete(components):
         assert sum(row["chosen_k"] for row in sharing) == 1
         assert len(sharing) == 1 or [row["k"] for row in sharing] == [2, 4, 6]  # 99: fewer slices than that
     assert max(row["ari_known"] for row in every) == 1
+
+
+def test_attribution_within_a_limit_says_what_stands_for_the_slices():
+    vectors, rows, truth = attribution()
+    vectors = np.concatenate([vectors] * 3)  # 180 known and test slices, some of them twins
+    rows = AttributionRows(*(np.concatenate([part + 105 * i for i in range(3)]) if part.dtype.kind == "i"
+                             else np.tile(part, 3) for part in (rows.known, rows.generators, rows.test)))  # fmt: skip
+    trial = {"backbone": "residual", "view": "full", "components": 0.95, "standardise": False}
+    limit = 3 * exact_bytes(100)
+    assert square_bytes(rows) > limit
+    found = table("attribution", trial, evaluate_attribution(trial, vectors, rows, (2, 4), "cpu", 0, limit), 0.0)
+    for row in found.to_pylist():
+        assert row["status"] == "ok", row["error"]
+        configuration = json.loads(row["configuration"])
+        assert configuration["centres"] <= configuration["sample"] == centres_within(limit // 3)
+        assert configuration["known_centres"] <= configuration["known_sample"] == centres_within(limit // 3)
+        if row["method"] == "hierarchical" and row["k"] == 4:
+            assert adjusted_rand_score(np.tile(truth, 3), row["scores"]) == 1
+    assert max(row["ari_known"] for row in found.to_pylist()) == 1
+
+
+def test_membership_within_a_limit_differs_in_dendrograms_alone():
+    vectors, sets = example(("one",))
+    exact, near = (
+        evaluate_membership(TRIAL, vectors, sets, SWEEP, "cpu", 0, limit) for limit in (10**9, exact_bytes(8))
+    )
+    assert square_bytes(sets) == exact_bytes(16)
+    assert len(exact) > len(near), "more clusters than centres are left out"
+    plain = {row["configuration"]: row["scores"].tolist() for row in exact}
+    for row in near:
+        configuration = json.loads(row["configuration"])
+        by_tree = configuration["method"] == "clusters" and configuration["linkage"] != "kmeans"
+        assert ("centres" in configuration) == by_tree
+        if not by_tree and configuration["method"] != "span":  # whose components are of a part of the slices
+            assert row["scores"].tolist() == plain[row["configuration"]]
 
 
 def test_attribution_needs_fewer_clusters_than_slices():

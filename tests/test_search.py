@@ -236,7 +236,15 @@ class TestRefusals:
             run(challenge, tmp_path, "membership", "--k", k)
 
     @pytest.mark.parametrize(
-        "more", [("--task", "guess"), ("--algo", "luck"), ("--gpus-per-trial", "0"), ("--max-trials", "0")]
+        "more",
+        [
+            ("--task", "guess"),
+            ("--algo", "luck"),
+            ("--gpus-per-trial", "0"),
+            ("--max-trials", "0"),
+            ("--max-memory", "0.01"),
+            ("--max-memory", "nan"),
+        ],
     )
     def test_other_values(self, challenge, tmp_path, more):
         with pytest.raises(UsageError, match="got "):
@@ -288,6 +296,6 @@ def test_best_rows_without_a_row_that_worked(searched):
 def test_a_search_that_is_stopped_is_not_called_done(algorithm, challenge, searched, monkeypatch):
     found = problem_of(challenge, searched)
     problem = replace(found, config=SearchConfig("membership", algorithm, gpus=0))
-    monkeypatch.setattr("tune.trials.tune.Tuner.fit", lambda _: None)  # what Tune does after Ctrl-C
+    monkeypatch.setattr("tune.trials.tune.Tuner.fit", lambda _: None)  # what Tune does when a worker is killed
     with pytest.raises(GansfpError, match="2 of 2 trials did not end; the same command goes on"):
         run_trials(problem, [{"a": 1}, {"a": 2}], 2, [("highpass", "full")], Progress("search", 2))
