@@ -28,6 +28,8 @@ from jobs.cli import count
 CONNECT_TIMEOUT = 5.0  # seconds in which a cluster must answer
 PACKAGES = ("gansfp", "jobs", "tune")
 
+log = logging.getLogger(__name__)
+
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """--address, --gpus and --verbose, for every command that runs on Ray."""
@@ -57,6 +59,7 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not verbose:  # Ray's core calls every actor pool of Ray Data an error (issue 53727), and no logger can stop it
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray._private.worker.print_to_stdstream = _tell  # it would go to standard output, where results are
     options: dict[str, Any] = {}
     if address == "local":
         options = {"include_dashboard": False, "_temp_dir": _own_folder()}
@@ -88,6 +91,12 @@ def _own_folder() -> str:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise UsageError(f"{folder}: got a folder that others may enter, expected one of yours alone; remove it")
     return os.path.join(folder, "ray")  # Ray opens this one to everybody
+
+
+def _tell(data: Any, ignore_prefix: bool) -> None:
+    """Of what Ray reports of tasks and nodes, which it does again by itself, the one thing worth knowing."""
+    if any("has been marked dead" in line for line in data["lines"]):
+        log.warning("a node of the cluster was lost; what it was doing is done again on others")
 
 
 @contextmanager

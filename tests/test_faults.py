@@ -213,7 +213,8 @@ def test_loss_of_the_node_that_works_while_another_comes(challenge, hashes, chec
             tell("removed")
             assert struck_in_the_middle(work, len(hashes))
             assert job.ended() == 0, job.said
-            assert "Traceback" not in job.said
+            others = {line for line in job.said.splitlines() if not line.startswith(("catalog: ", "embed: "))}
+            assert others <= {"a node of the cluster was lost; what it was doing is done again on others"}
     check_embeddings(work)
 
 
