@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import ray
@@ -99,14 +99,14 @@ def rounds(bench: Bench) -> list[Round]:
     shards = os.path.join(bench.folder, "loop")
     work = Work(sizes.pairs, sizes.precision, device(), batch_of(device()), sorted(uris), shards)
     found = []
-    with Crew(work) as crew:
+    with Crew(work) as crew, Crew(replace(work, tuned=False)) as plain:
         for number in range(sizes.repeats):
             log.info("benchmark: parts and loops of embedding, turn %d of %d", number + 1, sizes.repeats)
             one = Round([])
             one.together = crew.rate("forward", sizes.seconds)
             one.prepare = crew.rate("prepare", sizes.seconds)
             one.loop = crew.rate("loop", sizes.seconds)
-            one.loader = crew.rate("loader", sizes.seconds, members=1, threads=cores())
+            one.loader = plain.rate("loader", sizes.seconds, threads=cores())
             if crew.size > 1:
                 one.alone = crew.rate("forward", sizes.seconds, members=1, threads=cores())
             one.runs = run_all(bench)
@@ -194,8 +194,7 @@ def where_time_goes(run: Run, core_seconds: float, alone: Round) -> list[Row]:
     rest = 1000 * core_seconds - sum(spent.values())
     note = (
         f"cores / steady rate = {1000 * core_seconds:.2f} ms, less the steps above; the step that binds is "
-        f"{run.record.get('bottleneck', 'not recorded')}. Steps are timed by the clock: where more workers than cores "
-        "run, a step's time holds waiting for a core, and the rest is too small by as much"
+        f"{run.record.get('bottleneck', 'not recorded')}"
     )
     rows.append(Row("time", "of a slice: Ray, copies between processes, idle cores", rest, "ms", note=note))
     needed = sum(by_itself.get(step, 0.0) for step in ("decode", "mask", "forward"))

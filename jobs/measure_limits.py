@@ -38,7 +38,8 @@ CHECK = 8  # batches between two looks at the clock, for which a GPU must be wai
 
 @dataclass(frozen=True)
 class Work:
-    """What a crew works on. uris: of slices; device: "cpu" or "cuda"; folder: for shards."""
+    """What a crew works on. uris: of slices; device: "cpu" or "cuda"; folder: for shards; tuned: False for a single
+    process with PyTorch's and the C library's own settings."""
 
     pairs: Sequence[Pair]
     precision: str
@@ -46,6 +47,7 @@ class Work:
     batch: int
     uris: Sequence[str]
     folder: str
+    tuned: bool = True
 
     @property
     def mask(self) -> str:
@@ -78,7 +80,7 @@ class Crew:
         self._context = multiprocessing.get_context("spawn")
         self._members: list[tuple[Any, Connection]] = []
         self.work = work
-        self.size = cores() if work.device == "cpu" else 1
+        self.size = cores() if work.device == "cpu" and work.tuned else 1
 
     def __enter__(self) -> Crew:
         for number in range(self.size):
@@ -140,7 +142,10 @@ class _Member:
 
     def __init__(self, work: Work, number: int, size: int) -> None:
         from gansfp.backbones import Network, parse_backbone
-        from gansfp.embed import EmbedConfig, Embedder, identity, load_all_weights
+        from gansfp.embed import EmbedConfig, Embedder, identity, keep_memory, load_all_weights
+
+        if work.device == "cpu" and work.tuned:
+            keep_memory()
 
         self.work, self.uris = work, list(work.uris[number::size]) or list(work.uris)
         config = EmbedConfig(tuple(work.pairs), MASK, work.precision)
