@@ -35,7 +35,7 @@ from gansfp.verdict import (
     membership_report,
     parse_rule,
 )
-from jobs.cli import Parser, add_outside_option, positive, run, seed
+from jobs.cli import Parser, add_outside_option, check_places, positive, run, seed
 from jobs.collection import read_collection
 from jobs.lock import held
 from jobs.record import read_records, record_stage, versions
@@ -279,11 +279,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not options.data or not options.work:
         raise UsageError("expected --data and --work, or --check FILE --ids IDS (see --help)")
-    store.check_writable(options.work)
-    with held(options.work, "jobs.final"):
-        work = store.absolute(options.work)
-        catalog = read_collection(options.data, work, options.allow_outside)
-        print(summary(final(options.data, work, final_config(options), catalog)))
+    config, work = final_config(options), store.absolute(options.work)
+    check_places(options.data, work)
+    if not store.exists(store.join(work, "search")):
+        raise DataError(f"{work}: got no search to apply, expected search/<task>/best.json; run tune.search first")
+    with held(work, "jobs.final"):
+        print(summary(final(options.data, work, config, read_collection(options.data, work, options.allow_outside))))
 
 
 def add_final_options(parser: Parser) -> None:
