@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from gansfp import shards, store
 from gansfp.catalog import Catalog
@@ -38,9 +38,12 @@ from jobs.tally import Tally, describe
 
 DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
-CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take fresh memory for every layer
+CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take memory and gain nothing
 CPU_BLOCK = 64  # slices a block, which is what tasks hand on and what a shard holds
-ACTOR_CPUS, TASK_CPUS = 0.25, 0.75  # an actor and a task a core; that they differ keeps Ray from fusing stages
+# An actor and a task a core, on a cluster that shrinks as well: actors that start again leave tasks their room. That
+# the two differ keeps Ray from fusing stages.
+ACTOR_CPUS, TASK_CPUS = 0.95, 0.05
+TASK_CPUS_BESIDE_GPUS = 0.75
 PASS = 512  # slices that lack the same pairs are worth a pass of their own, in which only those are computed
 MOST = 1 << 19  # slices a pass: its block list is held in memory, which a collection must not outgrow
 ROUNDS = 3  # passes over what is missing, should another run or a lost node have taken away what was done
@@ -183,6 +186,11 @@ def _pipeline(
     least = workers.least or max(1, min(most, gpus * each if gpus else most))
     # An actor on a GPU would take a core by default: four of them on a node of four cores leave none to decode on.
     resources = {"num_gpus": workers.gpus_per_actor, "num_cpus": 0} if gpus else {"num_cpus": ACTOR_CPUS}
+    tasks: dict[str, Any] = (
+        {"num_cpus": TASK_CPUS_BESIDE_GPUS}
+        if gpus
+        else {"num_cpus": TASK_CPUS, "compute": TaskPoolStrategy(max(1, cores - 1))}
+    )
     needs_lungs = any(get_view(view).region != "all" for _, view in todo.pairs)
     decode = {"pairs": todo.pairs, "mask_name": config.mask if needs_lungs else ""}
     write = {"work": work, "identities": todo.identities}
@@ -192,7 +200,7 @@ def _pipeline(
             decode_block,
             fn_kwargs=decode,
             batch_size=None,
-            num_cpus=TASK_CPUS,
+            **tasks,
         )
         .map_batches(
             EmbedActor,
@@ -206,7 +214,7 @@ def _pipeline(
         write_block,
         fn_kwargs=write,
         batch_size=None,
-        num_cpus=TASK_CPUS,
+        **tasks,
     )
     return written, most
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 
 from gansfp import store
-from gansfp.errors import DataError
 
 LIBRARIES = ("gansfp", "ray", "torch", "timm", "scikit-learn", "scipy", "numpy", "pyarrow", "pillow")
+
+log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
@@ -44,15 +46,26 @@ def record_stage(
 
 
 def read_records(work: str) -> dict[str, dict[str, Any]]:
-    """The latest line of each stage of this WORK, by stage. Raises DataError for a file that is not JSON lines."""
+    """The latest line of each stage of this WORK, by stage; a damaged line is said and passed over."""
     place = _place(work)
     if not store.exists(place):
         return {}
+    records: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(store.read_bytes(place).splitlines(), start=1):
+        record = _parse(line)
+        if record is None:
+            log.warning("%s: line %d is damaged and left out", place, number)
+        else:
+            records[record["stage"]] = record
+    return dict(sorted(records.items()))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        records = [json.loads(line) for line in store.read_bytes(place).splitlines()]
-        return {record["stage"]: record for record in sorted(records, key=lambda r: r["stage"])}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{place}: cannot be read ({store.one_line(error)}); remove it, it is a log alone") from error
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"stage", "seconds"} <= record.keys() else None
 
 
 def _place(work: str) -> str:

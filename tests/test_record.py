@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-
-from gansfp.errors import DataError
 from jobs.record import read_records, record_stage
 
 
@@ -27,8 +24,10 @@ def test_no_log_is_no_records(tmp_path):
     assert read_records(str(tmp_path)) == {}
 
 
-def test_a_damaged_log_is_named(tmp_path):
-    (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "stages.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"stages\.jsonl: cannot be read"):
-        read_records(str(tmp_path))
+def test_a_damaged_line_is_named_and_the_others_count(tmp_path, caplog):
+    record_stage(str(tmp_path), "embed", 2.0, {"done": 5})
+    with open(tmp_path / "log" / "stages.jsonl", "a") as log:
+        log.write('{"stage": "cat\n[1]\n')
+    record_stage(str(tmp_path), "final", 3.0, {})
+    assert list(read_records(str(tmp_path))) == ["embed", "final"]
+    assert caplog.text.count("is damaged and left out") == 2
