@@ -45,6 +45,7 @@ FULL_PAIRS: tuple[Pair, ...] = tuple(
     (f"{backbone}@random", view) for backbone in ("resnet50", "densenet121") for view in ("full", "lungs", "outer")
 )
 OUT = os.path.join("work", "benchmark")
+BEGIN, END = "<!-- benchmark: written by jobs.benchmark -->", "<!-- end of benchmark -->"
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,18 @@ def markdown(told: dict[str, Any], rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def put_between(text: str, table: str) -> str:
+    """A text with what stands between the lines BEGIN and END replaced by the table without its heading.
+
+    Raises UsageError where the lines are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UsageError(f"--readme: expected the lines {BEGIN!r} and {END!r} in the file")
+    return f"{before}{begin}\n\n{table.partition(chr(10))[2].strip()}\n\n{end}{after}"
+
+
 def _cells(row: Row) -> list[str]:
     if row.error:
         return [f"failed: {row.error.replace('|', '/')}", "", "", "", ""]
@@ -143,10 +156,21 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(count(part, least=32) for part in names(text))
 
 
+def _read(file: str) -> str:
+    """The text that is to hold the table, looked at before minutes are spent."""
+    try:
+        text = store.read_bytes(file).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--readme: got {file!r}, which cannot be read ({store.one_line(error)})") from error
+    put_between(text, "")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the module's docstring."""
     parser = Parser(prog="jobs.benchmark", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default=OUT, help="a folder for benchmark.md and benchmark.json (default %(default)s)")
+    parser.add_argument("--readme", metavar="FILE", help=f"also put the table between {BEGIN} and {END} in this file")
     parser.add_argument("--full", action="store_true", help="what a GPU is worth: takes long without one")
     parser.add_argument("--only", type=names, default=tuple(MEASUREMENTS), help=f"among {','.join(MEASUREMENTS)}")
     parser.add_argument("--data", help="a folder of real slices to embed instead of drawn ones")
@@ -165,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UsageError(f"--only: got {name!r}, expected some of {','.join(MEASUREMENTS)}")
     if options.data and not any(path.suffix.lower() in ENDINGS for path in Path(options.data).rglob("*")):
         raise UsageError(f"--data: got {options.data!r}, where no images are, expected files in {' '.join(ENDINGS)}")
+    readme = _read(options.readme) if options.readme else ""
     store.check_writable(options.out)
     told: dict[str, Any] = {"machine": machine(), "versions": versions(), "measured": time.strftime("%Y-%m-%d %H:%M")}
     started = time.monotonic()
@@ -177,6 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = json.dumps({**told, "rows": [{**asdict(row), "met": row.met} for row in rows]}, indent=1)
     store.write_bytes_atomically(store.join(options.out, "benchmark.json"), found.encode())
     store.write_bytes_atomically(store.join(options.out, "benchmark.md"), table.encode())
+    if options.readme:
+        store.write_bytes_atomically(store.absolute(options.readme), put_between(readme, table).encode())
     print(table, end="")
     if failed := [row.name for row in rows if row.error]:
         raise GansfpError(f"{', '.join(failed)}: could not be measured, the table says why")

@@ -17,7 +17,7 @@ from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.lungs import threshold_mask
 from gansfp.slices import load
 from jobs import benchmark, measure_embedding, measure_search
-from jobs.benchmark import machine, main, markdown, measure
+from jobs.benchmark import BEGIN, END, machine, main, markdown, measure
 from jobs.measure import CLASS, Bench, Row, Sizes, Target, cores, draw_slices
 from jobs.measure_embedding import Round, where_time_goes
 from jobs.measure_limits import Crew, Rate, Work, _Blocks
@@ -73,9 +73,12 @@ class TestTheCommand:
     @pytest.mark.timeout(300)
     def test_its_table_and_its_json_hold_the_same(self, tmp_path, capsys):
         sizes = ["--sweep", "40,64", "--width", "16", "--repeats", "1", "--trials", "2", "--configurations", "40"]
-        main(["--out", str(tmp_path), "--only", "statistics,sweep,search", *sizes])
+        readme = tmp_path / "README.md"
+        readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+        main(["--out", str(tmp_path), "--readme", str(readme), "--only", "statistics,sweep,search", *sizes])
         printed, table = capsys.readouterr().out, (tmp_path / "benchmark.md").read_text()
         assert printed == table
+        assert readme.read_text() == f"before\n{BEGIN}\n\n{table.removeprefix('# Benchmark').strip()}\n\n{END}\nafter\n"
         told = json.loads((tmp_path / "benchmark.json").read_text())
         assert [row["measurement"] for row in told["rows"]] == ["sweep"] * 2 + ["search"] + ["statistics"] * 4
         for row in told["rows"]:
@@ -103,6 +106,8 @@ class TestTheCommand:
             (["--sweep", "2000,many"], "got 'many', expected a whole number"),
             (["--sweep", "16"], "got '16', expected a whole number of at least 32"),
             (["--data", "/nowhere/at/all"], "--data: got '/nowhere/at/all', where no images are"),
+            (["--readme", "/nowhere/at/all"], "--readme: got '/nowhere/at/all', which cannot be read"),
+            (["--readme", __file__], f"--readme: expected the lines '{BEGIN[:13]}"),
             (["--quick"], "unrecognized arguments: --quick"),
         ],
     )
