@@ -256,6 +256,7 @@ COMMANDS = {
 def test_every_command_keeps_tables_within_data_unless_told(command, tmp_path, monkeypatch):
     data, work = tmp_path / "data", tmp_path / "work"
     data.mkdir()
+    (work / "search").mkdir(parents=True)  # jobs.final wants one before it looks at DATA
     (tmp_path / "outside.png").write_bytes(b"")
     told = "image_id,uri,task,split,role\na,../outside.png,attribution,test,unknown\n"
     (data / "catalog.csv").write_text(told)
