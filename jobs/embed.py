@@ -39,7 +39,8 @@ from jobs.tally import Tally, describe
 DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
 CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take memory and gain nothing
-CPU_BLOCK = 64  # slices a block, which is what tasks hand on and what a shard holds
+CPU_BLOCK = 128  # slices a block, which is what tasks hand on and what a shard holds
+BLOCKS = 16  # at least, for each actor: so the first shard comes soon, and no actor waits long for the last one
 # An actor and a task a core, on a cluster that shrinks as well: actors that start again leave tasks their room. That
 # the two differ keeps Ray from fusing stages.
 ACTOR_CPUS, TASK_CPUS = 0.95, 0.05
@@ -179,8 +180,7 @@ def _pipeline(
     each = int(1 / workers.gpus_per_actor + 1e-6)  # actors on a GPU: what is left over cannot be joined with another's
     most = workers.most or (gpus * each if gpus else cores)
     batch, cpu_batch = workers.batch or GPU_BATCH, workers.batch or CPU_BATCH
-    # Small jobs are cut so that every actor has work; larger blocks only save overhead.
-    block = batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-len(todo.images) // (2 * most))))
+    block = batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-len(todo.images) // (BLOCKS * most))))
     most = max(1, workers.least or 1, min(most, -(-len(todo.images) // block)))
     # GPUs that an autoscaler has yet to start take minutes to come: all are asked for now, and none is waited for.
     least = workers.least or max(1, min(most, gpus * each if gpus else most))

@@ -30,7 +30,7 @@ from jobs.stages import decode_block
 
 MASK = "threshold"
 LOADER_BATCH, LOADER_WORKERS = 32, 2  # of a user's own loop
-BLOCK = 64  # slices that are decoded, embedded and written at once, as in jobs.embed on CPUs
+BLOCK = 64  # slices that are decoded, embedded and written at once, as jobs.embed does with some thousand on CPUs
 AHEAD = 2  # batches that a worker of a DataLoader prepares before they are asked for, PyTorch's default
 ENDLESS = 1 << 30
 CHECK = 8  # batches between two looks at the clock, for which a GPU must be waited for
