@@ -81,11 +81,11 @@ class Sizes:
     precision: str = "bfloat16"
     slices: int = 128
     repeats: int = 2
-    seconds: float = 3.0
+    seconds: float = 2.0
     sweep: tuple[int, ...] = (2000, 5000)
     every_linkage: bool = False
     width: int = 2048
-    trials: int = 24
+    trials: int = 16
     configurations: int = 1000
     permutations: int = 1000
 

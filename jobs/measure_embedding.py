@@ -23,7 +23,7 @@ from jobs.measure_runs import Run, run_embed
 from jobs.stages import STEPS
 
 FACTORS = (1, 4, LARGEST)  # of the smallest run's slices
-PASSES = 8  # the same, for one pass against many
+PASSES = 5  # the same, for one pass against many
 MEGABYTE = 1e6
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ def batch_of(device: str) -> int:
     return CPU_BATCH if device == "cpu" else GPU_BATCH
 
 
-def run_all(bench: Bench) -> list[Run]:
+def run_all(bench: Bench, factors: Sequence[int] = FACTORS) -> list[Run]:
     """Runs jobs.embed on each number of slices."""
     sizes, found = bench.sizes, []
-    for factor in FACTORS:
+    for factor in factors:
         log.info("benchmark: jobs.embed of %s slices", f"{factor * sizes.slices:,}")
         data = bench.slices(factor * sizes.slices)
         found.append(run_embed(data, sizes.pairs, sizes.precision, batch_of(device())))
@@ -109,7 +109,8 @@ def rounds(bench: Bench) -> list[Round]:
             one.loader = plain.rate("loader", sizes.seconds, threads=cores())
             if crew.size > 1:
                 one.alone = crew.rate("forward", sizes.seconds, members=1, threads=cores())
-            one.runs = run_all(bench)
+            # For a rate two are enough; the third, for memory alone, is run once.
+            one.runs = run_all(bench, FACTORS if number + 1 == sizes.repeats else (FACTORS[0], FACTORS[-1]))
             found.append(one)
     bench.runs += [one.runs for one in found]
     return found
@@ -250,7 +251,8 @@ def _runs(bench: Bench) -> list[list[Run]]:
 
 def memory(bench: Bench) -> list[Row]:
     """Peak memory of driver, workers and object store as the collection grows."""
-    peaks = [[one[index].memory for one in _runs(bench)] for index in range(len(FACTORS))]
+    whole = [runs for runs in _runs(bench) if len(runs) == len(FACTORS)]
+    peaks = [[runs[index].memory for runs in whole] for index in range(len(FACTORS))]
     if not peaks[0][0].driver:
         raise GansfpError("memory is read from /proc, which this system does not have")
     grown = Target(1.2, at_least=False)

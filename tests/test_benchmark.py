@@ -306,15 +306,20 @@ class TestEmbedding:
         assert peaks.driver < peaks.together <= peaks.driver + peaks.workers + peaks.store
 
     def test_every_figure_of_embedding_is_there(self, tiny, monkeypatch):
-        def runs(bench: Bench) -> list[Run]:
-            memory = [Memory(100_000_000, 500_000_000, 300_000_000, n, 600_000_000 + n) for n in (10, 15, 20)]
+        turns: list[tuple[int, ...]] = []
+
+        def runs(bench: Bench, factors: tuple[int, ...]) -> list[Run]:
+            turns.append(factors)
+            store = {1: 10, 4: 15, 16: 20}
+            memory = [Memory(100_000_000, 500_000_000, 300_000_000, store[n], 600_000_000 + store[n]) for n in factors]
             seconds = {"forward": 0.1, "decode": 0.05}
-            found = [run_of(n * 8, 10 + n, **seconds) for n in (1, 4, 16)]
+            found = [run_of(n * 8, 10 + n, **seconds) for n in factors]
             return [replace(run, memory=m, first_shard=7.5, whole=30.0) for run, m in zip(found, memory, strict=True)]
 
         monkeypatch.setattr(measure_embedding, "run_all", runs)
         monkeypatch.setattr(measure_embedding, "Crew", TimedCrew)
-        rows = measure(tiny, ["embedding", "memory", "start"])
+        rows = measure(Bench(replace(TINY, repeats=2), tiny.folder), ["embedding", "memory", "start"])
+        assert turns == [(1, 16), (1, 4, 16)]
         assert [row.error for row in rows] == [""] * len(rows)
         rate = [row for row in rows if row.measurement == "embedding"]
         assert [row.against[:3] for row in rate] == ["(a)", "(b)", "(c)", ""]
