@@ -80,7 +80,7 @@ class Sizes:
     )
     precision: str = "bfloat16"
     slices: int = 128
-    repeats: int = 2
+    repeats: int = 1
     seconds: float = 2.0
     sweep: tuple[int, ...] = (2000, 5000)
     every_linkage: bool = False
