@@ -5,8 +5,8 @@
     python -m jobs.benchmark --only sweep,statistics
 
 It draws its own slices and takes random weights, which are as fast as others, so it needs no network. What is compared
-is measured in turn, and of several turns (--repeats) the median counts: figures of a machine that does other work at the
-same time are not to be trusted, ratios more than seconds. A measurement that fails is a row with its reason.
+is measured in turn, and of several turns (--repeats) the median counts: figures of a machine that does other work at
+the same time are not to be trusted, ratios more than seconds. A measurement that fails is a row with its reason.
 """
 
 from __future__ import annotations
