@@ -30,6 +30,7 @@ from gansfp.layout import ENDINGS
 from jobs import measure_embedding, measure_search
 from jobs.cli import Parser, count, names, positive, run
 from jobs.measure import Bench, Pair, Row, Sizes, cores
+from jobs.readme import Place
 from jobs.record import versions
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -106,18 +107,6 @@ def markdown(told: dict[str, Any], rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def put_between(text: str, table: str) -> str:
-    """A text with what stands between the lines BEGIN and END replaced by the table without its heading.
-
-    Raises UsageError where the lines are not there.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UsageError(f"--readme: expected the lines {BEGIN!r} and {END!r} in the file")
-    return f"{before}{begin}\n\n{table.partition(chr(10))[2].strip()}\n\n{end}{after}"
-
-
 def _cells(row: Row) -> list[str]:
     if row.error:
         return [f"failed: {row.error.replace('|', '/')}", "", "", "", ""]
@@ -156,16 +145,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(count(part, least=32) for part in names(text))
 
 
-def _read(file: str) -> str:
-    """The text that is to hold the table, looked at before minutes are spent."""
-    try:
-        text = store.read_bytes(file).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--readme: got {file!r}, which cannot be read ({store.one_line(error)})") from error
-    put_between(text, "")
-    return text
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the module's docstring."""
     parser = Parser(prog="jobs.benchmark", description=(__doc__ or "").splitlines()[0])
@@ -189,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UsageError(f"--only: got {name!r}, expected some of {','.join(MEASUREMENTS)}")
     if options.data and not any(path.suffix.lower() in ENDINGS for path in Path(options.data).rglob("*")):
         raise UsageError(f"--data: got {options.data!r}, where no images are, expected files in {' '.join(ENDINGS)}")
-    readme = _read(options.readme) if options.readme else ""
+    if options.readme:
+        Place(BEGIN, END).read(options.readme)
     store.check_writable(options.out)
     told: dict[str, Any] = {"machine": machine(), "versions": versions(), "measured": time.strftime("%Y-%m-%d %H:%M")}
     started = time.monotonic()
@@ -203,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store.write_bytes_atomically(store.join(options.out, "benchmark.json"), found.encode())
     store.write_bytes_atomically(store.join(options.out, "benchmark.md"), table.encode())
     if options.readme:
-        store.write_bytes_atomically(store.absolute(options.readme), put_between(readme, table).encode())
+        Place(BEGIN, END).write(options.readme, table)
     print(table, end="")
     if failed := [row.name for row in rows if row.error]:
         raise GansfpError(f"{', '.join(failed)}: could not be measured, the table says why")
