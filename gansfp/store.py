@@ -145,6 +145,17 @@ def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
         raise DataError(f"{uri}: cannot be written ({one_line(error)})") from error
 
 
+def remove(uri: str) -> None:
+    """Removes a file; one that is not there is gone already. Raises DataError where that fails."""
+    store, path = open_store(uri)
+    try:
+        store.delete_file(path)
+    except FileNotFoundError:
+        pass  # another run has tidied up at the same time
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be removed ({one_line(error)})") from error
+
+
 def clear_unfinished(uri: str, recursive: bool = False, older: float = UNFINISHED_FOR) -> int:
     """Removes what killed writers left unfinished in a folder, or also below; returns how many files that were.
 

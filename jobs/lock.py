@@ -19,7 +19,7 @@ from gansfp import store
 from gansfp.errors import DataError
 
 NAME = ".lock"
-WRITTEN = ("embeddings", "search", "results", "log")  # the folders of WORK in which killed runs may leave something
+WRITTEN = ("embeddings", "models", "search", "results", "log")  # the folders of WORK in which killed runs may leave something
 
 log = logging.getLogger(__name__)
 
