@@ -57,7 +57,7 @@ def read_model(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def read_finished(folder: str, told: dict[str, Any]) -> dict[str, Any] | None:
-    """What model.json holds; None where training has not ended. Raises UsageError where `told` is not what it was told."""
+    """What model.json holds; None where training has not ended. Raises UsageError where it was told otherwise."""
     facts = read_facts(folder)
     if facts is not None:
         _check_same({name: facts.get(name) for name in told}, told, folder)

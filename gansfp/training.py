@@ -1,7 +1,7 @@
 """How every network here is trained: epochs, early stopping, checkpoints that survive a kill, one process or several.
 
-A network, its examples and its loss are a Learner's (gansfp/classifiers.py, gansfp/unet.py, gansfp/autoencoder.py). After
-each epoch its state is written, from which the same call goes on; at the end the weights of the best epoch
+A network, its examples and its loss are a Learner's (gansfp/classifiers.py, gansfp/unet.py, gansfp/autoencoder.py).
+After each epoch its state is written, from which the same call goes on; at the end the weights of the best epoch
 (gansfp/models.py).
 """
 
