@@ -1,0 +1,119 @@
+"""What was published beside what was reproduced: a row for each system, as CSV with all of it and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gansfp.statistics import Figure
+
+MEASURES = {"membership": "F1", "attribution": "ARI"}
+QUESTIONS = {
+    "membership": "Membership: were these slices used? Mean F1 over the sets",
+    "attribution": "Attribution: which generator? Adjusted Rand index",
+}
+NOTHING = Figure(math.nan)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system, or a baseline: then without id and paper. What is not known is nan.
+
+    published, reproduced: the mean F1 over the sets, or the ARI, of the test slices. chance: what it is worth to know
+    nothing. f1, accuracy: of each set. assumed: what the paper leaves open. notes: what makes this another system than
+    the published one. seconds: of the decision and of the training that it rests on. error: why there are no figures.
+    """
+
+    name: str
+    task: str
+    id: str = ""
+    paper: str = ""
+    published: float = math.nan
+    reproduced: Figure = NOTHING
+    chance: float = math.nan
+    f1: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = math.nan
+    error: str = ""
+
+    @property
+    def status(self) -> str:
+        """ok, no truth (there are predictions, but nothing to score them by), or failed."""
+        return "failed" if self.error else "no truth" if math.isnan(self.reproduced.value) else "ok"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """One line a row, a column of F1 and of accuracy for each set of any row; what is not known is empty."""
+    sets = sorted({name for row in rows for name in row.f1})
+    sink = io.StringIO()
+    lines = csv.writer(sink, lineterminator="\n")
+    told = ["id", "name", "paper", "task", "measure", "published", "reproduced", "low", "high", "chance"]
+    per_set = [f"{figure}_{name}" for name in sets for figure in ("f1", "accuracy")]
+    lines.writerow([*told, *per_set, "assumed", "notes", "seconds", "status", "error"])
+    for row in rows:
+        found = row.reproduced
+        figures = [row.published, found.value, found.low, found.high, row.chance]
+        figures += [by_set.get(name, math.nan) for name in sets for by_set in (row.f1, row.accuracy)]
+        texts = ["; ".join(row.assumed), "; ".join(row.notes)]
+        seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.1f}"
+        who = [row.id, row.name, row.paper, row.task, MEASURES[row.task]]
+        lines.writerow([*who, *map(_exact, figures), *texts, seconds, row.status, row.error])
+    return sink.getvalue()
+
+
+def as_markdown(rows: Sequence[Row], told: Sequence[str]) -> str:
+    """A heading, lines on what this is, a table for each task, and the texts that the tables refer to by number."""
+    lines = ["# The published systems, run on this data", "", *told]
+    texts: list[str] = []
+    for task, question in QUESTIONS.items():
+        of_task = [row for row in rows if row.task == task]
+        if not of_task:
+            continue
+        lines += [
+            "",
+            f"**{question}**",
+            "",
+            "| id | system | published | reproduced [95 %] | by chance | assumed | notes | s |",
+            "|---|---|---|---|---|---|---|---|",
+            *(f"| {' | '.join(_cells(row, texts))} |" for row in of_task),
+        ]
+    lines += ["", *(f"{number}. {text}" for number, text in enumerate(texts, start=1))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cells(row: Row, texts: list[str]) -> list[str]:
+    """The cells of a row; what is long goes to `texts`, and its number into the row."""
+
+    def number(text: str) -> str:
+        if text not in texts:
+            texts.append(text)
+        return str(texts.index(text) + 1)
+
+    found = row.reproduced
+    shown = "-" if math.isnan(found.value) else _short(found.value)
+    if not math.isnan(found.low):
+        shown += f" [{_short(found.low)}, {_short(found.high)}]"
+    notes = [f"**failed** [{number(row.error)}]"] if row.error else ["no truth"] if row.status == "no truth" else []
+    return [
+        row.id,
+        row.name if row.id else f"*{row.name}*",
+        _short(row.published, 4),
+        shown,
+        _short(row.chance),
+        ", ".join(map(number, row.assumed)),
+        "; ".join([*notes, *row.notes]).replace("|", "/"),
+        "" if math.isnan(row.seconds) else f"{row.seconds:,.0f}",
+    ]
+
+
+def _short(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _exact(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
