@@ -156,6 +156,17 @@ def remove(uri: str) -> None:
         raise DataError(f"{uri}: cannot be removed ({one_line(error)})") from error
 
 
+def remove_folder(uri: str) -> None:
+    """Removes a folder and all below it; one that is not there is gone already. Raises DataError where that fails."""
+    store, path = open_store(uri)
+    try:
+        store.delete_dir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be removed ({one_line(error)})") from error
+
+
 def clear_unfinished(uri: str, recursive: bool = False, older: float = UNFINISHED_FOR) -> int:
     """Removes what killed writers left unfinished in a folder, or also below; returns how many files that were.
 

@@ -34,7 +34,7 @@ def findings(code: str) -> list[str]:
         if name in ("load", "loads", "load_state_dict", "jit_load") and owner.split(".")[0] in ("torch", "timm"):
             if options.get("weights_only") != "True":
                 found.append(f"{owner}.{name} without weights_only=True")
-        elif name in ("load", "loads", "Unpickler") and owner not in ("json", "slices"):
+        elif name in ("load", "loads", "Unpickler") and owner not in ("json", "slices", "safetensors.torch"):
             found.append(f"{owner}.{name}")
         if options.get("allow_pickle", "False") != "False" or options.get("shell", "False") != "False":
             found.append(f"{owner}.{name} with allow_pickle or shell")
