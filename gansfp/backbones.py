@@ -8,12 +8,14 @@ Names a user may write:
                             unit norm: pooled features forget where things are, these do not
     ...:SIZE                at another input size in pixels: the whole slice resized to it, no centre crop
     ...@random              random weights, in so many words
+    ...@FOLDER              the weights of a classifier trained here, at its training's input size unless told another
     highpass, highpass-wW-SIDE   weight-free: slice minus its W-pixel mean (default 31; 0: the slice itself),
                             area-resized to SIDE x SIDE (default 64)
     residual                weight-free: statistics of the high-pass residual, for attribution
     lbp, lbp-mean           weight-free: histogram (or mean) of uniform local binary patterns
 
-timm is imported where it is needed: it takes two seconds in every process, and weight-free backbones do without.
+timm is imported where it is needed, by way of gansfp.architectures, which adds models to it: it takes two seconds in
+every process, and weight-free backbones do without.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from torch.nn.functional import interpolate
 from gansfp.errors import UsageError
 from gansfp.slices import SIDE
 from gansfp.store import one_line
-from gansfp.weights import Weights, translate
+from gansfp.weights import Weights, create, has_fixed_size, translate
 
 DEFAULT_STAGE = 2
 
 _TIMM = re.compile(
-    r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|map(?P<stage>\d+)?))?(?::(?P<size>\d+))?(?P<random>@random)?"
+    r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|map(?P<stage>\d+)?))?(?::(?P<size>\d+))?(?:@(?P<source>[^\s,]+))?"
 )
 _HIGHPASS = re.compile(r"highpass(?:-w(?P<window>\d+))?(?:-(?P<side>\d+))?")
 
@@ -54,11 +56,13 @@ class Backbone:
     size: int = 0  # timm: the input size asked for, 0 = the model's own; highpass: the side of its result
     window: int = 0
     random: bool = False
+    trained: str = ""  # the folder or URI of the weights that were trained here
 
     @property
     def network(self) -> str:
         """What is loaded once for all backbones that share it: the timm model and the kind of its weights."""
-        return f"{self.model}@random" if self.random else self.model
+        source = "random" if self.random else self.trained
+        return f"{self.model}@{source}" if source else self.model
 
 
 @lru_cache(maxsize=1024)
@@ -78,19 +82,22 @@ def parse_backbone(name: str) -> Backbone:
     match = _TIMM.fullmatch(name)
     if match is None or not _exists(match["model"]):
         raise UsageError(
-            f"backbone: got {name!r}, expected a timm model{_near(name)}, highpass, highpass-wW-SIDE, residual or lbp"
+            f"backbone: got {name!r}, expected a timm model{_near(name)}, MODEL@FOLDER (no spaces), highpass, "
+            "highpass-wW-SIDE, residual or lbp"
         )
     size = int(match["size"] or 0)
     if match["size"] and not 16 <= size <= 1024:
         raise UsageError(f"backbone {name!r}: got input size {size}, expected 16 to 1024 pixels")
     features = (match["features"] or "pooled").rstrip("0123456789")
     stage = int(match["stage"] or DEFAULT_STAGE) if features == "map" else 0
-    return Backbone(name, "timm", match["model"], features, stage, size, random=match["random"] is not None)
+    random = match["source"] == "random"
+    trained = "" if random else match["source"] or ""
+    return Backbone(name, "timm", match["model"], features, stage, size, random=random, trained=trained)
 
 
 def _exists(model: str) -> bool:
     """True for a model that timm has, and under that tag where one is named (`resnet50.a1_in1k`)."""
-    import timm
+    from gansfp.architectures import timm
 
     base, _, tag = model.partition(".")
     return timm.is_model(base) and (not tag or model in timm.list_pretrained(f"{base}.*"))
@@ -98,7 +105,7 @@ def _exists(model: str) -> bool:
 
 def _near(name: str) -> str:
     """Names that begin alike, for an error message."""
-    import timm
+    from gansfp.architectures import timm
 
     start = re.split("[.:@]", name)[0]
     if not re.fullmatch("[A-Za-z0-9_]{3,}", start):
@@ -123,12 +130,13 @@ class Preparation:
         return self.size, self.resized, self.mode
 
     def apply(self, slices: torch.Tensor) -> torch.Tensor:
-        """(n, 256, 256) float32 grey levels -> (n, size, size): timm's resize and centre crop.
+        """(n, side, side) float32 grey levels, a slice's 256 or more -> (n, size, size): timm's resize and centre crop.
 
         Columns first, then rows, each rounded to 8 bits, as Pillow does it: what timm's own transform would give.
         """
-        if self.resized != SIDE:
-            for shape in ((SIDE, self.resized), (self.resized, self.resized)):
+        side = slices.shape[-1]
+        if self.resized != side:
+            for shape in ((side, self.resized), (self.resized, self.resized)):
                 slices = interpolate(slices[:, None], shape, mode=self.mode, antialias=True)[:, 0]
                 slices = slices.round_().clamp_(0, 255)
         start = round((self.resized - self.size) / 2)
@@ -141,8 +149,9 @@ def preparation(model: str, size: int = 0) -> Preparation:
 
     Raises UsageError for a model whose input is not square.
     """
-    import timm
     from timm.data import resolve_model_data_config
+
+    from gansfp.architectures import timm
 
     found = timm.get_pretrained_cfg(model)
     config = resolve_model_data_config(None, pretrained_cfg=found.to_dict() if found else {})
@@ -165,18 +174,12 @@ class Network:
     """
 
     def __init__(self, backbone: Backbone, weights: Weights, device: str, precision: str) -> None:
-        import timm
-
-        found = timm.get_pretrained_cfg(backbone.model)
-        # Models whose position tables belong to one input size (vision transformers) are built for another one.
-        options: dict[str, Any] = (
-            {"img_size": backbone.size} if backbone.size and found and found.fixed_input_size else {}
-        )
-        model = timm.create_model(backbone.model, pretrained=False, num_classes=0, **options)
+        size = backbone.size or weights.size
+        model = create(backbone.model, 0, size)
         tensors = dict(weights.tensors)
-        model.load_state_dict(translate(tensors, model) if options else tensors)
+        model.load_state_dict(translate(tensors, model) if size and has_fixed_size(backbone.model) else tensors)
         self.model: Any = model.eval().to(device).to(memory_format=torch.channels_last)
-        self.preparation = preparation(backbone.model, backbone.size)
+        self.preparation = preparation(backbone.model, size)
         self.device_type = device.partition(":")[0]
         self.precision = precision
         mean, std = (torch.tensor(values, device=device) for values in (self.preparation.mean, self.preparation.std))
@@ -233,8 +236,9 @@ def check_runs(backbone: Backbone, weights: Weights) -> None:
 
     By one slice on the CPU, because an actor that fails as it starts is started again for ever.
     """
-    prepared = preparation(backbone.model, backbone.size)
-    if backbone.features == "pooled" and not backbone.size:
+    size = backbone.size or weights.size
+    prepared = preparation(backbone.model, size)
+    if backbone.features == "pooled" and not size:
         return
     try:
         found = Network(backbone, weights, "cpu", "float32")(torch.zeros(1, prepared.size, prepared.size), [backbone])

@@ -20,14 +20,18 @@ from gansfp.errors import DataError
 IDENTITY = b"gansfp_identity"  # key in a shard's Parquet metadata
 FAILED = "failed"  # the status of a slice that could not be read; its embedding is null
 READERS = 8  # threads that read shards: stores answer slowly, but many at once
+LONGEST = 150  # characters of a folder's name; file systems end at 255 bytes, the percent signs of URIs counted
 AHEAD = 64  # shards in memory beside the matrix that they fill
 
 log = logging.getLogger(__name__)
 
 
 def folder(work: str, pair: tuple[str, str]) -> str:
-    """Where the shards of a (backbone, view) are."""
-    return store.join(work, "embeddings", quote(pair[0], safe=":@-_."), pair[1])
+    """Where the shards of a (backbone, view) are; a long name of a backbone, as a trained one's, is cut short."""
+    name = quote(pair[0], safe=":@-_.")
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 21]}-{hashlib.sha256(pair[0].encode()).hexdigest()[:20]}"
+    return store.join(work, "embeddings", name, pair[1])
 
 
 def schema(width: int, identity: Mapping[str, str]) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""A network's weights: from a folder of files, from timm's own source, or random where that is asked for."""
+"""A network's weights: from a folder of files, from timm's own source, trained here, or random where asked for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gansfp.store import one_line
 
 HUB_TIMEOUT = 8.0  # seconds in which a hub must have answered, name look-up included
 WEIGHT_ENDINGS = (".safetensors", ".pth")
+_AUXILIARY = ("AuxLogits.",)  # torchvision's inception_v3 has a second head in its file, which serves training alone
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
@@ -30,17 +31,24 @@ class Weights:
     network: str  # as Backbone.network names it
     tensors: Mapping[str, torch.Tensor]
     digest: str
+    size: int = 0  # pixels a side of the inputs that it was trained on here; 0: as timm prepares them
 
 
-def load_weights(model: str, folder: str | None, random: bool = False) -> Weights:
+def load_weights(model: str, folder: str | None, random: bool = False, trained: str = "") -> Weights:
     """The weights of a timm model without its classifier: from `folder`/<model>.safetensors or .pth, else by timm's own
-    download; with `random` drawn anew, always the same for one model.
+    download; with `random` drawn anew, always the same for one model; with `trained` from that folder or URI, as
+    gansfp.training wrote them.
 
     Raises WeightsError, which names the file to put and where, when they cannot be had, and when a file is not of this
     model: never a silent random start. Raises UsageError for a folder that is not there.
     """
-    path = None if random else _weights_file(model, folder)
-    if random:
+    path = None if random or trained else _weights_file(model, folder)
+    name, size = model, 0
+    if trained:
+        name = f"{model}@{trained}"
+        network, size = _trained(model, trained)
+    elif random:
+        name = f"{model}@random"
         network = _empty(model)
     elif path:
         network = _empty(model)
@@ -48,11 +56,30 @@ def load_weights(model: str, folder: str | None, random: bool = False) -> Weight
     else:
         network = _download(model, folder)
     tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    return Weights(name, tensors, digest_of(tensors), size)
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What stands for tensors on the CPU: 16 hexadecimal digits of their names, shapes, types and bytes."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return Weights(f"{model}@random" if random else model, tensors, digest.hexdigest()[:16])
+    return digest.hexdigest()[:16]
+
+
+def has_fixed_size(model: str) -> bool:
+    """True for a model whose position tables belong to one input size: vision transformers."""
+    return bool(_config(model).fixed_input_size)
+
+
+def create(model: str, num_classes: int, size: int = 0, **options: Any) -> torch.nn.Module:
+    """A timm model with random weights, for inputs of `size` pixels a side (0: its own)."""
+    from gansfp.architectures import timm
+
+    if size and has_fixed_size(model):
+        options["img_size"] = size
+    return timm.create_model(model, pretrained=False, num_classes=num_classes, **options)
 
 
 def check_folder(folder: str | None) -> None:
@@ -67,24 +94,43 @@ def translate(tensors: dict[str, torch.Tensor], network: torch.nn.Module) -> dic
     return dict(filter_fn(tensors, network)) if filter_fn else tensors
 
 
-def _empty(model: str) -> torch.nn.Module:
+def _empty(model: str, size: int = 0) -> torch.nn.Module:
     """The model with its random start, the same for the same name, without touching the global random state."""
-    import timm
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(hashlib.sha256(model.encode()).digest()[:4], "little"))
-        return timm.create_model(model, pretrained=False, num_classes=0).eval()
+        return create(model, 0, size).eval()
+
+
+def _trained(model: str, folder: str) -> tuple[torch.nn.Module, int]:
+    """The model with the weights of a classifier that was trained here, and the size of its inputs."""
+    from gansfp.models import read_model
+
+    facts, tensors = read_model(folder)
+    found, size = facts["identity"].get("backbone"), facts["identity"].get("size")
+    if found != model or not isinstance(size, int):
+        said = f"backbone {found!r}, size {size!r}"
+        raise WeightsError(f"{folder}: holds no trained {model!r}, its model.json says {said}")
+    network = _empty(model, size)
+    _fill(network, tensors, folder, model)
+    return network, size
 
 
 def _weights_file(model: str, folder: str | None) -> str | None:
     check_folder(folder)
-    paths = [os.path.join(folder, model + ending) for ending in WEIGHT_ENDINGS] if folder else []
+    paths = [os.path.join(folder, _file(model) + ending) for ending in WEIGHT_ENDINGS] if folder else []
     return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _file(model: str) -> str:
+    """The name, without ending, of the file that holds a model's weights."""
+    from gansfp.architectures import FILES
+
+    return FILES.get(model, model)
 
 
 def _read(path: str, model: str) -> dict[str, torch.Tensor]:
     """The state dict in a file; code in a pickle is never run."""
-    import timm
+    from gansfp.architectures import timm
 
     try:
         state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
@@ -102,7 +148,8 @@ def _fill(network: torch.nn.Module, state: dict[str, torch.Tensor], source: str,
     heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
     try:
         state = translate(state, network)
-        state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+        left_out = (*_AUXILIARY, *(f"{head}." for head in heads))
+        state = {key: value for key, value in state.items() if not key.startswith(left_out)}
         missing, unexpected = network.load_state_dict(state, strict=False)
     except Exception as error:  # sizes that differ: RuntimeError; a translation that meets another model: anything
         raise WeightsError(f"{source}: these are not the weights of timm's {model} (tensors do not fit)") from error
@@ -113,7 +160,7 @@ def _fill(network: torch.nn.Module, state: dict[str, torch.Tensor], source: str,
 
 def _config(model: str) -> Any:
     """timm's pretrained configuration of a model; one without weights has an empty one."""
-    import timm
+    from gansfp.architectures import timm
 
     return timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()
 
@@ -121,11 +168,12 @@ def _config(model: str) -> Any:
 def _download(model: str, folder: str | None) -> torch.nn.Module:
     """The model as timm's own source gives it, after a quick look whether there is a way out at all."""
     import huggingface_hub
-    import timm
+
+    from gansfp.architectures import timm
 
     config = _config(model)
     place = f"into {folder}" if folder else "into a folder and name it with --weights"
-    remedy = f"put {model}.safetensors (or .pth) {place}, or ask for {model}@random"
+    remedy = f"put {_file(model)}.safetensors (or .pth) {place}, or ask for {model}@random"
     if not config.has_weights:
         raise WeightsError(f"backbone {model!r}: timm has no weights for it; {remedy}")
     if config.hf_hub_id:

@@ -52,6 +52,17 @@ def test_a_slash_in_a_name_makes_no_folder(tmp_path):
     assert folder(str(tmp_path), ("a/../b", "full")) == str(tmp_path / "embeddings" / "a%2F..%2Fb" / "full")
 
 
+def test_a_long_name_makes_a_folder_of_its_own(tmp_path):
+    names = [f"resnet18:{size}@/" + "a long path/" * 30 for size in (64, 65)]
+    places = [folder(str(tmp_path), (name, "full")) for name in names]
+    assert len(set(places)) == 2
+    for place in places:
+        name = Path(place).parts[-2]
+        assert name.startswith("resnet18:6")
+        assert len(name.encode()) < 200
+        os.makedirs(place)
+
+
 def test_duckdb_polars_and_pandas_read_them(tmp_path):
     write(tmp_path, {"a": "1", "b": "2"}, failed=("b",))
     write(tmp_path, {"c": "3"})
