@@ -25,6 +25,7 @@ from jobs.cluster import usable_gpus
 from jobs.progress import Progress
 
 FAILURES = 3  # deaths of processes or nodes after which a training is given up; the command goes on from there
+SHOWN = ("train_loss", "loss", "accuracy", "dice", "iou", "examples_per_second")
 POLL = 0.2  # seconds between two looks at what the processes tell
 
 
@@ -104,6 +105,7 @@ def _shown(told: Queue, progress: Progress) -> Iterator[dict[str, Any]]:
                 found[what] = facts
                 if what == "epoch":
                     done += 1
+                    progress.note = ", ".join(f"{key} {value:.4g}" for key, value in facts.items() if key in SHOWN)
                     progress.set(done)
 
     listener = threading.Thread(target=listen, daemon=True)

@@ -20,6 +20,7 @@ class Progress:
         self.stage, self.total, self.unit = stage, total, unit
         self.done = self.failed = 0
         self.reasons = ""
+        self.note = ""  # what else is to be told of the last result
         self._live = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first result came: start-up is not part of the rate
@@ -80,14 +81,18 @@ class Progress:
     def _line(self) -> str:
         done = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
         if not self._first or self.done == self._first[1]:  # start-up says nothing of the rate
-            return done + self._failures
+            return done + self._failures + self._noted
         left = (self.total - self.done) / self.rate
-        return f"{done}, {_per_second(self.rate)}, {_clock(left)} left{self._failures}"
+        return f"{done}, {_per_second(self.rate)}, {_clock(left)} left{self._failures}{self._noted}"
 
     @property
     def _failures(self) -> str:
         reasons = f" ({self.reasons})" if self.reasons else ""
         return f", {self.failed:,} failed{reasons}" if self.failed else ""
+
+    @property
+    def _noted(self) -> str:
+        return f", {self.note}" if self.note else ""
 
     def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and not be drawn over
