@@ -23,8 +23,9 @@ class Row:
     """One system, or a baseline: then without id and paper. What is not known is nan.
 
     published, reproduced: the mean F1 over the sets, or the ARI, of the test slices. chance: what it is worth to know
-    nothing. f1, accuracy: of each set. assumed: what the paper leaves open. notes: what makes this another system than
-    the published one. seconds: of the decision and of the training that it rests on. error: why there are no figures.
+    nothing. published_known, known: the ARI of the known generators' slices. f1, accuracy: of each set. assumed: what
+    the paper leaves open. notes: what makes this another system than the published one. seconds: of the decision and
+    of the training that it rests on. error: why there are no figures.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Row:
     published: float = math.nan
     reproduced: Figure = NOTHING
     chance: float = math.nan
+    published_known: float = math.nan
+    known: float = math.nan
     f1: Mapping[str, float] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
@@ -53,11 +56,13 @@ def as_csv(rows: Sequence[Row]) -> str:
     sink = io.StringIO()
     lines = csv.writer(sink, lineterminator="\n")
     told = ["id", "name", "paper", "task", "measure", "published", "reproduced", "low", "high", "chance"]
+    told += ["published_known", "reproduced_known"]
     per_set = [f"{figure}_{name}" for name in sets for figure in ("f1", "accuracy")]
     lines.writerow([*told, *per_set, "assumed", "notes", "seconds", "status", "error"])
     for row in rows:
         found = row.reproduced
         figures = [row.published, found.value, found.low, found.high, row.chance]
+        figures += [row.published_known, row.known]
         figures += [by_set.get(name, math.nan) for name in sets for by_set in (row.f1, row.accuracy)]
         texts = ["; ".join(row.assumed), "; ".join(row.notes)]
         seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.1f}"
@@ -78,12 +83,17 @@ def as_markdown(rows: Sequence[Row], told: Sequence[str]) -> str:
             "",
             f"**{question}**",
             "",
-            "| id | system | published | reproduced [95 %] | by chance | assumed | notes | s |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| {' | '.join(_heads(task))} |",
+            f"|{'---|' * len(_heads(task))}",
             *(f"| {' | '.join(_cells(row, texts))} |" for row in of_task),
         ]
     lines += ["", *(f"{number}. {text}" for number, text in enumerate(texts, start=1))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _heads(task: str) -> list[str]:
+    known = ["known generators: published", "reproduced"] if task == "attribution" else []
+    return ["id", "system", "published", "reproduced [95 %]", "by chance", *known, "assumed", "notes", "s"]
 
 
 def _cells(row: Row, texts: list[str]) -> list[str]:
@@ -105,6 +115,7 @@ def _cells(row: Row, texts: list[str]) -> list[str]:
         _short(row.published, 4),
         shown,
         _short(row.chance),
+        *([_short(row.published_known, 4), _short(row.known)] if row.task == "attribution" else []),
         ", ".join(map(number, row.assumed)),
         "; ".join([*notes, *row.notes]).replace("|", "/"),
         "" if math.isnan(row.seconds) else f"{row.seconds:,.0f}",

@@ -1,0 +1,187 @@
+"""What a published system says of a collection: predictions from a recipe, embeddings and trained networks; no truth.
+
+WORK/results/reproduction/<id>-<name>/ holds <set>.csv or attribution.csv in the challenge's format, known.csv with the
+clusters of the known generators' slices where the paper clusters those, too, and, written last, made.json: what made
+them, without which they are made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gansfp import shards, store
+from gansfp.catalog import Catalog
+from gansfp.errors import DataError, GansfpError
+from gansfp.membership import NOT_USED, UNKNOWN, USED
+from gansfp.recipe import Recipe
+from jobs.results import submit, submitted_ids
+
+FOLDER = "reproduction"  # below WORK/results
+LABELS = {"used": USED, "not_used": NOT_USED, "unknown": UNKNOWN}
+
+Part = tuple[str, str, str]  # task, split, role of slices
+REAL: tuple[Part, ...] = (
+    ("membership", "train", "used"),
+    ("membership", "train", "not_used"),
+    ("membership", "test", "unknown"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The numbers that a system decides by: an embedding's identity, or folders of trained networks by set ("" for one
+    that serves all sets)."""
+
+    identity: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+
+def parts(recipe: Recipe) -> frozenset[Part]:
+    """The slices that a recipe's decision looks at, beside those that its network is trained on."""
+    if recipe.task == "attribution":
+        known = {("attribution", "train", "generated")} if recipe.k_train else set()
+        return frozenset({("attribution", "test", "unknown"), *known})
+    if recipe.method == "cluster_distance":
+        return frozenset({REAL[2], ("membership", "test", "generated"), ("membership", "train", "generated")})
+    return frozenset(REAL)
+
+
+def select(catalog: Catalog, wanted: frozenset[Part]) -> Catalog:
+    """The slices of those parts. Where a set has generated slices in its test, those of its training are left out."""
+    rows = catalog.table.select(["task", "set", "split", "role"]).to_pylist()
+    tested = {row["set"] for row in rows if row["role"] == "generated" and row["split"] == "test"}
+    keep = [
+        (row["task"], row["split"], row["role"]) in wanted
+        and not (
+            row["task"] == "membership"
+            and (row["role"], row["split"]) == ("generated", "train")
+            and row["set"] in tested
+        )
+        for row in rows
+    ]
+    return Catalog(catalog.data, catalog.table.filter(pa.array(keep, pa.bool_())), catalog.notes)
+
+
+def sets_to_decide(catalog: Catalog) -> list[str]:
+    """The membership sets with slices to decide about."""
+    return [name for name in catalog.sets() if len(catalog.select("membership", name, "test", "unknown"))]
+
+
+def clusters_known(recipe: Recipe, catalog: Catalog) -> bool:
+    """True where a system clusters the known generators' slices, too, and there are enough of them."""
+    known = catalog.select("attribution", "", "train", "generated")
+    return bool(recipe.k_train) and len(known) >= recipe.k_train
+
+
+def folder(work: str, recipe: Recipe) -> str:
+    """Where a system's predictions are."""
+    return store.join(work, "results", FOLDER, f"{recipe.id}-{recipe.name}")
+
+
+def key(recipe: Recipe, catalog: Catalog, source: Source, seed: int) -> str:
+    """What predictions depend on: a system's with another key are made anew."""
+    told = [asdict(recipe), catalog.select(task=recipe.task).digest(), asdict(source), seed]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def made(work: str, recipe: Recipe, wanted: str) -> dict[str, Any] | None:
+    """What made.json holds, if the predictions are there and made by what `wanted` says, a key; else None."""
+    place = store.join(folder(work, recipe), "made.json")
+    try:
+        told = json.loads(store.read_bytes(place))
+        return told if told["key"] == wanted else None
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours: made anew
+        return None
+
+
+def run_system(
+    recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """Writes a system's predictions and made.json, and returns what that holds.
+
+    Raises GansfpError where the system cannot say anything of this collection.
+    """
+    started = time.monotonic()
+    told = (_attribution if recipe.task == "attribution" else _membership)(recipe, catalog, work, source, seed)
+    facts = {"key": key(recipe, catalog, source, seed), "seconds": round(time.monotonic() - started, 3), "told": told}
+    store.write_bytes_atomically(store.join(folder(work, recipe), "made.json"), json.dumps(facts).encode())
+    return facts
+
+
+def read_answers(work: str, recipe: Recipe, name: str, images: Catalog) -> np.ndarray:
+    """(n,) int64: the predictions in <name>.csv, in the order of these images. Raises DataError for another number."""
+    place = store.join(folder(work, recipe), f"{name}.csv")
+    try:
+        lines = store.read_bytes(place).decode().splitlines()
+        answers = np.array([int(line.rpartition(",")[2]) for line in lines], np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place}: cannot be read ({store.one_line(error)}); remove its folder") from error
+    if len(answers) != len(images):
+        raise DataError(f"{place}: got {len(answers)} lines, expected {len(images)}; remove its folder")
+    return answers
+
+
+def _write(work: str, recipe: Recipe, name: str, images: Catalog, answers: np.ndarray) -> None:
+    values = dict(zip(submitted_ids(images), answers.tolist(), strict=True))
+    place = "/".join((FOLDER, f"{recipe.id}-{recipe.name}", f"{name}.csv"))
+    submit(work, place, values, binary=recipe.task == "membership")
+
+
+def _vectors(images: Catalog, work: str, source: Source) -> shards.Embeddings:
+    hashes = dict(zip(images.ids.tolist(), images.column("sha256").tolist(), strict=True))
+    return shards.read_embeddings(work, source.identity, hashes)
+
+
+def _membership(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int) -> list[str]:
+    told = []
+    for name in sets_to_decide(catalog):
+        try:
+            answers, notes = _by_vectors(recipe, catalog, name, work, source, seed)
+        except GansfpError as error:
+            raise type(error)(f"set {name}: {error}") from error
+        _write(work, recipe, name, catalog.select("membership", name, "test", "unknown"), answers)
+        told += [f"set {name}: {note}" for note in notes]
+    return told
+
+
+def _by_vectors(
+    recipe: Recipe, catalog: Catalog, name: str, work: str, source: Source, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """(n,) 0/1 of a set's unknown slices by their embeddings, one that cannot be read not used; and what to say."""
+    from gansfp.published import decide
+
+    wanted = parts(recipe)
+    images = select(Catalog(catalog.data, catalog.select("membership", name).table), wanted)
+    found, roles = _vectors(images, work, source), images.column("role")
+    real = (roles != "generated") & found.ok
+    labels = np.array([LABELS[role] for role in roles[real]])
+    generated = found.vectors[(roles == "generated") & found.ok] if recipe.method == "cluster_distance" else None
+    decision = decide(recipe, found.vectors[real], labels, generated, seed)
+    answers = np.zeros(len(images), np.int64)
+    answers[real] = decision.prediction
+    return answers[roles == "unknown"], [f"{what} {value}" for what, value in decision.told.items()]
+
+
+def _attribution(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int) -> list[str]:
+    """Clusters of the test slices, and of the known generators' where the paper has those; what cannot be read goes to
+    the largest cluster."""
+    from gansfp.published import attribute
+
+    test = catalog.select("attribution", split="test", role="unknown")
+    wanted = [("attribution", test, recipe.k)]
+    if clusters_known(recipe, catalog):
+        wanted.append(("known", catalog.select("attribution", "", "train", "generated"), recipe.k_train))
+    for name, images, k in wanted:
+        found = _vectors(images, work, source)
+        answers = np.zeros(len(images), np.int64)
+        answers[found.ok] = attribute(recipe, found.vectors[found.ok], k, seed).labels
+        _write(work, recipe, name, images, answers)
+    return []
