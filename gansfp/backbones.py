@@ -34,6 +34,7 @@ from torch.nn.functional import interpolate
 from gansfp.errors import UsageError
 from gansfp.slices import SIDE
 from gansfp.store import one_line
+from gansfp.views import View, boxes, regions, resample
 from gansfp.weights import Weights, create, has_fixed_size, translate
 
 DEFAULT_STAGE = 2
@@ -142,6 +143,21 @@ class Preparation:
         start = round((self.resized - self.size) / 2)
         return slices[:, start : start + self.size, start : start + self.size]
 
+    def see(self, slices: torch.Tensor, masks: torch.Tensor, view: View) -> torch.Tensor:
+        """A view at the network's input size; one that is cropped fills it: timm's centre crop would cut into lungs.
+
+        slices: (n, 256, 256) float32 grey levels; masks: (n, 256, 256) bool, the lungs. Returns (n, size, size).
+        """
+        viewed = slices if view.region == "all" else slices * regions(masks, view)
+        if not view.crop:
+            return self.apply(viewed)
+        return resample(viewed, boxes(masks, view), self.size, mode="bicubic").round_().clamp_(0, 255)
+
+    def scale_and_shift(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two (1, 3, 1, 1) float32: grey levels times the one plus the other are what the network wants."""
+        mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
+        return (1 / (255 * std)).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1)
+
 
 @lru_cache(maxsize=64)
 def preparation(model: str, size: int = 0) -> Preparation:
@@ -182,8 +198,7 @@ class Network:
         self.preparation = preparation(backbone.model, size)
         self.device_type = device.partition(":")[0]
         self.precision = precision
-        mean, std = (torch.tensor(values, device=device) for values in (self.preparation.mean, self.preparation.std))
-        self._scale, self._shift = (1 / (255 * std)).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1)
+        self._scale, self._shift = self.preparation.scale_and_shift(device)
 
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor, wanted: Sequence[Backbone]) -> dict[str, torch.Tensor]:

@@ -144,18 +144,22 @@ def _read(path: str, model: str) -> dict[str, torch.Tensor]:
 
 def _fill(network: torch.nn.Module, state: dict[str, torch.Tensor], source: str, model: str) -> None:
     """Loads a state dict that must be this model's: all its tensors, none of another's but the classifier's."""
-    heads = _config(model).classifier
-    heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
     try:
-        state = translate(state, network)
-        left_out = (*_AUXILIARY, *(f"{head}." for head in heads))
-        state = {key: value for key, value in state.items() if not key.startswith(left_out)}
+        state = without_head(translate(state, network), model)
         missing, unexpected = network.load_state_dict(state, strict=False)
     except Exception as error:  # sizes that differ: RuntimeError; a translation that meets another model: anything
         raise WeightsError(f"{source}: these are not the weights of timm's {model} (tensors do not fit)") from error
     if missing or unexpected:
         found = f"{len(missing)} tensors missing, {len(unexpected)} unknown, e.g. {[*missing, *unexpected][0]!r}"
         raise WeightsError(f"{source}: these are not the weights of timm's {model} ({found})")
+
+
+def without_head(tensors: Mapping[str, torch.Tensor], model: str) -> dict[str, torch.Tensor]:
+    """A timm model's tensors but for those of its classifier."""
+    heads = _config(model).classifier
+    heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
+    left_out = (*_AUXILIARY, *(f"{head}." for head in heads))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
 
 
 def _config(model: str) -> Any:
