@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
+from gansfp.backbones import parse_backbone
 from gansfp.catalog import Catalog
+from gansfp.errors import GansfpError
 from gansfp.recipe import Recipe
 from jobs.cluster import start_ray, usable_gpus
+from jobs.pictures import Pictures, enlarge, get_upscaler
 from jobs.progress import Progress
 from jobs.spread import Call, spread
 from jobs.stages import Pair
 from jobs.supply import Embedding, Supply
-from jobs.systems import Part, Source, key, made, parts, run_system
+from jobs.systems import LEARNT_GENERATED, ON_DEVICE, REAL, Part, Source, key, made, parts, run_system, select
+from jobs.trained import Planned, Planner, train_all
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Predictions:
     recipes: Sequence[Recipe]
     catalog: Catalog
     embedding: Embedding
+    planner: Planner
     weights: str | None
     random: bool
     seed: int
@@ -57,7 +62,10 @@ class Predictions:
         """Makes all predictions; returns how each system fared, by id."""
         frozen = [recipe for recipe in self.recipes if recipe.training is None]
         self.supply.add([recipe.backbone for recipe in frozen], self.weights, self.random)
-        self._decide({recipe.id: recipe.backbone for recipe in frozen})
+        for recipe in frozen:
+            self._can_be_had(recipe, recipe.backbone, "random weights")
+        self._decide_by_vectors({recipe.id: recipe.backbone for recipe in frozen})
+        self._run_trained([recipe for recipe in self.recipes if recipe.training is not None])
         return self.said
 
     def start(self) -> int:
@@ -66,20 +74,23 @@ class Predictions:
             start_ray(self.embedding.address, self.embedding.verbose)
         return usable_gpus(self.gpus)
 
-    def _decide(self, backbones: dict[int, str]) -> None:
+    def _going(self, recipes: Iterable[Recipe]) -> list[Recipe]:
+        return [recipe for recipe in recipes if not self.said[recipe.id].error]
+
+    def _can_be_had(self, recipe: Recipe, backbone: str, note: str) -> None:
+        """Notes where weights are random; fails the system where there are none."""
+        said = self.said[recipe.id]
+        if backbone in self.supply.lacking:
+            said.error = self.supply.lacking[backbone]
+        elif self.supply.had[backbone] == f"{backbone}@random":
+            said.notes.append(note)
+
+    def _decide_by_vectors(self, backbones: dict[int, str]) -> None:
         """Embeds for and runs the systems that decide by these backbones, by id."""
         sources: dict[int, Source] = {}
         needs: dict[Pair, frozenset[Part]] = defaultdict(frozenset)
-        for recipe in self.recipes:
-            if recipe.id not in backbones:
-                continue
-            backbone, said = backbones[recipe.id], self.said[recipe.id]
-            if backbone in self.supply.lacking:
-                said.error = self.supply.lacking[backbone]
-                continue
-            if self.supply.had[backbone] == f"{backbone}@random":
-                said.notes.append("random weights")
-            pair = (backbone, recipe.view)
+        for recipe in self._going(recipe for recipe in self.recipes if recipe.id in backbones):
+            pair = (backbones[recipe.id], recipe.view)
             sources[recipe.id] = Source(identity=self.supply.identity(pair, self.embedding.config))
             if self._made(recipe, sources[recipe.id]) is None:
                 needs[pair] |= parts(recipe)
@@ -87,12 +98,13 @@ class Predictions:
             self.embedding.run(self.catalog, needs, self.supply, "embed for systems")
         self._run_systems(sources)
 
+    def _made(self, recipe: Recipe, source: Source) -> dict[str, Any] | None:
+        return made(self.work, recipe, key(recipe, self.catalog, source, self.seed))
+
     def _run_systems(self, sources: dict[int, Source]) -> None:
         """Runs the systems whose predictions are not there, a task each; takes over those that are."""
         todo = {}
-        for recipe in self.recipes:
-            if recipe.id not in sources:
-                continue
+        for recipe in (recipe for recipe in self.recipes if recipe.id in sources):
             facts = self._made(recipe, sources[recipe.id])
             if facts is None:
                 todo[recipe.name] = recipe
@@ -102,18 +114,70 @@ class Predictions:
             return
         gpus, catalog = self.start(), ray.put(self.catalog)
         calls = {
-            name: Call(run_system, (recipe, catalog, self.work, sources[recipe.id], self.seed))
+            name: Call(
+                run_system,
+                (recipe, catalog, self.work, sources[recipe.id], self.seed),
+                on_device=recipe.method in ON_DEVICE,
+            )
             for name, recipe in todo.items()
         }
         with Progress("systems", len(calls), "systems") as progress:
             for name, outcome in spread(calls, gpus):
-                said = self.said[todo[name].id]
                 if outcome.error:
-                    said.error = outcome.error
-                    log.warning("%s failed: %s", name, outcome.error)
+                    self._fail([todo[name]], outcome.error)
                 else:
-                    said.take(outcome.value)
+                    self.said[todo[name].id].take(outcome.value)
                 progress.add(1, int(bool(outcome.error)))
 
-    def _made(self, recipe: Recipe, source: Source) -> dict[str, Any] | None:
-        return made(self.work, recipe, key(recipe, self.catalog, source, self.seed))
+    def _fail(self, recipes: Iterable[Recipe], error: str) -> None:
+        for recipe in recipes:
+            self.said[recipe.id].error = error
+            log.warning("%s failed: %s", recipe.name, error)
+
+    def _run_trained(self, recipes: list[Recipe]) -> None:
+        """Trains what these systems need and runs them."""
+        self.supply.add([r.model for r in recipes if r.weights == "imagenet"], self.weights, self.random)
+        for recipe in recipes:
+            if recipe.weights == "imagenet":
+                self._can_be_had(recipe, recipe.model, "random starting weights")
+        planned = {r.id: plan for r in self._going(recipes) if (plan := self._planned(r)) is not None}
+        trainings = [training for plan in planned.values() for training in plan.trainings]
+        outcomes = train_all(trainings, self.work, self.start)
+        for recipe in self._going(recipes):
+            for name in planned[recipe.id].source.models.values():
+                self.said[recipe.id].seconds += outcomes[name].value or 0.0
+                if outcomes[name].error:
+                    self._fail([recipe], f"training failed: {outcomes[name].error}")
+        going = self._going(recipes)
+        self._run_systems({recipe.id: planned[recipe.id].source for recipe in going if recipe.method in ON_DEVICE})
+        backbones = {r.id: planned[r.id].trained_backbone(self.work) for r in going if r.method not in ON_DEVICE}
+        self.supply.add(backbones.values(), self.weights, random=False)
+        for recipe in going:
+            if recipe.id in backbones:
+                self._can_be_had(recipe, backbones[recipe.id], "")
+        self._decide_by_vectors(backbones)
+
+    def _planned(self, recipe: Recipe) -> Planned | None:
+        """What is to be trained for a system; None, and the system has failed, where it cannot be."""
+        try:
+            start, pictures = None, None
+            if recipe.weights == "imagenet":
+                start = self.supply.weights[parse_backbone(self.supply.had[recipe.model]).network]
+            if recipe.upscale:
+                pictures = self._enlarge(recipe)
+            planned = self.planner.plan(recipe, start, pictures)
+        except GansfpError as error:
+            self._fail([recipe], str(error))
+            return None
+        self.said[recipe.id].notes += planned.notes
+        return planned
+
+    def _enlarge(self, recipe: Recipe) -> Pictures:
+        """The first set's slices, which are learnt from, and all unknown ones, enlarged."""
+        upscaler = get_upscaler(self.weights, self.random)
+        if upscaler.name.endswith("@random"):
+            self.said[recipe.id].notes.append("random super-resolution")
+        images = select(self.catalog, frozenset({*REAL, LEARNT_GENERATED}))
+        needed = (images.column("set") == self.catalog.sets()[0]) | (images.column("role") == "unknown")
+        images = Catalog(images.data, images.table.filter(needed), images.notes)
+        return enlarge(images, upscaler, self.planner.scale.size(recipe), self.work, self.start)

@@ -12,9 +12,10 @@ predictions are written. The exit status is 0 where every system has its row, al
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ from jobs.results import write_result
 from jobs.side_by_side import Row, as_csv, as_markdown
 from jobs.supply import Embedding
 from jobs.systems import clusters_known, read_answers, sets_to_decide
+from jobs.trained import Planner, Scale
 
 PLACE = Place("<!-- reproduction: written by jobs.reproduce -->", "<!-- end of reproduction -->")
 
@@ -162,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipes = find(options.systems)
     config = EmbedConfig((), options.lungs, options.precision)
     workers = Workers(options.gpus_per_actor, None, options.gpus, options.min_actors, options.max_actors)
+    scale = Scale(options.epochs or 0, options.max_steps or 0, options.input_size or 0, options.batch_size or 0)
     check_folder(options.weights)
     if options.readme:
         PLACE.read(options.readme)
@@ -170,17 +173,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work, started = store.absolute(options.work), time.monotonic()
         catalog = read_collection(options.data, work, options.allow_outside)
         embedding = Embedding(work, config, workers, options.address, options.verbose)
-        run_ = Predictions(
-            recipes, catalog, embedding, options.weights, options.random_weights, options.seed, options.gpus
+        predictions = Predictions(
+            recipes,
+            catalog,
+            embedding,
+            Planner(catalog, scale, options.lungs, options.seed, options.stages_data),
+            options.weights,
+            options.random_weights,
+            options.seed,
+            options.gpus,
         )
-        tasks = sorted({recipe.task for recipe in recipes})
-        levels = baselines.grey(catalog, tasks, work, run_.start)
-        said = run_.run()
+        levels = baselines.grey(catalog, sorted({recipe.task for recipe in recipes}), work, predictions.start)
+        said = predictions.run()
         rows = table(recipes, said, options.data, catalog, work, options.seed, levels)
         failed = [row for row in rows if row.error]
         facts = {"done": len(rows), "failed": len(failed)}
         record_stage(work, "reproduce", time.monotonic() - started, facts, {"systems": [r.name for r in recipes]})
-        text = as_markdown(rows, told(options))
+        command = f"python -m jobs.reproduce {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
+        text = as_markdown(rows, described(command, catalog))
         write_result(work, "reproduction.csv", as_csv(rows).encode())
         write_result(work, "reproduction.md", text.encode())
         if options.readme:
@@ -190,9 +200,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.warning("%d of %d rows have no figures, the table says why", len(failed), len(rows))
 
 
-def told(options: argparse.Namespace) -> list[str]:
+def described(command: str, catalog: Catalog) -> list[str]:
     """What the table is, for the lines above it."""
-    return []
+    sets = [f"`{name}` ({len(catalog.select('membership', name)):,} slices)" for name in catalog.sets()]
+    clusters = len(catalog.select("attribution"))
+    data = [f"sets {', '.join(sets)}"] * bool(sets) + [f"attribution ({clusters:,} slices)"] * bool(clusters)
+    return [
+        f"Written by `{command}`.",
+        "",
+        "Published figures are of the papers' own data, reproduced ones of this, so they need not agree: "
+        f"{' and '.join(data)}. A system is worth what it has above `by chance` and above the baselines in italics, "
+        "which do not look at what is in a picture. **A row with a note on random weights or on training that was "
+        "scaled says that the system runs, and nothing about the published one.** Numbers in brackets and under "
+        "`assumed` (what the paper leaves open) lead to the list below. `s`: seconds of the decision and of the "
+        "training that it rests on, without embedding. Predictions are in `results/reproduction`, all figures in "
+        "`results/reproduction.csv`.",
+    ]
 
 
 def parser() -> Parser:
@@ -213,6 +236,14 @@ def parser() -> Parser:
     found.add_argument("--max-steps", type=positive, help="optimiser steps of each training")
     found.add_argument("--input-size", type=positive, help="pixels a side, for networks that are trained")
     found.add_argument("--batch-size", type=positive, help="slices an optimiser step")
+    found.add_argument(
+        "--stages-data",
+        nargs="+",
+        default=(),
+        metavar="FOLDER",
+        help="what KDE-lab 2023 trained on first: natural images, tampered and authentic; COVID-19 CT; one or both, "
+        "each a folder of classes",
+    )
     found.add_argument("--readme", metavar="FILE", help=f"also put the table between {PLACE.begin} and {PLACE.end}")
     found.add_argument("--gpus-per-actor", type=share, default=1.0, help="a share: 0.5 puts two actors on a GPU")
     found.add_argument("--min-actors", type=positive, help="embedding processes asked for from the start")

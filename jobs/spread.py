@@ -51,7 +51,8 @@ class _Board:
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def tell(self, name: str, facts: dict[str, Any]) -> None:
-        self.told[name] = facts
+        """Keeps the latest facts, and how many times there were any."""
+        self.told[name] = {**facts, "reports": self.told.get(name, {}).get("reports", 0) + 1}
 
     def read(self) -> dict[str, dict[str, Any]]:
         return self.told

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from gansfp.catalog import Catalog
 from gansfp.errors import DataError, GansfpError
 from gansfp.membership import NOT_USED, UNKNOWN, USED
 from gansfp.recipe import Recipe
+from gansfp.slices import SIDE
 from jobs.results import submit, submitted_ids
 
 FOLDER = "reproduction"  # below WORK/results
@@ -33,15 +35,23 @@ REAL: tuple[Part, ...] = (
     ("membership", "train", "not_used"),
     ("membership", "test", "unknown"),
 )
+CLUSTERED: Part = ("membership", "", "generated")  # of a set's test, or where it has none there, of its training
+LEARNT_GENERATED: Part = ("membership", "train", "generated")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The numbers that a system decides by: an embedding's identity, or folders of trained networks by set ("" for one
-    that serves all sets)."""
+    """The numbers that a system decides by.
+
+    identity: that of an embedding. Or models: trained networks in WORK/models, by set, "" for one that serves all sets;
+    pictures: the folder in WORK/enlarged with what they look at instead of slices, "" for the slices; side: of those,
+    in pixels.
+    """
 
     identity: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
+    pictures: str = ""
+    side: int = SIDE
 
 
 def parts(recipe: Recipe) -> frozenset[Part]:
@@ -50,23 +60,19 @@ def parts(recipe: Recipe) -> frozenset[Part]:
         known = {("attribution", "train", "generated")} if recipe.k_train else set()
         return frozenset({("attribution", "test", "unknown"), *known})
     if recipe.method == "cluster_distance":
-        return frozenset({REAL[2], ("membership", "test", "generated"), ("membership", "train", "generated")})
+        return frozenset({REAL[2], CLUSTERED})
     return frozenset(REAL)
 
 
 def select(catalog: Catalog, wanted: frozenset[Part]) -> Catalog:
-    """The slices of those parts. Where a set has generated slices in its test, those of its training are left out."""
+    """The slices of those parts."""
     rows = catalog.table.select(["task", "set", "split", "role"]).to_pylist()
     tested = {row["set"] for row in rows if row["role"] == "generated" and row["split"] == "test"}
-    keep = [
-        (row["task"], row["split"], row["role"]) in wanted
-        and not (
-            row["task"] == "membership"
-            and (row["role"], row["split"]) == ("generated", "train")
-            and row["set"] in tested
-        )
-        for row in rows
-    ]
+    keep = []
+    for row in rows:
+        clustered = row["role"] == "generated" and (row["split"] == "test" or row["set"] not in tested)
+        part = (row["task"], row["split"], row["role"])
+        keep.append(part in wanted or (clustered and (row["task"], "", row["role"]) in wanted))
     return Catalog(catalog.data, catalog.table.filter(pa.array(keep, pa.bool_())), catalog.notes)
 
 
@@ -110,7 +116,7 @@ def run_system(
     Raises GansfpError where the system cannot say anything of this collection.
     """
     started = time.monotonic()
-    told = (_attribution if recipe.task == "attribution" else _membership)(recipe, catalog, work, source, seed)
+    told = DECIDE[recipe.method](recipe, catalog, work, source, seed, device)
     facts = {"key": key(recipe, catalog, source, seed), "seconds": round(time.monotonic() - started, 3), "told": told}
     store.write_bytes_atomically(store.join(folder(work, recipe), "made.json"), json.dumps(facts).encode())
     return facts
@@ -140,39 +146,55 @@ def _vectors(images: Catalog, work: str, source: Source) -> shards.Embeddings:
     return shards.read_embeddings(work, source.identity, hashes)
 
 
-def _membership(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int) -> list[str]:
+def _by_vectors(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
+    """Membership by embeddings; returns what is to be said of it."""
+    from gansfp.published import decide
+
     told = []
     for name in sets_to_decide(catalog):
-        try:
-            answers, notes = _by_vectors(recipe, catalog, name, work, source, seed)
-        except GansfpError as error:
-            raise type(error)(f"set {name}: {error}") from error
-        _write(work, recipe, name, catalog.select("membership", name, "test", "unknown"), answers)
-        told += [f"set {name}: {note}" for note in notes]
+        images = select(Catalog(catalog.data, catalog.select("membership", name).table), parts(recipe))
+        found, roles = _vectors(images, work, source), images.column("role")
+        real = (roles != "generated") & found.ok
+        labels = np.array([LABELS[role] for role in roles[real]])
+        generated = found.vectors[(roles == "generated") & found.ok] if recipe.method == "cluster_distance" else None
+        with _of_set(name):
+            decision = decide(recipe, found.vectors[real], labels, generated, seed)
+        answers = np.zeros(len(images), np.int64)
+        answers[real] = decision.prediction
+        unknown = catalog.select("membership", name, "test", "unknown")
+        _write(work, recipe, name, unknown, answers[roles == "unknown"])
+        told += [f"set {name}: {what} {value}" for what, value in decision.told.items()]
     return told
 
 
-def _by_vectors(
-    recipe: Recipe, catalog: Catalog, name: str, work: str, source: Source, seed: int
-) -> tuple[np.ndarray, list[str]]:
-    """(n,) 0/1 of a set's unknown slices by their embeddings, one that cannot be read not used; and what to say."""
-    from gansfp.published import decide
+def _by_classifier(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
+    """Membership by a classifier's probabilities of the unknown slices."""
+    from gansfp.classifiers import predict
+    from gansfp.examples import LabelledSlices
+    from gansfp.models import read_model
+    from gansfp.published import classifier_decision
 
-    wanted = parts(recipe)
-    images = select(Catalog(catalog.data, catalog.select("membership", name).table), wanted)
-    found, roles = _vectors(images, work, source), images.column("role")
-    real = (roles != "generated") & found.ok
-    labels = np.array([LABELS[role] for role in roles[real]])
-    generated = found.vectors[(roles == "generated") & found.ok] if recipe.method == "cluster_distance" else None
-    decision = decide(recipe, found.vectors[real], labels, generated, seed)
-    answers = np.zeros(len(images), np.int64)
-    answers[real] = decision.prediction
-    return answers[roles == "unknown"], [f"{what} {value}" for what, value in decision.told.items()]
+    assert recipe.training is not None
+    for name in sets_to_decide(catalog):
+        unknown = catalog.select("membership", name, "test", "unknown")
+        place = store.join(work, "models", source.models.get(name) or source.models[""])
+        hashes, uris = unknown.column("sha256").tolist(), unknown.column("uri").tolist()
+        if source.pictures:
+            uris = [store.join(work, "enlarged", source.pictures, f"{sha256}.png") for sha256 in hashes]
+        none = (-1,) * len(unknown)
+        slices = LabelledSlices(tuple(uris), none, tuple(unknown.ids.tolist()), tuple(hashes), (), source.side)
+        probabilities = predict(place, slices, device)
+        with _of_set(name):
+            decision = classifier_decision(
+                probabilities, read_model(place)[0]["identity"]["classes"], recipe.training.target
+            )
+        _write(work, recipe, name, unknown, decision.prediction)
+    return []
 
 
-def _attribution(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int) -> list[str]:
-    """Clusters of the test slices, and of the known generators' where the paper has those; what cannot be read goes to
-    the largest cluster."""
+def _by_clusters(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
+    """Attribution: clusters of the test slices, and of the known generators' where the paper has those; what cannot be
+    read goes to the largest cluster."""
     from gansfp.published import attribute
 
     test = catalog.select("attribution", split="test", role="unknown")
@@ -185,3 +207,20 @@ def _attribution(recipe: Recipe, catalog: Catalog, work: str, source: Source, se
         answers[found.ok] = attribute(recipe, found.vectors[found.ok], k, seed).labels
         _write(work, recipe, name, images, answers)
     return []
+
+
+@contextmanager
+def _of_set(name: str) -> Iterator[None]:
+    """An error of ours says which set it is about."""
+    try:
+        yield
+    except GansfpError as error:
+        raise type(error)(f"set {name}: {error}") from error
+
+
+DECIDE: dict[str, Callable[[Recipe, Catalog, str, Source, int, str], list[str]]] = {
+    **dict.fromkeys(("two_means", "kmeans_per_class", "cluster_distance"), _by_vectors),
+    **dict.fromkeys(("kmeans", "hierarchical", "gmm"), _by_clusters),
+    "classifier": _by_classifier,
+}
+ON_DEVICE = ("classifier",)  # methods whose decisions need a network

@@ -1,0 +1,262 @@
+"""What has to be trained for which recipes, at full or reduced scale: recipes of one training share its network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from gansfp import store
+from gansfp.catalog import Catalog
+from gansfp.classifiers import ClassifierTraining
+from gansfp.errors import UsageError
+from gansfp.examples import LabelledSlices
+from gansfp.models import read_facts
+from gansfp.recipe import PlannedStage, Recipe, TrainingPlan
+from gansfp.slices import SIDE
+from gansfp.training import Report, Settings
+from gansfp.transfers import StagePlan, find_stages
+from gansfp.weights import Weights
+from jobs.pictures import Pictures
+from jobs.progress import Progress
+from jobs.record import record_stage
+from jobs.spread import Call, Outcome, spread
+from jobs.systems import Source, sets_to_decide
+
+LEAST_SIDE = {"inception_v3": 75, "inception_resnet_v2": 75}  # pixels, below which their last maps vanish
+SMALLEST = 32  # pixels, of the other networks
+
+Training = Any  # ClassifierTraining or AutoencoderTraining: identity(), run(folder, device, report), epochs
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How training is scaled down for trying out; 0: as published. Raises UsageError for what no network can take."""
+
+    epochs: int = 0
+    max_steps: int = 0
+    input_size: int = 0
+    batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.input_size and not SMALLEST <= self.input_size <= 1024:
+            raise UsageError(f"--input-size: got {self.input_size}, expected {SMALLEST} to 1024 pixels")
+
+    def size(self, recipe: Recipe) -> int:
+        """Pixels a side of the recipe's inputs: as asked for, but no fewer than its network can take."""
+        return max(self.input_size, LEAST_SIDE.get(recipe.model, 0)) if self.input_size else recipe.size
+
+    def settings(self, plan: TrainingPlan, seed: int) -> Settings:
+        """The plan's, scaled down."""
+        epochs = min(self.epochs or plan.epochs, plan.epochs)
+        batch = self.batch_size or plan.batch
+        return Settings(plan.optimiser, plan.rate, batch, epochs, plan.patience, self.max_steps, seed)
+
+    def told(self, recipe: Recipe) -> list[str]:
+        """A note where the recipe's training is not the published one."""
+        plan, size = recipe.training, self.size(recipe)
+        assert plan is not None
+        changed = [
+            *([f"{self.epochs} epochs"] if self.epochs and self.epochs != plan.epochs else []),
+            *([f"{self.max_steps} steps"] if self.max_steps else []),
+            *([f"{size} px"] if size != recipe.size else []),
+            *([f"batches of {self.batch_size}"] if self.batch_size and self.batch_size != plan.batch else []),
+        ]
+        return [f"scaled: {', '.join(changed)}"] if changed else []
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a recipe needs to have trained. source: what its decision stands on, but for embeddings; backbone: with its
+    size, to embed with what was trained; notes: what makes this another training than the published one."""
+
+    trainings: tuple[Training, ...]
+    source: Source
+    backbone: str
+    notes: tuple[str, ...]
+
+    def trained_backbone(self, work: str) -> str:
+        """The backbone of the one network that serves all sets."""
+        return f"{self.backbone}@{store.join(work, 'models', self.source.models[''])}"
+
+
+@dataclass
+class Planner:
+    """Plans the trainings of recipes on one collection.
+
+    mask: the lung mask. folders: data of stages that DATA has none for, in the order of the stages, "" for none.
+    """
+
+    catalog: Catalog
+    scale: Scale
+    mask: str
+    seed: int
+    folders: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self._stages: dict[
+            tuple[StagePlan, ...], Any
+        ] = {}  # recipes share them, and each skipped one is warned of once
+
+    def plan(self, recipe: Recipe, start: Weights | None, pictures: Pictures | None = None) -> Planned:
+        """What is to be trained for a recipe.
+
+        start: the weights to start from, None for random ones. pictures: what is looked at instead of slices. Raises
+        GansfpError where the collection lacks what is to be learnt from.
+        """
+        plan, size = recipe.training, self.scale.size(recipe)
+        assert plan is not None
+        trainings: dict[str, Training] = {
+            name: self._classifier(recipe, plan, stages, start, pictures)
+            for name, stages in self._planned(plan).items()
+        }
+        skipped = (stage for training in trainings.values() for stage in training.skipped)
+        notes = [f"stage {stage['stage']!r} skipped: {stage['why']}" for stage in skipped]
+        return Planned(
+            tuple(trainings.values()),
+            Source(
+                models={name: name_of(training) for name, training in trainings.items()},
+                pictures=pictures.folder if pictures else "",
+                side=size if pictures else SIDE,
+            ),
+            f"{recipe.model}:{size}",
+            (*self.scale.told(recipe), *dict.fromkeys(notes)),
+        )
+
+    def _planned(self, plan: TrainingPlan) -> dict[str, list[StagePlan]]:
+        """The stages of each network that a plan asks for, by set."""
+        sets = self.catalog.sets()
+        if plan.scope == "each_set":
+            return {name: self._of_set(plan, name) for name in sets_to_decide(self.catalog)}
+        if plan.scope == "sets_in_order":
+            return {"": [stage for name in sets for stage in self._of_set(plan, name)]}
+        return {"": self._of_set(plan, sets[0] if sets and plan.scope == "first_set" else "attribution")}
+
+    def _of_set(self, plan: TrainingPlan, name: str) -> list[StagePlan]:
+        settings, folders = self.scale.settings(plan, self.seed), iter(self.folders)
+        found = []
+        for stage in plan.stages:
+            data = next(folders, "") if not stage.data else name
+            target = _TARGETS[stage.data]
+            found.append(StagePlan(_called(stage, plan, name), data, target, stage.labels, settings))
+        return found
+
+    def _classifier(
+        self,
+        recipe: Recipe,
+        plan: TrainingPlan,
+        stages: list[StagePlan],
+        start: Weights | None,
+        pictures: Pictures | None,
+    ) -> ClassifierTraining:
+        if tuple(stages) not in self._stages:
+            self._stages[tuple(stages)] = find_stages(stages, self.catalog)
+        found = self._stages[tuple(stages)]
+        size = self.scale.size(recipe)
+        if pictures is not None:
+            found = tuple(
+                replace(stage, examples=as_pictures(stage.examples, pictures, size)) if stage.examples else stage
+                for stage in found
+            )
+        return ClassifierTraining(
+            recipe.model,
+            found,
+            recipe.view,
+            self.mask,
+            size,
+            plan.augmentation,
+            plan.copies,
+            plan.head,
+            start,
+            self.seed,
+            plan.held_out,
+        )
+
+
+def as_pictures(slices: LabelledSlices, pictures: Pictures, side: int) -> LabelledSlices:
+    """The same slices as enlarged pictures, by the sha256 of their files; those that have none are left out."""
+    taken = slices.take([row for row, sha256 in enumerate(slices.sha256) if sha256 in pictures.uris])
+    uris = tuple(pictures.uris[sha256] for sha256 in taken.sha256)
+    # What enlarged them is in their folder's name, and so in what identifies what was learnt from.
+    names = tuple("/".join(uri.partition("?")[0].split("/")[-2:]) for uri in uris)
+    return replace(taken, uris=uris, sha256=names, side=side)
+
+
+def name_of(training: Training) -> str:
+    """The folder in WORK/models of what is trained: recipes that ask for the same have the same."""
+    identity = training.identity()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{identity.get('backbone') or identity['kind']}-{digest}"
+
+
+def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]) -> dict[str, Outcome]:
+    """Trains each network once, a task each, or takes over what is there; their seconds or errors by name.
+
+    start: brings Ray up where something is to be done, and returns the number of GPUs.
+    """
+    by_name = {name_of(training): training for training in trainings}
+    found = {name: Outcome(seconds) for name in by_name if (seconds := _seconds(work, name)) is not None}
+    todo = {name: training for name, training in by_name.items() if name not in found}
+    if not todo:
+        return found
+    gpus, started = start(), time.monotonic()
+    together: dict[Any, list[str]] = defaultdict(list)  # of the same weights to start from, which travel once
+    for name, training in todo.items():
+        together[getattr(training, "start", None)].append(name)
+    calls: dict[str, Call] = {}
+    for names in together.values():
+        shared = ray.put({name: todo[name] for name in names})
+        calls |= {name: Call(train_one, (name, shared, work), on_device=True, reports=True) for name in names}
+    with Progress("train", sum(training.epochs for training in todo.values()), "epochs") as progress:
+        ended: dict[str, int] = {}
+
+        def look(told: dict[str, dict[str, Any]]) -> None:
+            under_way = sum(facts["reports"] for name, facts in told.items() if name not in ended)
+            progress.note = "; ".join(_told(name, facts) for name, facts in told.items() if name not in ended)
+            progress.set(sum(ended.values()) + under_way, progress.failed)
+
+        for name, outcome in spread(calls, gpus, look):
+            found[name], ended[name] = outcome, todo[name].epochs
+            progress.set(max(progress.done, sum(ended.values())), progress.failed + bool(outcome.error))
+    failed = sum(bool(found[name].error) for name in todo)
+    record_stage(work, "train for systems", time.monotonic() - started, {"done": len(todo), "failed": failed})
+    return found
+
+
+def train_one(name: str, trainings: Mapping[str, Training], work: str, device: str, report: Report) -> float:
+    """Task: trains one of the networks, or goes on with it; the seconds that all its stages took."""
+    facts = trainings[name].run(store.join(work, "models", name), device, report)
+    return _total(facts)
+
+
+def _seconds(work: str, name: str) -> float | None:
+    """Those that a network took, None where it is not trained yet."""
+    facts = read_facts(store.join(work, "models", name))
+    return None if facts is None else _total(facts)
+
+
+def _total(facts: Mapping[str, Any]) -> float:
+    return sum(stage["seconds"] for stage in facts.get("stages", [facts]))
+
+
+def _told(name: str, facts: Mapping[str, Any]) -> str:
+    return f"{name} epoch {facts['epoch']}, loss {facts['train_loss']:.3g}"
+
+
+_TARGETS = {
+    "labelled": "used",
+    "unlabelled": "unknown",
+    "real_and_generated": "generated",
+    "generators": "generator",
+    "": "folders",
+}
+
+
+def _called(stage: PlannedStage, plan: TrainingPlan, name: str) -> str:
+    return f"set {name}" if plan.scope == "sets_in_order" else stage.name
