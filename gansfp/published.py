@@ -7,11 +7,14 @@ on an autoencoder's errors take those numbers. What a paper leaves open is as it
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from gansfp import attribution
 from gansfp.attribution import Clustering, Result
@@ -56,9 +59,9 @@ def decide(
     if not all(np.isfinite(x).all() for x in given):
         raise UsageError(f"system {recipe.name}: got embeddings that are not finite, expected numbers")
     if recipe.method == "two_means":
-        return two_means(real, labels, seed, device, limit)
+        return two_means(real, labels, seed, device)
     if recipe.method == "kmeans_per_class":
-        return kmeans_per_class(real, labels, recipe.k, recipe.metric, seed, device, limit)
+        return kmeans_per_class(real, labels, recipe.k, recipe.metric, seed, device)
     if recipe.method != "cluster_distance":
         raise UsageError(f"system {recipe.name}: got method {recipe.method!r}, which does not decide on embeddings")
     if generated is None:
@@ -98,9 +101,7 @@ def attribute(
     return attribution.cluster(x, clustering, k or recipe.k, device=device, limit=limit)
 
 
-def two_means(
-    real: np.ndarray, labels: np.ndarray, seed: int = 0, device: str = "cpu", limit: int = MAX_MEMORY
-) -> Decision:
+def two_means(real: np.ndarray, labels: np.ndarray, seed: int = 0, device: str = "cpu") -> Decision:
     """Two k-means clusters of the real slices, each what most of its labelled slices are (KDE-med-lab 2024).
 
     Labelled and unknown slices are clustered together, as there is no other way to know what a cluster of unknown ones
@@ -108,7 +109,7 @@ def two_means(
     clusters differ, is the difference of the distances to the two centres. real: (n, d) float32, labels: (n,).
     """
     _members(labels)
-    clusters, centres = _kmeans(real, 2, seed, device, limit)
+    clusters, centres = _kmeans(real, 2, seed)
     used = np.bincount(clusters[labels == USED], minlength=2) > np.bincount(clusters[labels == NOT_USED], minlength=2)
     score = None
     if used[0] != used[1]:
@@ -124,7 +125,6 @@ def kmeans_per_class(
     metric: str = "manhattan",
     seed: int = 0,
     device: str = "cpu",
-    limit: int = MAX_MEMORY,
 ) -> Decision:
     """The class of the nearest of k k-means centres of the used and k of the not used slices (Biomedical Imaging Goa
     2024); used only where strictly nearer.
@@ -136,7 +136,7 @@ def kmeans_per_class(
     told: dict[str, int] = {}
     for name, label, members in zip(("used", "not_used"), (USED, NOT_USED), _members(labels), strict=True):
         found = min(k, len(members))
-        centres = _kmeans(real[members], found, seed, device, limit)[1]
+        centres = _kmeans(real[members], found, seed)[1]
         nearest[label] = pairwise(real, centres, metric, device).min(1).astype(np.float64)
         told |= {f"k_{name}": found} if found < k else {}
     score = nearest[NOT_USED] - nearest[USED]
@@ -223,8 +223,10 @@ def _members(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return used, unused
 
 
-def _kmeans(x: np.ndarray, k: int, seed: int, device: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _kmeans(x: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) and centres (at most k, d) of k-means with 10 starts; fewer different slices are fewer clusters."""
-    labels = attribution.METHODS["kmeans"](Space(x, device, limit, seed), Clustering("kmeans", seed=seed), [k])[k]
-    labels = np.unique(labels, return_inverse=True)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=10, random_state=seed).fit(x.astype(np.float64)).labels_
+    labels = np.unique(found, return_inverse=True)[1]
     return labels, cluster_centres(x, labels)

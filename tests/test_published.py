@@ -56,10 +56,10 @@ def membership(seed=0, n=90, g=80, d=24):
 
 
 def generators(seed=0, n=110, d=32):
-    """Slices of four generators of different numbers, in an embedding in which they overlap a little."""
+    """Slices of four generators in an embedding in which they overlap, so that every detail of a clustering shows."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(4, d)) * np.linspace(3, 0.3, d)
-    return (centres[rng.integers(0, 4, n)] + rng.normal(size=(n, d)) * np.linspace(1.5, 0.2, d)).astype(np.float32)
+    centres = rng.normal(size=(4, d)) * np.linspace(3, 0.3, d) * (24 / d) ** 0.5
+    return (centres[rng.integers(0, 4, n)] + rng.normal(size=(n, d)) * np.linspace(3, 0.2, d)).astype(np.float32)
 
 
 def manhattan(a, b):
