@@ -20,7 +20,19 @@ from jobs.progress import Progress
 from jobs.spread import Call, spread
 from jobs.stages import Pair
 from jobs.supply import Embedding, Supply
-from jobs.systems import LEARNT_GENERATED, ON_DEVICE, REAL, Part, Source, key, made, parts, run_system, select
+from jobs.systems import (
+    LEARNT_GENERATED,
+    ON_DEVICE,
+    REAL,
+    Part,
+    Source,
+    key,
+    made,
+    nothing_to_decide,
+    parts,
+    run_system,
+    select,
+)
 from jobs.trained import Planned, Planner, train_all
 
 log = logging.getLogger(__name__)
@@ -60,12 +72,15 @@ class Predictions:
 
     def run(self) -> dict[int, Said]:
         """Makes all predictions; returns how each system fared, by id."""
-        frozen = [recipe for recipe in self.recipes if recipe.training is None]
+        for recipe in self.recipes:
+            self.said[recipe.id].error = nothing_to_decide(recipe.task, self.catalog)
+        going = self._going(self.recipes)
+        frozen = [recipe for recipe in going if recipe.training is None]
         self.supply.add([recipe.backbone for recipe in frozen], self.weights, self.random)
         for recipe in frozen:
             self._can_be_had(recipe, recipe.backbone, "random weights")
         self._decide_by_vectors({recipe.id: recipe.backbone for recipe in frozen})
-        self._run_trained([recipe for recipe in self.recipes if recipe.training is not None])
+        self._run_trained([recipe for recipe in going if recipe.training is not None])
         return self.said
 
     def start(self) -> int:
@@ -136,10 +151,10 @@ class Predictions:
 
     def _run_trained(self, recipes: list[Recipe]) -> None:
         """Trains what these systems need and runs them."""
-        self.supply.add([r.model for r in recipes if r.weights == "imagenet"], self.weights, self.random)
-        for recipe in recipes:
-            if recipe.weights == "imagenet":
-                self._can_be_had(recipe, recipe.model, "random starting weights")
+        on_imagenet = [recipe for recipe in recipes if recipe.weights == "imagenet"]
+        self.supply.add([recipe.model for recipe in on_imagenet], self.weights, self.random)
+        for recipe in on_imagenet:
+            self._can_be_had(recipe, recipe.model, "random starting weights")
         planned = {r.id: plan for r in self._going(recipes) if (plan := self._planned(r)) is not None}
         trainings = [training for plan in planned.values() for training in plan.trainings]
         outcomes = train_all(trainings, self.work, self.start)

@@ -45,7 +45,7 @@ from jobs.record import record_stage
 from jobs.results import write_result
 from jobs.side_by_side import Row, as_csv, as_markdown
 from jobs.supply import Embedding
-from jobs.systems import clusters_known, read_answers, sets_to_decide
+from jobs.systems import clusters_known, nothing_to_decide, read_answers, sets_to_decide
 from jobs.trained import Planner, Scale
 
 PLACE = Place("<!-- reproduction: written by jobs.reproduce -->", "<!-- end of reproduction -->")
@@ -115,7 +115,7 @@ def table(
         of_task = [recipe for recipe in recipes if recipe.task == task]
         if not of_task:
             continue
-        for name in baselines.names(task):
+        for name in () if nothing_to_decide(task, catalog) else baselines.names(task):
             row = Row(name.replace("_", " "), task)
             try:
                 rows.append(scored(row, baselines.answers(name, task, catalog, levels, seed), truth, seed))
@@ -211,7 +211,7 @@ def described(command: str, catalog: Catalog) -> list[str]:
         "Published figures are of the papers' own data, reproduced ones of this, so they need not agree: "
         f"{' and '.join(data)}. A system is worth what it has above `by chance` and above the baselines in italics, "
         "which do not look at what is in a picture. **A row with a note on random weights or on training that was "
-        "scaled says that the system runs, and nothing about the published one.** Numbers in brackets and under "
+        "scaled down says that the system runs, and nothing about the published one.** Numbers in brackets and under "
         "`assumed` (what the paper leaves open) lead to the list below. `s`: seconds of the decision and of the "
         "training that it rests on, without embedding. Predictions are in `results/reproduction`, all figures in "
         "`results/reproduction.csv`.",

@@ -15,6 +15,7 @@ QUESTIONS = {
     "membership": "Membership: were these slices used? Mean F1 over the sets",
     "attribution": "Attribution: which generator? Adjusted Rand index",
 }
+LONGEST = 60  # characters of a note that stands in its row
 NOTHING = Figure(math.nan)
 
 
@@ -109,6 +110,7 @@ def _cells(row: Row, texts: list[str]) -> list[str]:
     if not math.isnan(found.low):
         shown += f" [{_short(found.low)}, {_short(found.high)}]"
     notes = [f"**failed** [{number(row.error)}]"] if row.error else ["no truth"] if row.status == "no truth" else []
+    notes += [note if len(note) <= LONGEST else f"[{number(note)}]" for note in row.notes]
     return [
         row.id,
         row.name if row.id else f"*{row.name}*",
@@ -117,7 +119,7 @@ def _cells(row: Row, texts: list[str]) -> list[str]:
         _short(row.chance),
         *([_short(row.published_known, 4), _short(row.known)] if row.task == "attribution" else []),
         ", ".join(map(number, row.assumed)),
-        "; ".join([*notes, *row.notes]).replace("|", "/"),
+        "; ".join(notes).replace("|", "/"),
         "" if math.isnan(row.seconds) else f"{row.seconds:,.0f}",
     ]
 

@@ -87,6 +87,16 @@ def clusters_known(recipe: Recipe, catalog: Catalog) -> bool:
     return bool(recipe.k_train) and len(known) >= recipe.k_train
 
 
+def nothing_to_decide(task: str, catalog: Catalog) -> str:
+    """Why a task cannot be done with a collection; "" where there are slices to decide about."""
+    if task == "attribution":
+        there = len(catalog.select("attribution", split="test", role="unknown")) > 0
+        return "" if there else "there are no slices to attribute, expected attribution/test"
+    return (
+        "" if sets_to_decide(catalog) else "there are no slices to decide about, expected membership/SET/test/unknown"
+    )
+
+
 def folder(work: str, recipe: Recipe) -> str:
     """Where a system's predictions are."""
     return store.join(work, "results", FOLDER, f"{recipe.id}-{recipe.name}")

@@ -68,7 +68,7 @@ class Scale:
             *([f"{size} px"] if size != recipe.size else []),
             *([f"batches of {self.batch_size}"] if self.batch_size and self.batch_size != plan.batch else []),
         ]
-        return [f"scaled: {', '.join(changed)}"] if changed else []
+        return [f"scaled down: {', '.join(changed)}"] if changed else []
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from gansfp.errors import DataError
 from gansfp.truth import read_attribution_truth, read_membership_truth
 
 ROOT = Path(__file__).parents[1]
-SCORERS = {"jobs/final.py"}  # jobs that only score what others have predicted; add one here with its reason
+# Jobs that score what has been predicted before: the audit's decisions, and those of the published systems, which
+# jobs/systems.py and jobs/predictions.py make without it.
+SCORERS = {"jobs/final.py", "jobs/reproduce.py"}
 NAMERS = {"gansfp/truth.py", "gansfp/layout.py", "gansfp/simulate.py"}  # reads it, passes it by, writes it
 
 
@@ -179,6 +181,12 @@ def test_only_jobs_that_score_import_the_truth():
     sources = modules()
     assert "gansfp/truth.py" in sources
     assert {path for path, source in sources.items() if opens_the_door(source)} <= SCORERS
+
+
+def test_what_predicts_for_the_published_systems_cannot_get_at_the_truth():
+    sources = modules()
+    for name in ("systems", "predictions", "baselines", "trained", "supply", "pictures"):
+        assert not imports(sources[f"jobs/{name}.py"]) & {"gansfp.truth", "jobs.reproduce", "jobs.final"}, name
 
 
 def test_only_the_truth_its_maker_and_the_layout_name_the_file():
