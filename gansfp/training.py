@@ -80,11 +80,17 @@ class Examples(Protocol):
 
 
 class Learner(Protocol):
-    """A network to be trained. Both calls get the model, which may be wrapped, and must call it as a whole."""
+    """A network to be trained. Its calls get the model, which may be wrapped, and must call it as a whole."""
 
-    model: torch.nn.Module
-    train: Examples
-    valid: Examples  # empty: the last epoch counts as the best
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    @property
+    def train(self) -> Examples: ...
+
+    @property
+    def valid(self) -> Examples:
+        """What is validated with; empty: the last epoch counts as the best."""
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """(n,) the loss of each example, differentiable."""
