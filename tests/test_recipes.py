@@ -17,7 +17,6 @@ from gansfp.recipes import RECIPES, find
 
 PACKAGED = Path(gansfp.recipe.__file__).with_name("published_systems.csv")
 TABLE = {int(row["id"]): row for row in csv.DictReader(PACKAGED.read_text(encoding="utf-8").splitlines())}
-OWN_NETWORKS = {"conv5:224", "vgg11_1000:224"}  # architectures.py registers them
 FAMILIES = {
     "swin": "swin_tiny_patch4_window7_224",
     "mobilenetv2": "mobilenetv2_100",
@@ -69,7 +68,8 @@ def test_sixty_recipes_in_order_each_with_a_name_of_its_own():
 @each
 def test_what_it_is_agrees_with_the_table(recipe):
     row = TABLE[recipe.id]
-    assert (recipe.paper, recipe.task, recipe.run, recipe.note) == (row["paper"], row["task"], row["run"], row["note"])
+    assert (recipe.paper, recipe.task, recipe.run) == (row["paper"], row["task"], row["run"])
+    assert recipe.note.startswith(row["note"])
     assert recipe.view == VIEWS.get((row["paper"], row["mask"]), row["mask"])
     assert recipe.model == FAMILIES.get(row["backbone"], row["backbone"])
     if recipe.model in ("lbp", "autoencoder"):
@@ -174,7 +174,7 @@ def test_every_published_figure_is_there(recipe):
 def test_its_backbone_is_one(recipe):
     if recipe.model == "autoencoder":
         assert recipe.backbone == ""
-    elif recipe.backbone not in OWN_NETWORKS:
+    else:
         backbone = parse_backbone(recipe.backbone)
         assert backbone.kind == ("lbp" if recipe.model == "lbp" else "timm")
         assert backbone.size == (0 if recipe.model == "lbp" else recipe.size)
