@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from gansfp import slices, store
 from gansfp.embed import is_out_of_memory
-from gansfp.errors import DataError, UsageError, WeightsError
+from gansfp.errors import UsageError, WeightsError
 from gansfp.views import resample
 from gansfp.weights import WEIGHT_ENDINGS, check_folder
 
@@ -200,20 +200,6 @@ def upscale_files(
         if report:
             report({"done": done, "of": len(uris), "made": made})
     return pictures
-
-
-def read_picture(uri: str) -> np.ndarray:
-    """A picture that upscale_files has written, (4 side, 4 side) uint8: slices.decode would reduce it to 256x256.
-
-    Raises DataError where it cannot be read.
-    """
-    try:
-        image = PngImagePlugin.PngImageFile(io.BytesIO(store.read_bytes(uri, slices.MAX_BYTES)))
-        if image.mode != "L" or max(image.size) > FACTOR * slices.SIDE:
-            raise ValueError(f"{image.width}x{image.height} pixels of kind {image.mode}")
-        return np.array(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{uri}: no enlarged picture of ours ({store.one_line(error)}); remove it") from error
 
 
 def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
