@@ -202,6 +202,30 @@ def _by_classifier(recipe: Recipe, catalog: Catalog, work: str, source: Source, 
     return []
 
 
+def _by_autoencoder(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
+    """Membership by the errors of an autoencoder of the set's generated slices."""
+    from gansfp import autoencoder
+    from gansfp.published import most_similar_mean, nearest_mean_error
+
+    for name in sets_to_decide(catalog):
+        real = select(Catalog(catalog.data, catalog.select("membership", name).table), frozenset(REAL))
+        place, uris = store.join(work, "models", source.models[name]), real.column("uri").tolist()
+        labels = np.array([LABELS[role] for role in real.column("role")])
+        answers = np.zeros(len(real), np.int64)
+        with _of_set(name):
+            if recipe.method == "autoencoder_mse":
+                errors = autoencoder.errors(place, uris, device)
+                there = np.isfinite(errors)
+                answers[there] = nearest_mean_error(errors[there], labels[there]).prediction
+            else:
+                means = autoencoder.mean_error_images(place, uris, labels, device)
+                there = labels == UNKNOWN
+                alike = autoencoder.similarities(place, [uris[row] for row in np.flatnonzero(there)], means, device)
+                answers[there] = most_similar_mean(alike[:, 0], alike[:, 1]).prediction
+        _write(work, recipe, name, catalog.select("membership", name, "test", "unknown"), answers[labels == UNKNOWN])
+    return []
+
+
 def _by_clusters(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
     """Attribution: clusters of the test slices, and of the known generators' where the paper has those; what cannot be
     read goes to the largest cluster."""
@@ -232,5 +256,6 @@ DECIDE: dict[str, Callable[[Recipe, Catalog, str, Source, int, str], list[str]]]
     **dict.fromkeys(("two_means", "kmeans_per_class", "cluster_distance"), _by_vectors),
     **dict.fromkeys(("kmeans", "hierarchical", "gmm"), _by_clusters),
     "classifier": _by_classifier,
+    **dict.fromkeys(("autoencoder_mse", "autoencoder_ssim"), _by_autoencoder),
 }
-ON_DEVICE = ("classifier",)  # methods whose decisions need a network
+ON_DEVICE = ("classifier", "autoencoder_mse", "autoencoder_ssim")  # methods whose decisions need a network

@@ -7,12 +7,13 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
 
 from gansfp import store
+from gansfp.autoencoder import SIZES, AutoencoderTraining
 from gansfp.catalog import Catalog
 from gansfp.classifiers import ClassifierTraining
 from gansfp.errors import UsageError
@@ -32,7 +33,7 @@ from jobs.systems import Source, sets_to_decide
 LEAST_SIDE = {"inception_v3": 75, "inception_resnet_v2": 75}  # pixels, below which their last maps vanish
 SMALLEST = 32  # pixels, of the other networks
 
-Training = Any  # ClassifierTraining or AutoencoderTraining: identity(), run(folder, device, report), epochs
+Training = ClassifierTraining | AutoencoderTraining
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Scale:
 
     def size(self, recipe: Recipe) -> int:
         """Pixels a side of the recipe's inputs: as asked for, but no fewer than its network can take."""
-        return max(self.input_size, LEAST_SIDE.get(recipe.model, 0)) if self.input_size else recipe.size
+        if not self.input_size:
+            return recipe.size
+        if recipe.model == "autoencoder":
+            return max(size for size in SIZES if size <= self.input_size)
+        return max(self.input_size, LEAST_SIDE.get(recipe.model, 0))
 
     def settings(self, plan: TrainingPlan, seed: int) -> Settings:
         """The plan's, scaled down."""
@@ -112,11 +117,15 @@ class Planner:
         """
         plan, size = recipe.training, self.scale.size(recipe)
         assert plan is not None
-        trainings: dict[str, Training] = {
-            name: self._classifier(recipe, plan, stages, start, pictures)
-            for name, stages in self._planned(plan).items()
-        }
-        skipped = (stage for training in trainings.values() for stage in training.skipped)
+        trainings: dict[str, Training] = {}
+        if plan.kind == "autoencoder":
+            settings = self.scale.settings(plan, self.seed)
+            for name in sets_to_decide(self.catalog):
+                trainings[name] = AutoencoderTraining(self._generated(name), size, settings)
+        else:
+            for name, stages in self._planned(plan).items():
+                trainings[name] = self._classifier(recipe, plan, stages, start, pictures)
+        skipped = (stage for training in trainings.values() for stage in getattr(training, "skipped", ()))
         notes = [f"stage {stage['stage']!r} skipped: {stage['why']}" for stage in skipped]
         return Planned(
             tuple(trainings.values()),
@@ -128,6 +137,12 @@ class Planner:
             f"{recipe.model}:{size}",
             (*self.scale.told(recipe), *dict.fromkeys(notes)),
         )
+
+    def _generated(self, name: str) -> LabelledSlices:
+        """All generated slices of a set."""
+        images = self.catalog.select("membership", name, role="generated", status="ok")
+        uris, hashes = (tuple(images.column(what).tolist()) for what in ("uri", "sha256"))
+        return LabelledSlices(uris, (-1,) * len(images), tuple(images.groups().tolist()), hashes)
 
     def _planned(self, plan: TrainingPlan) -> dict[str, list[StagePlan]]:
         """The stages of each network that a plan asks for, by set."""
@@ -190,9 +205,15 @@ def as_pictures(slices: LabelledSlices, pictures: Pictures, side: int) -> Labell
 
 def name_of(training: Training) -> str:
     """The folder in WORK/models of what is trained: recipes that ask for the same have the same."""
-    identity = training.identity()
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{identity.get('backbone') or identity['kind']}-{digest}"
+    if isinstance(training, AutoencoderTraining):
+        what, told = "autoencoder", training.identity | {"settings": asdict(training.settings)}
+    else:
+        what, told = training.backbone, training.identity()
+    return f"{what}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def _epochs(training: Training) -> int:
+    return training.settings.epochs if isinstance(training, AutoencoderTraining) else training.epochs
 
 
 def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]) -> dict[str, Outcome]:
@@ -213,7 +234,7 @@ def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]
     for names in together.values():
         shared = ray.put({name: todo[name] for name in names})
         calls |= {name: Call(train_one, (name, shared, work), on_device=True, reports=True) for name in names}
-    with Progress("train", sum(training.epochs for training in todo.values()), "epochs") as progress:
+    with Progress("train", sum(map(_epochs, todo.values())), "epochs") as progress:
         ended: dict[str, int] = {}
 
         def look(told: dict[str, dict[str, Any]]) -> None:
@@ -222,7 +243,7 @@ def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]
             progress.set(sum(ended.values()) + under_way, progress.failed)
 
         for name, outcome in spread(calls, gpus, look):
-            found[name], ended[name] = outcome, todo[name].epochs
+            found[name], ended[name] = outcome, _epochs(todo[name])
             progress.set(max(progress.done, sum(ended.values())), progress.failed + bool(outcome.error))
     failed = sum(bool(found[name].error) for name in todo)
     record_stage(work, "train for systems", time.monotonic() - started, {"done": len(todo), "failed": failed})
