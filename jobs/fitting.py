@@ -45,7 +45,9 @@ def fit(training: Training, work: str, name: str, epochs: int, gpus: int | None 
     count = usable_gpus(gpus)
     told: Queue = Queue(actor_options={"num_cpus": 0})
     folder = store.join(work, "models", name)
-    notes = store.join(work, "models", f".ray-{uuid.uuid4().hex[:8]}")  # what Ray Train writes for itself
+    # What Ray Train writes for itself: locally in one place, so that what a killed run has left goes away.
+    notes = store.join(work, "models", f".ray-{uuid.uuid4().hex[:12]}" if store.is_remote(work) else ".ray")
+    store.remove_folder(notes)
     file_system, path = store.open_store(notes)
     trainer = TorchTrainer(
         _train,

@@ -1,0 +1,225 @@
+"""Trains what other commands use: a lung U-Net, a classifier whose features embed, an autoencoder of a generator.
+
+    python -m jobs.train unet --images IMAGES --masks MASKS --work WORK
+    python -m jobs.train classifier --data DATA --work WORK --backbone densenet121 --target generated --set SET
+    python -m jobs.train classifier --data DATA --work WORK --backbone resnet50 --stages kde-med-2024
+    python -m jobs.train autoencoder --data DATA --work WORK --set SET
+
+Results are in WORK/models/NAME. By Ray Train: a process a GPU, or one on all cores. The same command goes on where it
+was stopped, and does nothing where training has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from gansfp import store
+from gansfp.augmentation import AUGMENTATIONS
+from gansfp.autoencoder import AutoencoderTraining
+from gansfp.backbones import parse_backbone
+from gansfp.catalog import Catalog
+from gansfp.classifiers import HEADS, ClassifierTraining
+from gansfp.errors import UsageError
+from gansfp.examples import LabelledSlices
+from gansfp.masked_slices import pair_folders
+from gansfp.slices import SIDE
+from gansfp.training import OPTIMISERS, Settings
+from gansfp.transfers import PUBLISHED_STAGES, SET_TARGETS, StagePlan, find_stages, read_stages
+from gansfp.unet import UnetTraining
+from gansfp.views import VIEWS
+from gansfp.weights import WEIGHT_ENDINGS, Weights, load_weights
+from jobs.cli import Parser, add_outside_option, check_places, count, positive, run, seed
+from jobs.cluster import add_cluster_options, start_ray
+from jobs.collection import read_collection
+from jobs.fitting import Training, fit
+from jobs.lock import held
+from jobs.record import record_stage
+
+DEFAULTS = {  # of the settings that no option names
+    "unet": UnetTraining.SETTINGS,
+    "classifier": Settings("adam", 1e-4, batch=64, epochs=50, patience=10),
+    "autoencoder": Settings("adam", 1e-3, batch=64, epochs=50, patience=10),
+}
+TARGETS = ("used", "generated", "generator")
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the module's docstring."""
+    parser = Parser(prog="jobs.train", description=(__doc__ or "").splitlines()[0])
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="unet|classifier|autoencoder")
+    for kind, (add_options, _) in KINDS.items():
+        options = kinds.add_parser(kind)
+        options.add_argument("--work", required=True, help="where models go: a folder or a URI")
+        options.add_argument("--name", help="of the folder in WORK/models (default: what is trained on what)")
+        add_options(options)
+        _add_settings(options)
+        add_cluster_options(options)
+    chosen = parser.parse_args(arguments)
+    _, prepare = KINDS[chosen.kind]
+    if chosen.name and not re.fullmatch(r"[\w-][\w.-]*", chosen.name):
+        raise UsageError(f"--name: got {chosen.name!r}, expected letters, digits, '-', '_' and '.'")
+    settings = _settings(chosen, DEFAULTS[chosen.kind])
+    chosen.work = store.absolute(chosen.work)
+    if chosen.kind == "unet":
+        store.check_writable(chosen.work)
+    else:
+        check_places(chosen.data, chosen.work)
+    with held(chosen.work, "jobs.train"):
+        name, training, epochs = prepare(chosen, settings)
+        train(training, chosen.work, name, epochs, chosen)
+
+
+def train(training: Training, work: str, name: str, epochs: int, options: argparse.Namespace) -> None:
+    """Trains WORK/models/<name>, or goes on with it, and says what came of it."""
+    folder, started = store.join(work, "models", name), time.monotonic()
+    start_ray(options.address, options.verbose)
+    facts = fit(training, work, name, epochs, options.gpus)
+    told = {"name": name, "kind": options.kind, **{key: facts.get(key) for key in ("epochs", "steps", "figures")}}
+    record_stage(work, "train", time.monotonic() - started, told, facts["identity"])
+    figures = ", ".join(f"{key} {value:.4f}" for key, value in facts["figures"].items())
+    print(f"{name}: best epoch {facts['best_epoch']} of {facts['epochs']}, on held-out slices: {figures}")
+    print(f"use: {_USE[options.kind].format(folder=folder, backbone=facts['identity'].get('backbone'))}")
+
+
+_USE = {
+    "unet": "--lungs unet:{folder}",
+    "classifier": "--backbones {backbone}@{folder}",
+    "autoencoder": "jobs.reproduce --systems 37,38 trains and applies its own; this one is in {folder}",
+}
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=positive, help="at most")
+    parser.add_argument("--max-steps", type=positive, help="of the optimiser, in each stage; for trying out")
+    parser.add_argument("--batch-size", type=positive, help="examples a step")
+    parser.add_argument("--optimiser", choices=sorted(OPTIMISERS), help="sgd has a momentum of 0.9")
+    parser.add_argument("--rate", type=float, help="learning rate")
+    parser.add_argument("--patience", type=count, help="epochs without a better validation loss; 0: never stop early")
+    parser.add_argument("--seed", type=seed, default=0)
+
+
+def _settings(options: argparse.Namespace, defaults: Settings) -> Settings:
+    given = {
+        "epochs": options.epochs,
+        "max_steps": options.max_steps,
+        "batch": options.batch_size,
+        "optimiser": options.optimiser,
+        "rate": options.rate,
+        "patience": options.patience,
+        "seed": options.seed,
+    }
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def _add_unet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", required=True, help="a folder of slices; groups.csv in it names their volumes")
+    parser.add_argument("--masks", required=True, help="a folder of their lung masks, under the same names")
+
+
+def _prepare_unet(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
+    training = UnetTraining(pair_folders(options.images, options.masks), settings)
+    return options.name or "unet", training, settings.epochs
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="the collection: a folder or a URI")
+    add_outside_option(parser)
+    parser.add_argument("--set", help="the membership set (default: the only one)")
+    parser.add_argument("--input-size", type=positive, default=0, help="pixels a side (default: the network's own)")
+
+
+def _add_classifier(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument(
+        "--backbone", required=True, help="a timm model, conv5 or vgg11_1000; MODEL@random: from nothing"
+    )
+    parser.add_argument("--target", choices=TARGETS, help="what to tell apart (default: generated)")
+    parser.add_argument(
+        "--stages", help=f"a file of stages (gansfp/transfers.py) or one of {', '.join(PUBLISHED_STAGES)}"
+    )
+    parser.add_argument("--view", default="full", help=f"among {','.join(VIEWS)}")
+    parser.add_argument("--lungs", default="threshold", help="the lung mask, of views that need one")
+    parser.add_argument("--augmentation", default="", help=f"among {','.join(filter(None, AUGMENTATIONS))}")
+    parser.add_argument("--copies", type=positive, default=1, help="augmented pictures that a real slice becomes")
+    parser.add_argument("--head", default="linear", choices=sorted(HEADS))
+    parser.add_argument("--weights", help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}; else timm's download")
+
+
+def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
+    if options.stages and options.target:
+        raise UsageError(f"--target: got {options.target!r} beside --stages, which says it for each stage")
+    backbone = parse_backbone(options.backbone)
+    plans = read_stages(options.stages) if options.stages else ()
+    catalog = read_collection(options.data, options.work, options.allow_outside)
+    if plans:
+        given = ("epochs", "max_steps", "batch", "optimiser", "rate", "patience")
+        asked = {name: getattr(options, "batch_size" if name == "batch" else name) for name in given}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        plans = tuple(replace(plan, settings=replace(plan.settings, seed=options.seed, **asked)) for plan in plans)
+        about = re.sub(r"\W+", "-", options.stages.rpartition("/")[2].removesuffix(".json"))
+    else:
+        target = options.target or "generated"
+        name = _set(catalog, options.set) if target in SET_TARGETS else "attribution"
+        plans, about = (StagePlan(target, name, target, "supervised", settings),), f"{target}-{name}"
+    training = ClassifierTraining(
+        backbone.model,
+        find_stages(plans, catalog),
+        options.view,
+        options.lungs,
+        options.input_size,
+        options.augmentation,
+        options.copies,
+        options.head,
+        _start(options, backbone.random),
+        options.seed,
+    )
+    return options.name or f"{backbone.model}-{about}", training, training.epochs
+
+
+def _start(options: argparse.Namespace, random: bool) -> Weights | None:
+    """The weights that training starts from; None: random ones, where they are asked for or the network has none."""
+    model = parse_backbone(options.backbone).model
+    return None if random else load_weights(model, options.weights)
+
+
+def _add_autoencoder(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+
+
+def _prepare_autoencoder(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
+    catalog = read_collection(options.data, options.work, options.allow_outside)
+    name = _set(catalog, options.set)
+    generated = catalog.select("membership", name, "train", "generated", "ok")
+    columns = [tuple(column.tolist()) for column in (generated.column("uri"), generated.column("sha256"))]
+    slices = LabelledSlices(columns[0], (-1,) * len(generated), tuple(generated.groups().tolist()), columns[1])
+    training = AutoencoderTraining(slices, options.input_size or SIDE, settings)
+    return options.name or f"autoencoder-{name}", training, settings.epochs
+
+
+def _set(catalog: Catalog, name: str | None) -> str:
+    """The membership set of that name, or the only one. Raises UsageError where there is none such."""
+    sets = catalog.sets()
+    if name is None and len(sets) == 1:
+        return sets[0]
+    if name not in sets:
+        raise UsageError(f"--set: got {name!r}, expected one of {sets}")
+    return name
+
+
+Prepared = Callable[[argparse.Namespace, Settings], tuple[str, Training, int]]
+KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Prepared]] = {
+    "unet": (_add_unet, _prepare_unet),
+    "classifier": (_add_classifier, _prepare_classifier),
+    "autoencoder": (_add_autoencoder, _prepare_autoencoder),
+}
+
+
+if __name__ == "__main__":
+    run(main)
