@@ -20,6 +20,7 @@ from gansfp.backbones import parse_backbone, preparation
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.examples import LabelledSlices, Masker, SliceExamples, masker_of, read_blocks, split_by_group
 from gansfp.heads import HEADS, Looking, SliceLearner
+from gansfp.lungs import check_mask, is_network
 from gansfp.models import read_finished, read_model, write_model
 from gansfp.slices import SIDE
 from gansfp.training import Report, train
@@ -41,6 +42,7 @@ class ClassifierTraining:
     backbone: a timm model, by its name alone. start: its weights (see gansfp.weights.load_weights); None: random.
     size: pixels a side of its inputs, 0 for its own. copies: augmented pictures that a slice of the class "real"
     becomes; the other classes are not augmented then. share: of every class, by groups, to validate with.
+    mask_weights: of a mask that a network makes (see gansfp.network_masks.load_mask); None: looked for.
     """
 
     backbone: str
@@ -54,13 +56,16 @@ class ClassifierTraining:
     start: Weights | None = None
     seed: int = 0
     share: float = 0.2
+    mask_weights: Weights | None = None
 
     def __post_init__(self) -> None:
-        name = f"{self.backbone}:{self.size}" if self.size else self.backbone
-        parsed = parse_backbone(name)
+        parsed = parse_backbone(self.backbone)
         if (parsed.kind, parsed.model) != ("timm", self.backbone):
             raise UsageError(f"backbone: got {self.backbone!r}, expected the name of a timm model alone")
+        if self.size:
+            parse_backbone(f"{self.backbone}:{self.size}")
         get_view(self.view)
+        check_mask(self.mask)
         get_augmentation(self.augmentation)
         if self.head not in HEADS:
             raise UsageError(f"head: got {self.head!r}, expected one of {sorted(HEADS)}")
@@ -78,6 +83,12 @@ class ClassifierTraining:
                 raise UsageError(f"stage {stage.name!r}: head 'dropout_dense' tells two classes apart, got more")
             if examples.side != SIDE and self.view != "full":
                 raise UsageError(f"view: got {self.view!r} of pictures of {examples.side} pixels, expected 'full'")
+        if self.mask_weights and not is_network(self.mask):
+            raise UsageError(f"lung mask {self.mask!r} takes no weights, got those of {self.mask_weights.network!r}")
+        if self._needs_masks() and is_network(self.mask) and not self.mask_weights:
+            from gansfp.network_masks import load_mask  # which most trainings do without
+
+            object.__setattr__(self, "mask_weights", load_mask(self.mask, None))
         self._check_size()
 
     def _check_size(self) -> None:
@@ -137,13 +148,28 @@ class ClassifierTraining:
             "backbone": self.backbone,
             "size": self.size,
             "view": self.view,
-            "mask": self.mask if self._needs_masks() else "",
+            "mask": self._mask(),
             "head": self.head,
             "augmentation": self.augmentation,
             "copies": self.copies,
             "seed": self.seed,
             "share": self.share,
         }
+
+    def _mask(self) -> str:
+        """What the masks are: not the folder of a network, which may be trained again, but what is in it."""
+        if not self._needs_masks():
+            return ""
+        return f"{self.mask.partition(':')[0]}:{self.mask_weights.digest}" if self.mask_weights else self.mask
+
+    def _masker(self, device: str) -> Masker | None:
+        if not self._needs_masks():
+            return None
+        if not self.mask_weights:
+            return masker_of(self.mask)
+        from gansfp.network_masks import Segmenter
+
+        return Segmenter(self.mask, self.mask_weights, device)
 
     def _start(self) -> str:
         return self.start.digest if self.start else "random"
@@ -178,7 +204,7 @@ class ClassifierTraining:
             found = read_finished(here, {"identity": told, "settings": asdict(stage.settings)})
             if found is None:
                 if stage.labels == "pseudo":
-                    examples = _labelled_by(place, examples, device)
+                    examples = _labelled_by(place, examples, device, self._masker(device))
                 if len(set(examples.labels)) < 2:
                     alike = [examples.classes[label] for label in set(examples.labels)]
                     why = f"its slices are all {alike[0]!r} to the network before" if alike else "no slice can be read"
@@ -186,7 +212,7 @@ class ClassifierTraining:
                     skipped = [*skipped, {"stage": stage.name, "why": why}]
                     continue
                 network = self._network(tensors, classes, examples.classes)
-                learner = self._learner(network, examples)
+                learner = self._learner(network, examples, device)
                 found = train(learner, here, stage.settings, told, device, _named(report, stage.name))
             place, facts, classes = here, found, tuple(told["classes"])
             tensors = read_model(place)[1]
@@ -213,9 +239,9 @@ class ClassifierTraining:
             _load(network, kept, self.backbone)
         return network.to(memory_format=torch.channels_last)
 
-    def _learner(self, network: torch.nn.Module, slices: LabelledSlices) -> SliceLearner:
+    def _learner(self, network: torch.nn.Module, slices: LabelledSlices, device: str) -> SliceLearner:
         rows = split_by_group(slices.labels, slices.groups, self.share, self.seed)
-        masker = masker_of(self.mask) if self._needs_masks() else None
+        masker = self._masker(device)
         copied = slices.classes.index(COPIED) if COPIED in slices.classes else -1
         augmentation = get_augmentation(self.augmentation)
         copies = self.copies if copied >= 0 else 1
@@ -230,8 +256,8 @@ def predict(
     """What a trained classifier says of slices: (n, classes) float32 probabilities, NaN for those not to be read.
 
     folder: as ClassifierTraining.run left it, whose model.json names the classes. The slices' own labels are not looked
-    at. They are read as they are needed, `batch` at a time. masker: for masks that the network's training had from
-    elsewhere. Raises WeightsError where there is no classifier.
+    at. They are read as they are needed, `batch` at a time. masker: for masks that a network makes, a
+    gansfp.network_masks.Segmenter. Raises WeightsError where there is no classifier, UsageError for no masker.
     """
     facts, tensors = read_model(folder)
     told = facts["identity"]
@@ -242,7 +268,8 @@ def predict(
     _load(network, tensors, told["backbone"], headless=False)
     network = network.eval().to(device).to(memory_format=torch.channels_last)
     looking = Looking(told["backbone"], told["size"], told["view"])
-    masker = masker or (masker_of(told["mask"]) if told["mask"] else None)
+    if told["mask"] and not masker:
+        masker = masker_of(told["mask"])
     found = np.full((len(slices), len(told["classes"])), np.nan, np.float32)
     cuda = device.startswith("cuda")
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
@@ -265,12 +292,12 @@ def _load(network: torch.nn.Module, tensors: dict[str, torch.Tensor], backbone: 
         raise WeightsError(f"weights of {backbone!r}: {[*missing, *unexpected][0]!r} does not fit the network")
 
 
-def _labelled_by(folder: str, slices: LabelledSlices, device: str) -> LabelledSlices:
+def _labelled_by(folder: str, slices: LabelledSlices, device: str, masker: Masker | None) -> LabelledSlices:
     """The slices that can be read, labelled by the classifier in a folder; the same in every process."""
     classes = tuple(read_model(folder)[0]["identity"]["classes"])
     labels = torch.full((len(slices),), -1, dtype=torch.int64)
     if _is_first():
-        said = predict(folder, slices, device)
+        said = predict(folder, slices, device, masker=masker)
         readable = np.isfinite(said).all(1)
         labels[torch.from_numpy(readable)] = torch.from_numpy(said[readable].argmax(1))
     if _together():

@@ -235,6 +235,8 @@ def _examples(plan: StagePlan, catalog: Catalog) -> LabelledSlices | None:
             name = sets[int(name[1:]) - 1]
         if name not in sets:
             raise _AbsentError(f"there is no set {name!r}, only {', '.join(sets) or 'none'}")
+    elif not len(catalog.select(task="attribution", split="train")):
+        raise _AbsentError("there are no labelled generators")
     return labelled(catalog, plan.target, name)
 
 
