@@ -125,7 +125,7 @@ def _cells(row: Row, texts: list[str]) -> list[str]:
 
 
 def _short(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # and no -0.000
 
 
 def _exact(value: float) -> str:

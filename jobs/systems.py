@@ -27,6 +27,7 @@ from gansfp.slices import SIDE
 from jobs.results import submit, submitted_ids
 
 FOLDER = "reproduction"  # below WORK/results
+_WORDS = ("paper", "run", "assumed", "note")  # of a recipe, which change nothing that it does
 LABELS = {"used": USED, "not_used": NOT_USED, "unknown": UNKNOWN}
 
 Part = tuple[str, str, str]  # task, split, role of slices
@@ -104,7 +105,8 @@ def folder(work: str, recipe: Recipe) -> str:
 
 def key(recipe: Recipe, catalog: Catalog, source: Source, seed: int) -> str:
     """What predictions depend on: a system's with another key are made anew."""
-    told = [asdict(recipe), catalog.select(task=recipe.task).digest(), asdict(source), seed]
+    does = {name: value for name, value in asdict(recipe).items() if name not in _WORDS}
+    told = [does, catalog.select(task=recipe.task).digest(), asdict(source), seed]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
