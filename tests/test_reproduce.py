@@ -1,0 +1,311 @@
+"""The published systems on a small collection: every row has figures, what fails says why, nothing is done twice."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import timm
+from safetensors.torch import save_file
+from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score
+
+from gansfp import published, shards, weights
+from gansfp.catalog import read_catalog
+from gansfp.embed import EmbedConfig, identity, load_all_weights
+from gansfp.errors import UsageError
+from gansfp.recipes import RECIPES, find
+from gansfp.statistics import Figure
+from jobs import predictions, reproduce, trained
+from jobs.side_by_side import Row, as_csv, as_markdown
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+# One of each kind: embeddings as they are, of one class and of both tasks; classifiers that decide, that embed, that
+# look at enlarged slices; autoencoders.
+CHOSEN = "22,45,54,8,5,16,17,37,38"
+BASELINES = {
+    "membership": ["all used", "random", "bytes", "mean grey", "grey levels"],
+    "attribution": ["one cluster", "random", "bytes", "mean grey", "grey levels"],
+}
+SMALL = ["--random-weights", "--max-steps", "1", "--input-size", "32", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_way_out():
+    """Weights that are no file cannot be had, as on a machine without a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "_unreachable", lambda address: "no way out")
+        patch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+        yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of weights: mobilenetv2_100's, drawn at random, which nobody can tell."""
+    out = tmp_path_factory.mktemp("weights")
+    network = timm.create_model("mobilenetv2_100", pretrained=False, num_classes=0)
+    save_file(network.state_dict(), out / "mobilenetv2_100.safetensors")
+    return out
+
+
+@pytest.fixture(scope="module")
+def arguments(challenge, folder, tmp_path_factory):
+    """DATA, WORK and the weights."""
+    work = tmp_path_factory.mktemp("reproduce") / "work"
+    return ["--data", str(challenge), "--work", str(work), "--weights", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def without_all_weights(arguments):
+    """The rows of a run in which some weights are missing."""
+    reproduce.main(["--systems", "45,54,59,7", *arguments])
+    return read(arguments)
+
+
+@pytest.fixture(scope="module")
+def done(without_all_weights, arguments):
+    """The rows of a run in which random weights stand in."""
+    reproduce.main(["--systems", CHOSEN, *SMALL, *arguments])
+    return read(arguments)
+
+
+def work_of(arguments):
+    return Path(arguments[3])
+
+
+def read(arguments):
+    """reproduction.csv by name: {column: text}."""
+    with (work_of(arguments) / "results/reproduction.csv").open(newline="") as file:
+        return {f"{row['task']} {row['name']}" if not row["id"] else row["id"]: row for row in csv.DictReader(file)}
+
+
+def predicted(arguments, number, name):
+    """The file that a system wrote, by plain text: {id: value}."""
+    place = next((work_of(arguments) / "results/reproduction").glob(f"{number}-*")) / f"{name}.csv"
+    return {line.split(",")[0]: int(line.split(",")[1]) for line in place.read_text().splitlines()}
+
+
+def truth(challenge, place, column):
+    with (challenge / place / "truth.csv").open(newline="") as file:
+        return {row["image_id"].rsplit("/", 1)[-1]: row[column] for row in csv.DictReader(file)}
+
+
+class TestTheTable:
+    def test_every_row_has_figures_and_baselines_stand_beside_them(self, done):
+        names = {f"{task} {name}" for task, of in BASELINES.items() for name in of}
+        assert set(done) == {*CHOSEN.split(","), *names}
+        for row in done.values():
+            assert row["status"] == "ok", row["error"]
+            low, value, high = (float(row[name]) for name in ("low", "reproduced", "high"))
+            assert low <= value <= high
+            assert float(row["chance"]) == pytest.approx(2 / 3 if row["task"] == "membership" else 0, abs=1e-4)
+
+    def test_figures_are_those_of_the_files(self, done, challenge, arguments):
+        for number in ("22", "5", "16", "17", "37", "38"):
+            each = []
+            for name in ("clean", "warp"):
+                said, known = predicted(arguments, number, name), truth(challenge, f"membership/{name}/test", "used")
+                assert set(said) == set(known)
+                pairs = np.array([(int(known[image]), value) for image, value in said.items()]).T
+                each.append(f1_score(*pairs, zero_division=0))
+                assert float(done[number][f"f1_{name}"]) == pytest.approx(each[-1], abs=1e-5)
+                assert float(done[number][f"accuracy_{name}"]) == pytest.approx(accuracy_score(*pairs), abs=1e-5)
+            assert float(done[number]["reproduced"]) == pytest.approx(np.mean(each), abs=1e-5)
+        known = truth(challenge, "attribution/test", "generator")
+        for number in ("8", "45", "54"):
+            said = predicted(arguments, number, "attribution")
+            ari = adjusted_rand_score([known[image] for image in said], list(said.values()))
+            assert float(done[number]["reproduced"]) == pytest.approx(ari, abs=1e-5)
+        for number in ("45", "54"):
+            said = predicted(arguments, number, "known")
+            generators = [next((challenge / "attribution/train").glob(f"*/{image}.png")).parent.name for image in said]
+            ari = adjusted_rand_score(generators, list(said.values()))
+            assert float(done[number]["reproduced_known"]) == pytest.approx(ari, abs=1e-5)
+        assert done["8"]["reproduced_known"] == ""
+
+    def test_published_figures_and_what_is_assumed(self, done):
+        for number in CHOSEN.split(","):
+            (recipe,) = find([number])
+            figure = recipe.published["test_f1_mean" if recipe.task == "membership" else "test_ari"]
+            assert done[number]["published"] == ("" if np.isnan(figure) else f"{figure:.6g}")
+            assert done[number]["assumed"] == "; ".join(recipe.assumed)
+        assert done["54"]["published_known"] == "0.99"
+
+    def test_what_makes_a_row_another_system_is_said(self, done):
+        assert done["54"]["notes"] == ""
+        assert done["22"]["notes"] == "random weights"
+        assert done["8"]["notes"] == "random starting weights; scaled down: 1 steps, 32 px, batches of 8"
+        assert done["16"]["notes"] == "random super-resolution; scaled down: 1 steps, 32 px, batches of 8"
+        assert "stage 'COVID-19 CT' skipped: no data is named" in done["17"]["notes"]
+
+    def test_baselines(self, done, challenge):
+        assert float(done["membership all used"]["reproduced"]) == pytest.approx(2 / 3, abs=1e-4)
+        assert float(done["attribution one cluster"]["reproduced"]) == 0
+        assert float(done["attribution bytes"]["reproduced"]) > 0.2
+
+
+class TestWhatItStandsOn:
+    def test_frozen_systems_are_what_the_embeddings_say(self, done, challenge, arguments, folder):
+        """From the shards themselves: recipe 54's clusters, recipe 22's decisions."""
+        catalog, work = read_catalog(str(challenge)), str(work_of(arguments))
+        for number in ("54", "22"):
+            (recipe,) = find([number])
+            backbone = recipe.backbone if number == "54" else f"{recipe.backbone}@random"
+            told = identity((backbone, "full"), EmbedConfig(()), load_all_weights([backbone], str(folder)))
+            for name in ("attribution",) if number == "54" else ("clean", "warp"):
+                rows = catalog.select(recipe.task, "" if number == "54" else name).table.to_pylist()
+                rows = [row for row in rows if row["role"] != "generated" or row["split"] == "test"]
+                rows = [row for row in rows if number == "54" or row["role"] != "generated"]
+                images = {row["image_id"]: row["sha256"] for row in rows if number != "54" or row["split"] == "test"}
+                vectors = shards.read_embeddings(work, told, images).vectors
+                said = predicted(arguments, number, name)
+                if number == "54":
+                    labels = published.attribute(recipe, vectors).labels
+                    assert adjusted_rand_score(labels, list(said.values())) == 1
+                else:
+                    labels = [{"used": 1, "not_used": 0, "unknown": -1}[row["role"]] for row in rows]
+                    decision = published.decide(recipe, vectors, np.array(labels))
+                    assert decision.prediction[np.array(labels) == -1].tolist() == list(said.values())
+
+    def test_systems_that_share_a_training_share_its_network(self, done, arguments):
+        """38 stands on 37's autoencoders, one a set; 17 has a network a set, 5, 8 and 16 one each."""
+        names = sorted(path.name.rpartition("-")[0] for path in (work_of(arguments) / "models").iterdir())
+        assert names == [*["autoencoder"] * 2, *["conv5"] * 2, "densenet121", "mobilenetv2_100", "resnet18"]
+
+    def test_each_embedding_is_there_once_and_for_what_needs_it(self, done, arguments):
+        there = {path.name for path in (work_of(arguments) / "embeddings").iterdir() if "@%2F" not in path.name}
+        assert there == {"lbp", "mobilenetv2_100:224", "resnet50:224@random"}
+
+
+class TestGoingOn:
+    def test_what_is_missing_fails_its_rows_alone_and_names_the_file(self, without_all_weights, folder):
+        rows = without_all_weights
+        assert {number: rows[number]["status"] for number in ("45", "54", "59", "7")} == {
+            "45": "ok",
+            "54": "ok",
+            "59": "failed",
+            "7": "failed",
+        }
+        for number in ("59", "7"):
+            assert f"put densenet121.safetensors (or .pth) into {folder}" in rows[number]["error"]
+            assert rows[number]["reproduced"] == ""
+
+    def test_nothing_is_done_twice(self, done, arguments, monkeypatch, capsys):
+        work = work_of(arguments)
+        before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+        for module, name in ((predictions, "start_ray"), (trained, "spread"), (predictions, "spread")):
+            monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was done again"))
+        reproduce.main(["--systems", CHOSEN, *SMALL, *arguments])
+        assert read(arguments) == done
+        after = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+        changed = {path.relative_to(work).as_posix() for path in after if after[path] != before.get(path)}
+        assert {name for name in changed if name.startswith(("embeddings", "models", "results/reproduction/"))} == set()
+
+    def test_without_truth_there_are_predictions_and_no_figures(self, done, arguments, challenge, tmp_path):
+        shutil.copytree(challenge, tmp_path / "data", ignore=shutil.ignore_patterns("truth.csv"))
+        theirs = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
+        reproduce.main(["--systems", "45", *theirs])
+        rows = read(theirs)
+        assert rows["45"]["status"] == rows["attribution bytes"]["status"] == "no truth"
+        assert rows["45"]["reproduced"] == rows["45"]["low"] == ""
+        assert rows["45"]["reproduced_known"] == done["45"]["reproduced_known"]  # which folders tell
+        assert predicted(theirs, 45, "attribution") == predicted(arguments, 45, "attribution")
+
+    def test_a_system_that_breaks_is_a_row(self, done, arguments, challenge, tmp_path):
+        shutil.copytree(challenge, tmp_path / "data")
+        shutil.rmtree(tmp_path / "data/membership/warp/train/used")
+        shutil.rmtree(tmp_path / "data/attribution/test")
+        options = ["--data", str(tmp_path / "data"), *arguments[2:]]
+        try:
+            reproduce.main(["--systems", "22,45,54", "--random-weights", *options])
+            rows = read(arguments)
+        finally:
+            reproduce.main(["--systems", CHOSEN, *SMALL, *arguments])
+        assert rows["22"]["error"] == "set warp: got 0 slices labelled used and 16 not used, expected some of both"
+        assert rows["45"]["error"] == "there are no slices to attribute, expected attribution/test"
+        assert "attribution bytes" not in rows
+
+
+class TestTheCommand:
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--systems", "61"], "system: got '61', expected an id from 1 to 60"),
+            (["--systems", "aim24-t2-54-mobilenet"], "aim24-t2-54-mobilenetv2-ward"),
+            (["--lungs", "magic"], "magic"),
+            (["--precision", "double"], "double"),
+            (["--input-size", "16"], "--input-size: got 16, expected 32 to 1024 pixels"),
+            (["--weights", "no/such/folder"], "no/such/folder"),
+            (["--readme", "/nowhere/at/all"], "--readme: got '/nowhere/at/all', which cannot be read"),
+            (["--readme", __file__], "--readme: expected the lines"),
+            (["--max-steps", "0"], "got '0', expected a whole number of at least 1"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, options, said, tmp_path):
+        with pytest.raises(UsageError) as caught:
+            reproduce.main(["--data", "d", "--work", str(tmp_path / "w"), *options])
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_the_readme_holds_the_table(self, done, arguments, tmp_path, capsys):
+        readme = tmp_path / "README.md"
+        begin, end = reproduce.PLACE.begin, reproduce.PLACE.end
+        readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+        reproduce.main(["--systems", CHOSEN, *SMALL, *arguments, "--readme", str(readme)])
+        table = (work_of(arguments) / "results/reproduction.md").read_text()
+        assert capsys.readouterr().out == table
+        assert readme.read_text() == f"before\n{begin}\n\n{table.partition(chr(10))[2].strip()}\n\n{end}\nafter\n"
+        assert f"Written by `python -m jobs.reproduce --systems {CHOSEN}" in table
+        assert "says that the system runs, and nothing about the published one" in table
+
+    def test_the_stage_is_on_record(self, done, arguments):
+        lines = (work_of(arguments) / "log/stages.jsonl").read_text().splitlines()
+        told = [line for line in map(json.loads, lines) if line["stage"] == "reproduce"]
+        assert told[0]["failed"] == 2
+        assert told[-1]["configuration"]["systems"] == [recipe.name for recipe in find(CHOSEN.split(","))]
+
+
+class TestRows:
+    ROWS = (
+        Row("all used", "membership", reproduced=Figure(2 / 3, 0.5, 0.75), chance=2 / 3, f1={"a": 2 / 3}),
+        Row("x", "membership", "1", "P", 0.5, Figure(0.25), 2 / 3, assumed=("this", "that"), seconds=3.2),
+        Row("y", "attribution", "2", "P", 0.5, assumed=("that",), notes=("short", "long " * 20), published_known=1.0),
+        Row("z", "attribution", "3", "P", error="no | file"),
+    )
+
+    def test_markdown(self):
+        lines = as_markdown(self.ROWS, ["what it is"]).splitlines()
+        assert lines[2] == "what it is"
+        assert "|  | *all used* | - | 0.667 [0.500, 0.750] | 0.667 |  |  |  |" in lines
+        assert "| 1 | x | 0.5000 | 0.250 | 0.667 | 1, 2 |  | 3 |" in lines
+        assert "| 2 | y | 0.5000 | - | - | 1.0000 | - | 2 | no truth; short; [3] |  |" in lines
+        assert "| 3 | z | - | - | - | - | - |  | **failed** [4] |  |" in lines
+        assert lines[-4:] == ["1. this", "2. that", f"3. {'long ' * 20}".rstrip(), "4. no | file"]
+
+    def test_csv(self):
+        rows = list(csv.DictReader(as_csv(self.ROWS).splitlines()))
+        assert [row["status"] for row in rows] == ["ok", "ok", "no truth", "failed"]
+        assert rows[0]["f1_a"] == "0.666667"
+        assert rows[1] | {"assumed": "this; that", "seconds": "3.2", "f1_a": "", "low": "", "measure": "F1"} == rows[1]
+        assert rows[3]["error"] == "no | file"
+
+
+@pytest.mark.slow
+def test_all_sixty_have_figures(challenge, tmp_path):
+    options = ["--data", str(challenge), "--work", str(tmp_path), *SMALL]
+    reproduce.main(options)
+    rows = read(options)
+    assert {row["status"] for row in rows.values()} == {"ok"}, [row for row in rows.values() if row["error"]]
+    assert len(rows) == len(RECIPES) + 10
+
+
+@pytest.mark.slow
+def test_real_slices(shared, tmp_path):
+    """What was published of MobileNetV2 holds on the shared challenge."""
+    options = ["--data", str(shared / "challenge"), "--work", str(tmp_path), "--weights", str(shared / "weights")]
+    reproduce.main(["--systems", "53,54", *options])
+    assert all(float(read(options)[number]["reproduced"]) >= 0.9 for number in ("53", "54"))
