@@ -34,13 +34,13 @@ from torch.nn.functional import interpolate
 from gansfp.errors import UsageError
 from gansfp.slices import SIDE
 from gansfp.store import one_line
-from gansfp.views import View, boxes, regions, resample
+from gansfp.views import View, resample
 from gansfp.weights import Weights, create, has_fixed_size, translate
 
 DEFAULT_STAGE = 2
 
 _TIMM = re.compile(
-    r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|map(?P<stage>\d+)?))?(?::(?P<size>\d+))?(?:@(?P<source>[^\s,]+))?"
+    r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|map(?P<stage>\d+)?))?(?::(?P<size>\d+))?(?:@(?P<source>.+))?"
 )
 _HIGHPASS = re.compile(r"highpass(?:-w(?P<window>\d+))?(?:-(?P<side>\d+))?")
 
@@ -83,7 +83,7 @@ def parse_backbone(name: str) -> Backbone:
     match = _TIMM.fullmatch(name)
     if match is None or not _exists(match["model"]):
         raise UsageError(
-            f"backbone: got {name!r}, expected a timm model{_near(name)}, MODEL@FOLDER (no spaces), highpass, "
+            f"backbone: got {name!r}, expected a timm model{_near(name)}, MODEL@FOLDER, highpass, "
             "highpass-wW-SIDE, residual or lbp"
         )
     size = int(match["size"] or 0)
@@ -143,15 +143,15 @@ class Preparation:
         start = round((self.resized - self.size) / 2)
         return slices[:, start : start + self.size, start : start + self.size]
 
-    def see(self, slices: torch.Tensor, masks: torch.Tensor, view: View) -> torch.Tensor:
+    def see(self, viewed: torch.Tensor, view: View, box: torch.Tensor) -> torch.Tensor:
         """A view at the network's input size; one that is cropped fills it: timm's centre crop would cut into lungs.
 
-        slices: (n, 256, 256) float32 grey levels; masks: (n, 256, 256) bool, the lungs. Returns (n, size, size).
+        viewed: (n, 256, 256) float32 grey levels, 0 outside of the view's region; box: (n, 4), see gansfp.views.boxes.
+        Returns (n, size, size).
         """
-        viewed = slices if view.region == "all" else slices * regions(masks, view)
         if not view.crop:
             return self.apply(viewed)
-        return resample(viewed, boxes(masks, view), self.size, mode="bicubic").round_().clamp_(0, 255)
+        return resample(viewed, box, self.size, mode="bicubic").round_().clamp_(0, 255)
 
     def scale_and_shift(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Two (1, 3, 1, 1) float32: grey levels times the one plus the other are what the network wants."""

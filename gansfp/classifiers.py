@@ -95,8 +95,8 @@ class ClassifierTraining:
         """Raises UsageError where the network does not take inputs of that size."""
         pixels = preparation(self.backbone, self.size).size
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                create(self.backbone, 2, self.size).eval()(torch.zeros(1, 3, pixels, pixels))
+            with torch.no_grad():
+                self._blank(2).eval()(torch.zeros(1, 3, pixels, pixels))
         except Exception as error:  # models refuse a size in many ways
             raise UsageError(
                 f"backbone {self.backbone!r}: no classifier of {pixels} pixels ({store.one_line(error)[:150]})"
@@ -229,15 +229,19 @@ class ClassifierTraining:
         self, tensors: dict[str, torch.Tensor], before: tuple[str, ...], classes: tuple[str, ...]
     ) -> torch.nn.Module:
         """The network as a stage starts with it; its head is made anew unless the classes stay the same."""
-        head = HEADS[self.head]
-        options: dict[str, Any] = {"drop_rate": head.dropout} if head.dropout else {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            network = create(self.backbone, head.outputs(len(classes)), self.size, **options)
+        network = self._blank(len(classes))
         if tensors:
             kept = tensors if before == classes else without_head(tensors, self.backbone)
             _load(network, kept, self.backbone)
         return network.to(memory_format=torch.channels_last)
+
+    def _blank(self, classes: int) -> torch.nn.Module:
+        """The network with random weights, always the same by the seed."""
+        head = HEADS[self.head]
+        options: dict[str, Any] = {"drop_rate": head.dropout} if head.dropout else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return create(self.backbone, head.outputs(classes), self.size, **options)
 
     def _learner(self, network: torch.nn.Module, slices: LabelledSlices, device: str) -> SliceLearner:
         rows = split_by_group(slices.labels, slices.groups, self.share, self.seed)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from gansfp.backbones import preparation
 from gansfp.training import Batch, Examples
-from gansfp.views import get_view
+from gansfp.views import boxes, get_view, regions
 
 DROPOUT = 0.5  # of the head "dropout_dense"; KDE Lab 2024 gives no number
 
@@ -56,8 +56,11 @@ class Looking:
 
         Returns (n, 3, size, size) float32.
         """
-        slices = pixels.float()
-        seen = self.prepared.apply(slices) if masks is None else self.prepared.see(slices, masks, self.view)
+        seen = pixels.float()
+        if masks is None:
+            seen = self.prepared.apply(seen)
+        else:
+            seen = self.prepared.see(seen * regions(masks, self.view), self.view, boxes(masks, self.view))
         scale, shift = self.prepared.scale_and_shift(str(pixels.device))
         return (seen[:, None] * scale + shift).contiguous(memory_format=torch.channels_last)
 

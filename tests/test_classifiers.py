@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import distributed
 
 from gansfp import classifiers
 from gansfp.backbones import parse_backbone, preparation
@@ -194,6 +195,19 @@ def test_pseudo_labels_are_those_of_the_stage_before(catalog, few, tmp_path, cap
     assert facts["skipped"] == [{"stage": "asked", "why": "its slices are all 'real' to the network before"}]
     assert [stage["stage"] for stage in facts["stages"]] == ["a"]
     assert "stage 'asked' is skipped" in caplog.text
+
+
+def test_with_other_processes_all_learn_from_the_same_labels(catalog, few, tmp_path):
+    stages = (Stage("a", few, settings=QUICK), Stage("asked", labelled(catalog, "unknown", "eigen"), "pseudo", QUICK))
+    training = ClassifierTraining("conv5", stages, size=32)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        facts = training.run(str(tmp_path / "together"), "cpu")
+    finally:
+        distributed.destroy_process_group()
+    alone = training.run(str(tmp_path / "alone"), "cpu")
+    assert facts["figures"] == alone["figures"]
+    assert facts["skipped"] == alone["skipped"]
 
 
 def test_the_published_head_and_copies(few, tmp_path):

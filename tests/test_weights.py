@@ -55,6 +55,13 @@ def test_checkpoints_with_a_wrapping_are_read(tmp_path, state):
     assert torch.equal(load_weights(MODEL, str(tmp_path)).tensors["conv1.0.weight"], state["conv1.0.weight"])
 
 
+def test_the_second_head_of_inception_is_left_out(tmp_path):
+    state = timm.create_model("inception_v3", aux_logits=True).state_dict()
+    torch.save(state, tmp_path / "inception_v3.pth")
+    found = load_weights("inception_v3", str(tmp_path)).tensors
+    assert set(state) - set(found) == {name for name in state if name.startswith(("AuxLogits.", "fc."))}
+
+
 def test_digest_tells_weights_apart(tmp_path, state):
     torch.save(state, tmp_path / f"{MODEL}.pth")
     first = load_weights(MODEL, str(tmp_path)).digest
