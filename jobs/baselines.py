@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gansfp import store
+from gansfp import slices, store
 from gansfp.baselines import BASELINES, attribute_baseline, decide_baseline, grey_figures
 from gansfp.catalog import Catalog
 from gansfp.errors import GansfpError
-from gansfp.slices import load
 from jobs.progress import Progress
 from jobs.spread import Call, spread
 from jobs.systems import FOLDER, LABELS, REAL, select, sets_to_decide
@@ -58,7 +57,7 @@ def grey(catalog: Catalog, tasks: Sequence[str], work: str, start: Callable[[], 
 
 def look(contents: Sequence[str], uris: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Task: the grey levels of some slices by the sha256 of their files."""
-    decoded = [load(uri).pixels for uri in uris]
+    decoded = [slices.load(uri).pixels for uri in uris]
     each = [NOT_A_SLICE if pixels is None else grey_figures(pixels) for pixels in decoded]
     return dict(zip(contents, each, strict=True))
 

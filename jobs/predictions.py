@@ -14,6 +14,7 @@ from gansfp.backbones import parse_backbone
 from gansfp.catalog import Catalog
 from gansfp.errors import GansfpError
 from gansfp.recipe import Recipe
+from gansfp.views import get_view
 from jobs.cluster import start_ray, usable_gpus
 from jobs.pictures import Pictures, enlarge, get_upscaler
 from jobs.progress import Progress
@@ -74,6 +75,11 @@ class Predictions:
         """Makes all predictions; returns how each system fared, by id."""
         for recipe in self.recipes:
             self.said[recipe.id].error = nothing_to_decide(recipe.task, self.catalog)
+        masked = [recipe for recipe in self._going(self.recipes) if get_view(recipe.view).region != "all"]
+        if masked:
+            self.supply.add_mask(self.planner.mask, self.weights)
+            if self.planner.mask in self.supply.lacking:
+                self._fail(masked, self.supply.lacking[self.planner.mask])
         going = self._going(self.recipes)
         frozen = [recipe for recipe in going if recipe.training is None]
         self.supply.add([recipe.backbone for recipe in frozen], self.weights, self.random)
@@ -180,7 +186,8 @@ class Predictions:
                 start = self.supply.weights[parse_backbone(self.supply.had[recipe.model]).network]
             if recipe.upscale:
                 pictures = self._enlarge(recipe)
-            planned = self.planner.plan(recipe, start, pictures)
+            mask = self.supply.weights.get(self.planner.mask) if get_view(recipe.view).region != "all" else None
+            planned = self.planner.plan(recipe, start, pictures, mask)
         except GansfpError as error:
             self._fail([recipe], str(error))
             return None

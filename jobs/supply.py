@@ -10,6 +10,7 @@ from gansfp.backbones import parse_backbone
 from gansfp.catalog import Catalog
 from gansfp.embed import EmbedConfig, identity, load_all_weights
 from gansfp.errors import GansfpError, WeightsError
+from gansfp.lungs import is_network
 from gansfp.weights import Weights
 from jobs.embed import Workers, embed
 from jobs.stages import Pair
@@ -21,7 +22,7 @@ class Supply:
     """The weights of the backbones that were asked for.
 
     had: what a backbone asked for became, `NAME@random` where its own weights cannot be had and random ones may be
-    taken. weights: by network. lacking: in a line why a backbone cannot be had.
+    taken. weights: by network. lacking: in a line why a backbone, or a lung mask, cannot be had.
     """
 
     had: dict[str, str] = field(default_factory=dict)
@@ -36,6 +37,14 @@ class Supply:
                 by_network[parse_backbone(name).network or name].append(name)
         for names in by_network.values():
             self._add_network(names, folder, random)
+
+    def add_mask(self, mask: str, folder: str | None) -> None:
+        """Loads the weights of a lung mask, if a network makes it."""
+        if is_network(mask):
+            try:
+                self.weights |= load_all_weights([], folder, mask)
+            except GansfpError as error:
+                self.lacking[mask] = str(error)
 
     def _add_network(self, names: list[str], folder: str | None, random: bool) -> None:
         try:
@@ -78,7 +87,8 @@ class Embedding:
             if not len(images):
                 continue
             config = EmbedConfig(tuple(pairs), self.config.mask, self.config.precision)
-            weights = {network: supply.weights[network] for network in _networks(config.backbones)}
+            used = [*_networks(config.backbones), *filter(None, [config.network_mask])]
+            weights = {network: supply.weights[network] for network in used}
             embed(images, self.work, config, weights, self.workers, self.address, self.verbose, stage)
 
 

@@ -27,6 +27,7 @@ from gansfp.slices import SIDE
 from jobs.results import submit, submitted_ids
 
 FOLDER = "reproduction"  # below WORK/results
+CPU_BATCH, GPU_BATCH = 16, 256  # slices of 256 pixels a side through a classifier at once; of larger ones fewer
 _WORDS = ("paper", "run", "assumed", "note")  # of a recipe, which change nothing that it does
 LABELS = {"used": USED, "not_used": NOT_USED, "unknown": UNKNOWN}
 
@@ -195,7 +196,8 @@ def _by_classifier(recipe: Recipe, catalog: Catalog, work: str, source: Source, 
             uris = [store.join(work, "enlarged", source.pictures, f"{sha256}.png") for sha256 in hashes]
         none = (-1,) * len(unknown)
         slices = LabelledSlices(tuple(uris), none, tuple(unknown.ids.tolist()), tuple(hashes), (), source.side)
-        probabilities = predict(place, slices, device)
+        batch = (CPU_BATCH if device == "cpu" else GPU_BATCH) * SIDE**2 // source.side**2
+        probabilities = predict(place, slices, device, max(1, batch))
         with _of_set(name):
             decision = classifier_decision(
                 probabilities, read_model(place)[0]["identity"]["classes"], recipe.training.target

@@ -109,11 +109,14 @@ class Planner:
             tuple[StagePlan, ...], Any
         ] = {}  # recipes share them, and each skipped one is warned of once
 
-    def plan(self, recipe: Recipe, start: Weights | None, pictures: Pictures | None = None) -> Planned:
+    def plan(
+        self, recipe: Recipe, start: Weights | None, pictures: Pictures | None = None, mask: Weights | None = None
+    ) -> Planned:
         """What is to be trained for a recipe.
 
-        start: the weights to start from, None for random ones. pictures: what is looked at instead of slices. Raises
-        GansfpError where the collection lacks what is to be learnt from.
+        start: the weights to start from, None for random ones. pictures: what is looked at instead of slices. mask: the
+        weights of the lung mask, if a network makes it. Raises GansfpError where the collection lacks what is to be
+        learnt from.
         """
         plan, size = recipe.training, self.scale.size(recipe)
         assert plan is not None
@@ -124,7 +127,7 @@ class Planner:
                 trainings[name] = AutoencoderTraining(self._generated(name), size, settings)
         else:
             for name, stages in self._planned(plan).items():
-                trainings[name] = self._classifier(recipe, plan, stages, start, pictures)
+                trainings[name] = self._classifier(recipe, plan, stages, start, pictures, mask)
         skipped = (stage for training in trainings.values() for stage in getattr(training, "skipped", ()))
         notes = [f"stage {stage['stage']!r} skipped: {stage['why']}" for stage in skipped]
         return Planned(
@@ -169,6 +172,7 @@ class Planner:
         stages: list[StagePlan],
         start: Weights | None,
         pictures: Pictures | None,
+        mask: Weights | None,
     ) -> ClassifierTraining:
         if tuple(stages) not in self._stages:
             self._stages[tuple(stages)] = find_stages(stages, self.catalog)
@@ -191,6 +195,7 @@ class Planner:
             start,
             self.seed,
             plan.held_out,
+            mask,
         )
 
 
