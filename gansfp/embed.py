@@ -2,7 +2,8 @@
 
 All that runs on the device happens here, in this order: a view's region and crop box from the lung masks, the crop and
 resize to the network's input size, the normalisation, one forward pass a (network, input size, view) whatever the
-number of feature kinds taken from it, and the weight-free features. Masks and `lbp` are made on CPUs beforehand.
+number of feature kinds taken from it, and the weight-free features. Masks (but for those of networks, see
+gansfp/network_masks.py) and `lbp` are made on CPUs beforehand.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ import torch
 from gansfp import texture
 from gansfp.backbones import Backbone, Network, Preparation, check_runs, parse_backbone
 from gansfp.errors import UsageError
-from gansfp.lungs import get_mask
+from gansfp.lungs import check_mask, is_network
 from gansfp.slices import SIDE
 from gansfp.stopwatch import Stopwatch
 from gansfp.views import View, boxes, get_view, regions, resample
@@ -28,6 +30,8 @@ from gansfp.weights import Weights, check_folder, load_weights
 
 PRECISIONS = ("bfloat16", "float32")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ class EmbedConfig:
         for backbone, view in self.pairs:
             parse_backbone(backbone)
             get_view(view)
-        get_mask(self.mask)
+        check_mask(self.mask)
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision: got {self.precision!r}, expected one of {list(PRECISIONS)}")
 
@@ -53,9 +57,19 @@ class EmbedConfig:
         """The backbones among the pairs, each once."""
         return list(dict.fromkeys(backbone for backbone, _ in self.pairs))
 
+    @property
+    def network_mask(self) -> str:
+        """The mask where a network makes it and a view asks for it: its weights must be had. Otherwise ""."""
+        return self.mask if is_network(self.mask) and needs_lungs(self.pairs) else ""
 
-def load_all_weights(names: Sequence[str], folder: str | None) -> dict[str, Weights]:
-    """The weights of every network among the backbones, each loaded once.
+
+def needs_lungs(pairs: Sequence[tuple[str, str]]) -> bool:
+    """True where a view among the pairs shows not all of a slice."""
+    return any(get_view(view).region != "all" for _, view in pairs)
+
+
+def load_all_weights(names: Sequence[str], folder: str | None, mask: str = "") -> dict[str, Weights]:
+    """The weights of every network among the backbones, each loaded once, and of the mask's (EmbedConfig.network_mask).
 
     Raises WeightsError where they cannot be had, UsageError for a feature map or input size that a model does not have.
     """
@@ -64,8 +78,12 @@ def load_all_weights(names: Sequence[str], folder: str | None) -> dict[str, Weig
     for backbone in map(parse_backbone, names):
         if backbone.kind == "timm":
             if backbone.network not in found:
-                found[backbone.network] = load_weights(backbone.model, folder, backbone.random)
+                found[backbone.network] = load_weights(backbone.model, folder, backbone.random, backbone.trained)
             check_runs(backbone, found[backbone.network])
+    if mask:
+        from gansfp.network_masks import load_mask  # which most runs do without
+
+        found[mask] = load_mask(mask, folder)
     return found
 
 
@@ -73,11 +91,13 @@ def identity(pair: tuple[str, str], config: EmbedConfig, weights: Mapping[str, W
     """What makes two embeddings comparable: written into every shard, and a shard of another identity is never read."""
     backbone = parse_backbone(pair[0])
     timm = backbone.kind == "timm"
+    mask = config.mask if get_view(pair[1]).region != "all" else ""
     return {
         "backbone": pair[0],
         "weights": weights[backbone.network].digest if timm else "",
         "view": pair[1],
-        "mask": config.mask if get_view(pair[1]).region != "all" else "",
+        # Not the folder: a network that is trained again makes other masks.
+        "mask": f"{mask.partition(':')[0]}:{weights[mask].digest}" if is_network(mask) else mask,
         "size": str(SIDE),
         "precision": config.precision if timm else "float32",
     }
@@ -119,22 +139,7 @@ class Embedder:
 
         Returns {(backbone, view): (n, d) float32}. Raises an out-of-memory error only when a single slice is too much.
         """
-        parts: list[dict[tuple[str, str], np.ndarray]] = []
-        start = 0
-        while start < len(pixels):
-            stop = min(start + self.batch_limit, len(pixels))
-            try:
-                parts.append(self._embed(pixels[start:stop], masks[start:stop]))
-                start = stop
-                continue
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if stop - start == 1 or not is_out_of_memory(error):
-                    raise
-            # Outside the handler: the exception would keep the failed batch's tensors alive.
-            self.batch_limit = (stop - start) // 2
-            log.warning("out of memory on %s: going on with batches of %d slices", self.device, self.batch_limit)
-            if self.device.startswith("cuda"):
-                torch.cuda.empty_cache()
+        parts, self.batch_limit = in_batches(self._embed, (pixels, masks), self.batch_limit, self.device)
         return {pair: np.concatenate([part[pair] for part in parts]) for pair in (parts[0] if parts else {})}
 
     @torch.inference_mode()
@@ -176,6 +181,32 @@ class Embedder:
         """Onto the device; from pinned memory where it is a GPU, so that the host does not wait."""
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else tensor
+
+
+def in_batches(
+    compute: Callable[..., Result], arrays: Sequence[np.ndarray], limit: int, device: str
+) -> tuple[list[Result], int]:
+    """What `compute` gives for the arrays, in parts of at most `limit` rows; and the limit that held.
+
+    Out of memory on the device halves it. Raises an out-of-memory error only when a single row is too much.
+    """
+    parts: list[Result] = []
+    start, rows = 0, len(arrays[0])
+    while start < rows:
+        stop = min(start + limit, rows)
+        try:
+            parts.append(compute(*(array[start:stop] for array in arrays)))
+            start = stop
+            continue
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if stop - start == 1 or not is_out_of_memory(error):
+                raise
+        # Outside the handler: the exception would keep the failed batch's tensors alive.
+        limit = (stop - start) // 2
+        log.warning("out of memory on %s: going on with batches of %d slices", device, limit)
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+    return parts, limit
 
 
 def keep_memory() -> None:

@@ -1,7 +1,8 @@
 """Lung masks of single slices on the CPU: where the lungs are in a 256x256 axial chest CT slice, without weights.
 
-Network masks, which run on batches on the device, have their place in the embedding actor; here are the masks that run
-in the decoding tasks. A mask is a function of one slice; an all-False mask says that no lungs were found.
+Here are the masks that run in the decoding tasks, and the names of all of them; those of networks, which run on batches
+on the device, are in gansfp/network_masks.py. A mask is a function of one slice; an all-False mask says that no lungs
+were found.
 """
 
 from collections.abc import Callable
@@ -55,12 +56,26 @@ def threshold_mask(pixels: NDArray[np.uint8]) -> Mask:
 
 
 MASKS: dict[str, Callable[[NDArray[np.uint8]], Mask]] = {"threshold": threshold_mask}
+NETWORK_MASKS = ("lungmask", "unet:FOLDER")  # as a user writes them
+MASK_NAMES = sorted([*MASKS, *NETWORK_MASKS])
+
+
+def is_network(name: str) -> bool:
+    """True for the name of a mask that a network makes, on the device: `lungmask`, or `unet:` and a folder."""
+    return name == "lungmask" or (name.startswith("unet:") and name != "unet:")
+
+
+def check_mask(name: str) -> None:
+    """Raises UsageError, which lists the names, for one that no mask has."""
+    if name not in MASKS and not is_network(name):
+        raise UsageError(f"lung mask: got {name!r}, expected one of {MASK_NAMES}")
 
 
 def get_mask(name: str) -> Callable[[NDArray[np.uint8]], Mask]:
-    """The mask of that name. Raises UsageError, which lists the names, for any other."""
+    """The mask of that name that runs on the CPU, slice by slice. Raises UsageError for any other."""
+    check_mask(name)
     if name not in MASKS:
-        raise UsageError(f"lung mask: got {name!r}, expected one of {sorted(MASKS)}")
+        raise UsageError(f"lung mask {name!r} runs on a device, by gansfp.network_masks")
     return MASKS[name]
 
 

@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = store.absolute(work)
     chosen = {task: choose_pairs(task, options.backbones or (), options.views or (), options.weights) for task in TASKS}
     configs: dict[str, EmbedConfig] = {task: embed_config(options, pairs) for task, (pairs, _) in chosen.items()}
-    weights = load_all_weights([b for config in configs.values() for b in config.backbones], options.weights)
+    everything = embed_config(options, [pair for config in configs.values() for pair in config.pairs])
+    weights = load_all_weights(everything.backbones, options.weights, everything.network_mask)
     with held(work, "jobs.audit"):
         catalog = read_collection(data, work, options.allow_outside)
         tasks = _tasks(catalog)

@@ -22,10 +22,10 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from gansfp import shards, store
 from gansfp.catalog import Catalog
-from gansfp.embed import PRECISIONS, EmbedConfig, identity, is_out_of_memory, load_all_weights
+from gansfp.embed import PRECISIONS, EmbedConfig, identity, is_out_of_memory, load_all_weights, needs_lungs
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
-from gansfp.lungs import MASKS
-from gansfp.views import VIEWS, get_view
+from gansfp.lungs import MASK_NAMES
+from gansfp.views import VIEWS
 from gansfp.weights import WEIGHT_ENDINGS, Weights
 from jobs.cli import Parser, add_outside_option, check_places, names, positive, run, share
 from jobs.cluster import add_cluster_options, raised_in_worker, start_ray, usable_gpus
@@ -191,8 +191,8 @@ def _pipeline(
         if gpus
         else {"num_cpus": TASK_CPUS, "compute": TaskPoolStrategy(max(1, cores - 1))}
     )
-    needs_lungs = any(get_view(view).region != "all" for _, view in todo.pairs)
-    decode = {"pairs": todo.pairs, "mask_name": config.mask if needs_lungs else ""}
+    mask = config.mask if needs_lungs(todo.pairs) else ""
+    decode = {"pairs": todo.pairs, "mask_name": mask}
     write = {"work": work, "identities": todo.identities}
     embedded = (
         ray.data.from_blocks(list(todo.blocks(block)))  # from_arrow asks for a core a block, and so starts nodes
@@ -204,7 +204,7 @@ def _pipeline(
         )
         .map_batches(
             EmbedActor,
-            fn_constructor_args=(todo.pairs, weights, config.precision, gpus > 0, batch, cpu_batch),
+            fn_constructor_args=(todo.pairs, weights, mask, config.precision, gpus > 0, batch, cpu_batch),
             batch_size=block,
             compute=ActorPoolStrategy(min_size=least, max_size=most),
             **resources,
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for line in left_out:
                 log.warning("left out: %s", line)
         config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
-        weights = load_all_weights(config.backbones, options.weights)
+        weights = load_all_weights(config.backbones, options.weights, config.network_mask)
         work = store.absolute(options.work)
         catalog = read_collection(options.data, work, options.allow_outside)
         embed(catalog, work, config, weights, workers, options.address, options.verbose)
@@ -275,8 +275,11 @@ def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True
     add_outside_option(parser)
     parser.add_argument("--backbones", type=names, help="names with commas between; see gansfp/backbones.py")
     parser.add_argument("--views", type=names, help=f"among {','.join(VIEWS)}")
-    parser.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASKS)}")
-    parser.add_argument("--weights", help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}; else timm's download")
+    parser.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASK_NAMES)}")
+    parser.add_argument(
+        "--weights",
+        help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)} and of lungmask's file; else their own downloads",
+    )
     parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
     parser.add_argument("--gpus-per-actor", type=share, default=1.0, help="a share: 0.5 puts two actors on a GPU")
     parser.add_argument("--batch", type=positive, help="slices on the device at once")

@@ -7,6 +7,7 @@ takes seconds and half a gigabyte.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,23 +15,26 @@ from typing import Any
 import numpy as np
 
 from gansfp import shards, store
-from gansfp.lungs import get_mask
+from gansfp.lungs import get_mask, is_network
 from gansfp.slices import MAX_BYTES, SIDE, decode
 from gansfp.stopwatch import Stopwatch
+from gansfp.views import get_view
 
 Pair = tuple[str, str]
 Batch = dict[str, Any]
 
 COUNTS = ("done", "resized", "no_lungs", shards.FAILED)  # what is counted of a block, each by a column of one row
-STEPS = ("read", "decode", "mask", "features", "upload", "view", "forward", "download", "write")
-ON_CPU, ON_DEVICE = (*STEPS[:4], STEPS[8]), STEPS[4:8]
+# "segment" is the lung mask where a network makes it, "mask" where a CPU does.
+STEPS = ("read", "decode", "mask", "features", "segment", "upload", "view", "forward", "download", "write")
+ON_CPU, ON_DEVICE = (*STEPS[:4], STEPS[9]), STEPS[4:9]
 THREADS = 8  # that read or write one block of a remote store
 
 
 def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
     """CPU task: reads, decodes and masks the images of a block; a bad one is a row with its reason.
 
-    mask_name: "" where no pair needs the lungs: nothing is masked then, and no slice is said to be without them.
+    mask_name: "" where no pair needs the lungs: nothing is masked then, and no slice is said to be without them. Where
+    a network makes the masks, they and what is computed from them are left to the actor.
     """
     reading, uris = Stopwatch(clock=time.perf_counter), batch["uri"].tolist()
     with ThreadPoolExecutor(THREADS if any(map(store.is_remote, uris)) else 1) as readers:
@@ -41,7 +45,7 @@ def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
     pixels, masks = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((n, SIDE, SIDE), bool)
     sha256, no_lungs = batch["sha256"].astype(object), np.zeros(n, bool)
     status, error = np.full(n, "ok", object), np.full(n, "", object)
-    mask = get_mask(mask_name) if mask_name else None
+    mask = get_mask(mask_name) if mask_name and not is_network(mask_name) else None
     for row, (uri, content) in enumerate(zip(uris, contents, strict=True)):
         if isinstance(content, str):
             status[row], error[row] = shards.FAILED, content
@@ -67,7 +71,7 @@ def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
         "no_lungs": no_lungs,
         "pixels": pixels,
         "mask": np.packbits(masks.reshape(n, -1), axis=1),
-        **_on_cpu(pairs, pixels, masks),
+        **_on_cpu(pairs, [pair for pair in pairs if pair not in waiting_for_masks(pairs, mask_name)], pixels, masks),
     }
     watch.mark("features")
     return found | {"seconds": _shared_out(reading.seconds() | watch.seconds(), n)}
@@ -86,13 +90,18 @@ def _read(uri: str) -> bytes | str:
         return store.one_line(error)
 
 
-def _on_cpu(pairs: Sequence[Pair], pixels: np.ndarray, masks: np.ndarray) -> Batch:
-    """The columns of the pairs that are computed here, by slice."""
-    if not any(backbone.startswith("lbp") for backbone, _ in pairs):
+def waiting_for_masks(pairs: Sequence[Pair], mask_name: str) -> list[Pair]:
+    """The pairs that cannot be computed before a network has made the masks."""
+    return [pair for pair in pairs if get_view(pair[1]).region != "all"] if is_network(mask_name) else []
+
+
+def _on_cpu(pairs: Sequence[Pair], wanted: Sequence[Pair], pixels: np.ndarray, masks: np.ndarray) -> Batch:
+    """The columns of the wanted pairs that CPUs compute, slice by slice; pairs: all, by which columns are named."""
+    if not any(backbone.startswith("lbp") for backbone, _ in wanted):
         return {}
     from gansfp.patterns import cpu_features
 
-    rows = [cpu_features(pairs, *one) for one in zip(pixels, masks, strict=True)]
+    rows = [cpu_features(wanted, *one) for one in zip(pixels, masks, strict=True)]
     return {vector_column(pairs, pair): np.stack([row[pair] for row in rows]) for pair in rows[0]}
 
 
@@ -105,8 +114,8 @@ class EmbedActor:
     """The device pass of one GPU, of a share of one, or of one core."""
 
     def __init__(
-        self, pairs: Sequence[Pair], weights: Any, precision: str, gpu: bool, batch: int, cpu_batch: int
-    ) -> None:  # weights: an object reference to a Mapping[str, Weights]
+        self, pairs: Sequence[Pair], weights: Any, mask_name: str, precision: str, gpu: bool, batch: int, cpu_batch: int
+    ) -> None:  # weights: an object reference to a Mapping[str, Weights]; mask_name: as decode_block takes it
         import ray
         import torch
 
@@ -119,19 +128,39 @@ class EmbedActor:
             torch.set_num_threads(1)
             keep_memory()
         self.pairs, self.batch = list(pairs), batch if device == "cuda" else cpu_batch
+        self.waiting, self.segmenter = waiting_for_masks(pairs, mask_name), None
+        loaded = ray.get(weights)
+        if self.waiting:
+            from gansfp.network_masks import Segmenter
+
+            self.segmenter = Segmenter(mask_name, loaded[mask_name], device, self.batch)
         on_device = [pair for pair in pairs if parse_backbone(pair[0]).kind != "lbp"]
-        self.embedder = Embedder(on_device, ray.get(weights), device, precision, self.batch)
+        self.embedder = Embedder(on_device, loaded, device, precision, self.batch)
 
     def __call__(self, batch: Batch) -> Batch:
         n = len(batch["image_id"])
         kept = {name: column for name, column in batch.items() if name not in ("pixels", "mask")}
+        pixels = np.array(batch["pixels"])  # a copy: what Ray hands out is read-only
+        masks = np.unpackbits(batch["mask"], axis=1).reshape(n, SIDE, SIDE).view(bool)
+        watches, limit = [self.embedder.seconds], self.embedder.batch_limit
+        if self.segmenter:
+            read = batch["status"].astype(str) != shards.FAILED
+            masks[read] = self.segmenter(pixels[read])
+            kept["no_lungs"] = read & ~masks.any((1, 2))
+            watch = Stopwatch()
+            kept |= _on_cpu(self.pairs, self.waiting, pixels, masks)
+            watch.mark("features")
+            watches += [self.segmenter.seconds, Counter(watch.seconds())]
+            limit = self.embedder.batch_limit = min(limit, self.segmenter.batch_limit)
         if self.embedder.pairs:
-            masks = np.unpackbits(batch["mask"], axis=1).reshape(n, SIDE, SIDE).view(bool)
-            vectors = self.embedder(np.array(batch["pixels"]), masks)  # a copy: what Ray hands out is read-only
+            vectors = self.embedder(pixels, masks)
             kept |= {vector_column(self.pairs, pair): found for pair, found in vectors.items()}
-        kept["seconds"] = batch["seconds"] + _shared_out(self.embedder.seconds, n)
-        self.embedder.seconds.clear()
-        limit = self.embedder.batch_limit
+            limit = self.embedder.batch_limit
+        seconds: Counter[str] = Counter()
+        for watched in watches:
+            seconds.update(watched)
+            watched.clear()
+        kept["seconds"] = batch["seconds"] + _shared_out(seconds, n)
         # what the driver is to tell
         return kept | {"limit": np.full(n, limit if limit < self.batch else 0), "no_cuda": np.full(n, self.no_cuda)}
 

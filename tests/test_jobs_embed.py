@@ -12,15 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from PIL import Image
 from runs import ROOT, draw, rows_on_disk
 
-from gansfp import shards
+from gansfp import models, shards
 from gansfp.catalog import read_catalog
 from gansfp.embed import EmbedConfig, Embedder, identity, load_all_weights
 from gansfp.errors import DataError, GansfpError
 from gansfp.lungs import threshold_mask
+from gansfp.network_masks import Segmenter
+from gansfp.patterns import cpu_features
 from gansfp.slices import load
+from gansfp.unet import ARCHITECTURE, Averaging, LungUnet
 from jobs import cluster, stages
 from jobs.embed import MOST, PASS, Plan, Workers, _pipeline, _rows, available, embed, plan
 
@@ -175,6 +179,32 @@ class TestOnThisRay:
         ids = read_catalog(str(tmp_path / "data")).ids.tolist()
         assert Counter(rows_on_disk(tmp_path / "w", ("highpass", "full"))) == Counter(ids)
 
+    def test_a_networks_masks(self, catalog, tmp_path, local_ray):
+        """Made by the actors; what needs them waits there, lbp too; no bad image is said to have no lungs."""
+        place = str(tmp_path / "unet")
+        torch.manual_seed(3)
+        models.write_model(place, {"identity": {"architecture": ARCHITECTURE}}, Averaging(LungUnet()).state_dict())
+        pairs = (("highpass-w15-32", "lungs"), ("lbp", "full"), ("lbp", "outer"))
+        config = EmbedConfig(pairs, mask=f"unet:{place}")
+        weights = load_all_weights(config.backbones, None, config.network_mask)
+        facts = embed(catalog, str(tmp_path), config, weights)
+        assert facts["work_seconds"]["segment"] > 0
+        assert facts["work_seconds"]["mask"] == 0
+        slices = [load(uri) for uri in catalog.column("uri").tolist()]
+        pixels = np.stack([s.pixels for s in slices if s.pixels is not None])
+        masks = Segmenter(config.mask, weights[config.mask])(pixels)
+        assert masks.any()
+        assert facts["no_lungs"] == (~masks.any((1, 2))).sum()
+        expected = Embedder(pairs[:1], {})(pixels, masks)
+        for pair in pairs[1:]:
+            expected[pair] = np.stack([cpu_features([pair], *one)[pair] for one in zip(pixels, masks, strict=True)])
+        hashes = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+        for pair in pairs:
+            found = shards.read_embeddings(str(tmp_path), identity(pair, config, weights), hashes)
+            assert found.ok.sum() == len(pixels)
+            # A mask's last pixel may depend on how slices came together in a batch.
+            np.testing.assert_allclose(found.vectors[found.ok], expected[pair], atol=0.01)
+
     def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
         config = EmbedConfig((("highpass", "full"),))
         todo = plan(catalog, str(tmp_path), config, {})
@@ -252,6 +282,17 @@ class TestStages:
         assert found["vector_0"].shape == (7, 10)
         masks = np.unpackbits(found["mask"], axis=1).reshape(-1, 256, 256).astype(bool)
         np.testing.assert_array_equal(masks[-1], threshold_mask(found["pixels"][-1]))
+
+    def test_what_needs_a_networks_mask_waits_for_it(self, tmp_path):
+        draw(tmp_path / "x", 2)
+        spoil(tmp_path / "x")
+        pairs = [("lbp", "lungs"), ("lbp", "full"), ("lbp-mean", "outer")]
+        found = stages.decode_block(self.batch(tmp_path), pairs, "unet:somewhere")
+        plain = stages.decode_block(self.batch(tmp_path), pairs, "threshold")
+        assert [name for name in found if name.startswith("vector_")] == ["vector_1"]
+        np.testing.assert_array_equal(found["vector_1"], plain["vector_1"])
+        assert not found["mask"].any()
+        assert not found["no_lungs"].any()
 
     def test_only_wanted_rows_are_written(self, tmp_path):
         draw(tmp_path / "x", 3)

@@ -165,8 +165,21 @@ def test_dice_by_hand():
 
 def test_masks_by_name():
     assert lungs.get_mask("threshold") is lungs.threshold_mask
-    with pytest.raises(UsageError, match=r"got 'unet9', expected one of \['threshold'\]"):
-        lungs.get_mask("unet9")
+    assert not lungs.is_network("threshold")
+    for name in ("lungmask", "unet:work/models/unet", "unet:s3://bucket/unet"):
+        assert lungs.is_network(name)
+        lungs.check_mask(name)
+        with pytest.raises(UsageError, match="runs on a device"):
+            lungs.get_mask(name)
+
+
+@pytest.mark.parametrize("name", ["unet9", "unet", "unet:", "Threshold", ""])
+def test_unknown_masks(name):
+    for asked in (lungs.check_mask, lungs.get_mask):
+        with pytest.raises(
+            UsageError, match=rf"got '{name}', expected one of \['lungmask', 'threshold', 'unet:FOLDER'\]"
+        ):
+            asked(name)
 
 
 def test_agrees_with_radiologists(shared):

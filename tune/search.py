@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in left_out:
         log.warning("left out: %s", line)
     embedding = embed_config(options, pairs)
-    weights = load_all_weights(embedding.backbones, options.weights)
+    weights = load_all_weights(embedding.backbones, options.weights, embedding.network_mask)
     with held(options.work, "tune.search"):
         work = store.absolute(options.work)
         catalog = read_collection(options.data, work, options.allow_outside)
