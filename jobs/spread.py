@@ -68,16 +68,18 @@ def spread(
     """
     board = _start_board() if any(call.reports for call in calls.values()) else None
     waiting = {_submit(name, call, gpus, board): name for name, call in calls.items()}
-    while waiting:
-        ended, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_EVERY)
-        if board and look:
-            with suppress(ray.exceptions.RayError, TimeoutError):  # it only says how far things are
-                look(ray.get(board.read.remote(), timeout=LOOK_EVERY))
-        for reference in ended:
-            name = waiting.pop(reference)
-            yield name, _outcome(name, reference)
-    if board:
-        ray.kill(board)
+    try:
+        while waiting:
+            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_EVERY)
+            if board and look:
+                with suppress(ray.exceptions.RayError, TimeoutError):  # it only says how far things are
+                    look(ray.get(board.read.remote(), timeout=LOOK_EVERY))
+            for reference in ended:
+                name = waiting.pop(reference)
+                yield name, _outcome(name, reference)
+    finally:
+        if board:
+            ray.kill(board)
 
 
 def _start_board() -> Any:

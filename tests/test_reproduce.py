@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from gansfp.embed import EmbedConfig, identity, load_all_weights
 from gansfp.errors import UsageError
 from gansfp.recipes import RECIPES, find
 from gansfp.statistics import Figure
+from gansfp.training import Settings
 from jobs import predictions, reproduce, trained
+from jobs import spread as spreading
 from jobs.side_by_side import Row, as_csv, as_markdown
+from jobs.spread import Call, spread
+from jobs.trained import Planner, Scale
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -258,6 +263,77 @@ class TestTheCommand:
         told = [line for line in map(json.loads, lines) if line["stage"] == "reproduce"]
         assert told[0]["failed"] == 2
         assert told[-1]["configuration"]["systems"] == [recipe.name for recipe in find(CHOSEN.split(","))]
+
+
+class TestSpread:
+    def test_each_call_has_its_outcome(self, done, caplog):
+        def gives(value):
+            return value + 1
+
+        def refuses():
+            raise UsageError("not this")
+
+        def breaks():
+            raise ValueError("two\nlines")
+
+        def dies():
+            os._exit(1)
+
+        def trains(rounds, device, report):
+            for number in range(rounds):
+                report({"epoch": number})
+            return device
+
+        calls = {
+            "gives": Call(gives, (1,)),
+            "refuses": Call(refuses),
+            "breaks": Call(breaks),
+            "dies": Call(dies),
+            "trains": Call(trains, (3,), on_device=True, reports=True),
+        }
+        looked = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(spreading, "RETRIES", 0)
+            found = dict(spread(calls, 0, lambda told: looked.append(told)))
+        assert found["gives"].value == 2
+        assert found["refuses"].error == "not this"
+        assert found["breaks"].error == "ValueError: two"
+        assert "Traceback" in caplog.text  # of the defect alone
+        assert caplog.text.count("Traceback") == 1
+        assert found["dies"].error.startswith("its process was lost")
+        assert found["trains"].value == "cpu"
+        assert all(told.get("trains", {}).get("reports", 0) <= 3 for told in looked)
+
+
+class TestScale:
+    def test_what_is_scaled_down_is_said(self):
+        recipe, inception, autoencoder = find(["1", "4", "37"])
+        assert Scale().told(recipe) == []
+        assert Scale(epochs=50, batch_size=256, input_size=224).told(recipe) == []
+        assert Scale(3, 20, 64, 8).told(recipe) == ["scaled down: 3 epochs, 20 steps, 64 px, batches of 8"]
+        assert Scale(input_size=64).size(inception) == 75
+        assert Scale(input_size=100).size(autoencoder) == 64
+        settings = Scale(3, 20, 64, 8).settings(recipe.training, 7)
+        assert settings == Settings("sgd", 1e-3, 8, 3, 10, 20, 7)
+        assert Scale(epochs=99).settings(recipe.training, 0).epochs == 50
+
+    def test_published_trainings(self, challenge):
+        """The stages that each plan comes to, on two sets."""
+        planner = Planner(read_catalog(str(challenge)), Scale(), "threshold", 0)
+        of = {number: planner.plan(find([number])[0], None) for number in ("1", "7", "13", "17", "37")}
+        stages = {n: [[s.name for s in t.stages] for t in of[n].trainings] for n in ("1", "7", "13", "17")}
+        assert stages["1"] == [["set clean", "set warp"]]
+        assert stages["7"] == [["known generators"]]
+        assert stages["13"] == [["real against generated"]]
+        assert [len(names) for names in stages["17"]] == [4, 4]
+        served = {n: list(plan.source.models) for n, plan in of.items()}
+        assert all(served[n] == [""] for n in ("1", "7", "13"))
+        assert all(served[n] == ["clean", "warp"] for n in ("17", "37"))
+        (training,) = of["13"].trainings
+        assert (training.head, training.copies, training.augmentation) == ("dropout_dense", 50, "kde-lab-2024")
+        assert training.stages[0].examples.counts() == {"real": 32, "generated": 60}
+        assert training.stages[0].settings == Settings("adam", 1e-4, 32, 50, 0)
+        assert len(of["37"].trainings[0].slices) == 80
 
 
 class TestRows:
