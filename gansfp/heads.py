@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from gansfp.backbones import preparation
 from gansfp.training import Batch, Examples
@@ -65,18 +66,35 @@ class Looking:
         return (seen[:, None] * scale + shift).contiguous(memory_format=torch.channels_last)
 
 
+def folded(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The batch norms of a network into which they were folded, as for 8-bit arithmetic; none of any other network.
+
+    Each leaves its input as it is but for a bias: mean 0, variance 1 less epsilon. By a batch's own statistics it would
+    not, and the layers behind it would see nothing that they know.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
+    statistics = [(layer.running_mean, layer.running_var) for layer in layers]
+    as_folded = [
+        mean is not None and not mean.any() and var is not None and not (var == 1).any() for mean, var in statistics
+    ]
+    return list(layers) if all(as_folded) else []
+
+
 @dataclass
 class SliceLearner:
-    """A classifier as gansfp.training.Learner."""
+    """A classifier as gansfp.training.Learner. frozen: layers that keep their statistics, see folded."""
 
     model: torch.nn.Module
     train: Examples
     valid: Examples
     looking: Looking
     head: Head
+    frozen: Sequence[torch.nn.Module] = ()
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """(n,) the head's loss."""
+        for layer in self.frozen:
+            layer.eval()
         inputs = self.looking(batch["pixels"], batch.get("mask"))
         alone = model.training and len(inputs) == 1  # batch norm has no variance to go by
         logits = model(inputs.repeat(2, 1, 1, 1))[:1] if alone else model(inputs)

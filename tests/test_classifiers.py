@@ -16,7 +16,7 @@ from gansfp.classifiers import ClassifierTraining, predict
 from gansfp.embed import Embedder, load_all_weights
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.examples import split_by_group
-from gansfp.heads import HEADS, Looking, SliceLearner
+from gansfp.heads import HEADS, Looking, SliceLearner, folded
 from gansfp.lungs import threshold_mask
 from gansfp.models import read_model
 from gansfp.phantom import phantoms
@@ -254,6 +254,24 @@ def test_a_lone_example_has_a_finite_loss_and_gradient():
     sums = learner.measure(network.eval(), batch)
     assert set(sums) == {"loss", "right", "count"}
     assert learner.figures({"loss": 6.0, "right": 3.0, "count": 4.0}) == {"loss": 1.5, "accuracy": 0.75}
+
+
+def test_folded_batch_norms_keep_their_statistics():
+    network = timm.create_model("resnet10t", num_classes=2)
+    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert folded(network) == []  # as it is made
+    for layer in layers:
+        layer.running_var.fill_(1 - layer.eps)
+    assert folded(network) == layers
+    network.train()
+    batch = {"pixels": torch.randint(0, 256, (4, 256, 256), dtype=torch.uint8), "label": torch.tensor([0, 1, 0, 1])}
+    learner = SliceLearner(network, [], [], Looking("resnet10t", 32, "full"), HEADS["linear"], layers)
+    losses = learner.losses(network, batch)
+    torch.testing.assert_close(losses, learner.losses(network.eval(), batch))
+    losses.sum().backward()
+    assert all(layer.bias.grad is not None and not layer.running_mean.any() for layer in layers)
+    layers[0].running_mean[0] = 0.1
+    assert folded(network) == []  # as training leaves it
 
 
 def test_predictions_of_files_that_cannot_be_read_are_no_numbers(trained, few, tmp_path):
