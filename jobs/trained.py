@@ -59,7 +59,8 @@ class Scale:
 
     def settings(self, plan: TrainingPlan, seed: int) -> Settings:
         """The plan's, scaled down."""
-        epochs = min(self.epochs or plan.epochs, plan.epochs)
+        # An epoch has a step at least, so there are no more of them than steps.
+        epochs = min(plan.epochs, self.epochs or plan.epochs, self.max_steps or plan.epochs)
         batch = self.batch_size or plan.batch
         return Settings(plan.optimiser, plan.rate, batch, epochs, plan.patience, self.max_steps, seed)
 

@@ -316,6 +316,7 @@ class TestScale:
         settings = Scale(3, 20, 64, 8).settings(recipe.training, 7)
         assert settings == Settings("sgd", 1e-3, 8, 3, 10, 20, 7)
         assert Scale(epochs=99).settings(recipe.training, 0).epochs == 50
+        assert Scale(max_steps=20).settings(recipe.training, 0).epochs == 20
 
     def test_published_trainings(self, challenge):
         """The stages that each plan comes to, on two sets."""
