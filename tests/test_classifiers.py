@@ -24,7 +24,7 @@ from gansfp.simulate import SimulationConfig, simulate
 from gansfp.slices import load
 from gansfp.training import Settings
 from gansfp.transfers import Stage, labelled
-from gansfp.weights import load_weights
+from gansfp.weights import Weights, load_weights
 
 QUICK = Settings("adam", 1e-3, batch=8, epochs=1, patience=0, max_steps=2)
 
@@ -208,6 +208,29 @@ def test_with_other_processes_all_learn_from_the_same_labels(catalog, few, tmp_p
     alone = training.run(str(tmp_path / "alone"), "cpu")
     assert facts["figures"] == alone["figures"]
     assert facts["skipped"] == alone["skipped"]
+
+
+def test_masks_of_a_network(few, tmp_path, monkeypatch):
+    class Segmenter:
+        def __init__(self, name, weights, device):
+            assert (name, weights.digest, device) == ("unet:models/a", "d1", "cpu")
+
+        def __call__(self, pixels):
+            return np.stack([threshold_mask(one) for one in pixels])
+
+    monkeypatch.setattr("gansfp.network_masks.Segmenter", Segmenter)
+    stages, weights = (Stage("a", few, settings=QUICK),), Weights("unet:models/a", {}, "d1")
+    training = ClassifierTraining("conv5", stages, "lungs", "unet:models/a", size=32, mask_weights=weights)
+    facts = training.run(str(tmp_path / "unet"), "cpu")
+    assert facts["identity"]["mask"] == "unet:d1"
+    ClassifierTraining("conv5", stages, "lungs", size=32).run(str(tmp_path / "threshold"), "cpu")
+    expected = predict(str(tmp_path / "threshold"), few, "cpu")
+    said = predict(str(tmp_path / "unet"), few, "cpu", masker=training._masker("cpu"))
+    np.testing.assert_array_equal(said, expected)
+    with pytest.raises(UsageError, match=r"runs on a device, by gansfp\.network_masks"):
+        predict(str(tmp_path / "unet"), few, "cpu")
+    with pytest.raises(UsageError, match="'threshold' takes no weights"):
+        ClassifierTraining("conv5", stages, "lungs", size=32, mask_weights=weights)
 
 
 def test_the_published_head_and_copies(few, tmp_path):
