@@ -2,6 +2,7 @@
 #     make audit                        installs, makes a challenge with known truth, audits it: ./data and ./work
 #     make audit ARGS="--data DATA"     the same with options of jobs.audit
 #     make test, make quick, make lint  what a change must pass
+#     make long                         the tests that take minutes each: all 60 systems, a U-Net at full settings
 # Paths are relative and programs are run by `python -m`, so that the checkout may lie in a path with spaces.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python -m
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: audit test quick lint
+.PHONY: audit test quick long lint
 
 audit: $(VENV)/installed
 	$(RUN) jobs.audit $(ARGS)
@@ -21,7 +22,10 @@ test: $(VENV)/installed-dev
 	$(RUN) pytest $(ARGS)
 
 quick: $(VENV)/installed-dev
-	$(RUN) pytest -m "not slow" $(ARGS)
+	$(RUN) pytest -m "not slow and not long" $(ARGS)
+
+long: $(VENV)/installed-dev
+	$(RUN) pytest -m long $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(RUN) ruff check .

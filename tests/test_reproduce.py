@@ -362,7 +362,8 @@ class TestRows:
         assert rows[3]["error"] == "no | file"
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_all_sixty_have_figures(challenge, tmp_path):
     options = ["--data", str(challenge), "--work", str(tmp_path), *SMALL]
     reproduce.main(options)
