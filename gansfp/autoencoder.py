@@ -94,6 +94,21 @@ class _Learner:
         return {"loss": sums["loss"] / sums["count"]}
 
 
+class _ToLatent(nn.Linear):
+    """A linear layer that sees its features divided by how often 4x4 positions go into theirs, and starts out alike.
+
+    A step of Adam moves every weight by its rate, so from 16x16 positions the latent numbers would move sixteen times
+    as far as from 4x4: at 256x256 pixels the sigmoid was driven into saturation, out of which 24 steps did not lead.
+    """
+
+    def __init__(self, features: int, latent: int) -> None:
+        super().__init__(features, latent)
+        self.share = min(1.0, 16 * CHANNELS[-1] / features)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features * self.share)
+
+
 class Autoencoder(nn.Module):
     """(n, 1, size, size) float32 from 0 to 1 -> the same, through 128 numbers. size: of SIZES; seed: of its start."""
 
@@ -106,7 +121,7 @@ class Autoencoder(nn.Module):
         back = [nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise((*CHANNELS[::-1], 1))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = nn.Sequential(*there, nn.Flatten(), nn.Linear(features, LATENT))
+            self.encoder = nn.Sequential(*there, nn.Flatten(), _ToLatent(features, LATENT))
             self.decoder = nn.Sequential(
                 _stage(nn.Linear(LATENT, features)),
                 nn.Unflatten(1, (CHANNELS[-1], side, side)),
@@ -253,7 +268,9 @@ def _initialise(layer: nn.Module) -> None:
     """He et al. (2015): by what an output is summed from. PyTorch's own start shrinks a signal from layer to layer, and
     three times as many steps go by before anything but the mean slice comes out."""
     if isinstance(layer, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
-        summed = layer.weight[0].numel()
+        summed: float = layer.weight[0].numel()
+        if isinstance(layer, _ToLatent):
+            summed *= layer.share**2
         if isinstance(layer, nn.ConvTranspose2d):  # of its kernel, strides let every output see a part
             summed = layer.in_channels * layer.weight[0, 0].numel() // math.prod(layer.stride)
         nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / ((1 + _SLOPE**2) * summed)))

@@ -219,6 +219,10 @@ def test_the_documented_architecture():
     network = Autoencoder(256)
     assert [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)] == [32, 64, 128, 256]
     given = torch.rand(2, 1, 256, 256)
+    latent = network.encoder[5]
+    wanted = network.encoder[:5](given).mul(1 / 16) @ latent.weight.T  # 16x16 positions, sixteen times 4x4
+    torch.testing.assert_close(network.encoder(given), wanted)
+    assert 0.5 < latent.weight.std() * (1.04 * 65536 / 2) ** 0.5 / 16 < 2
     assert network.encoder(given).shape == (2, 128)
     made = network(given)
     assert made.shape == given.shape
