@@ -24,9 +24,11 @@ from gansfp.autoencoder import AutoencoderTraining
 from gansfp.backbones import parse_backbone
 from gansfp.catalog import Catalog
 from gansfp.classifiers import HEADS, ClassifierTraining
+from gansfp.embed import EmbedConfig
 from gansfp.errors import UsageError
 from gansfp.examples import LabelledSlices
 from gansfp.masked_slices import pair_folders
+from gansfp.network_masks import load_mask
 from gansfp.slices import SIDE
 from gansfp.training import OPTIMISERS, Settings
 from gansfp.transfers import PUBLISHED_STAGES, SET_TARGETS, StagePlan, find_stages, read_stages
@@ -179,6 +181,7 @@ def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tupl
         options.head,
         _start(options, backbone.random),
         options.seed,
+        mask_weights=_mask(options),
     )
     return options.name or f"{backbone.model}-{about}", training, training.epochs
 
@@ -187,6 +190,12 @@ def _start(options: argparse.Namespace, random: bool) -> Weights | None:
     """The weights that training starts from; None: random ones, where they are asked for or the network has none."""
     model = parse_backbone(options.backbone).model
     return None if random else load_weights(model, options.weights)
+
+
+def _mask(options: argparse.Namespace) -> Weights | None:
+    """The weights of the lung mask, where a network makes it and the view asks for it."""
+    wanted = EmbedConfig(((options.backbone, options.view),), options.lungs).network_mask
+    return load_mask(wanted, options.weights) if wanted else None
 
 
 def _add_autoencoder(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,7 @@ def grid(task: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 def suggest(trial: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, Any]:
     """One trial as Optuna draws it; a parameter exists only under the backbone that has it."""
-    backbone, _, view = trial.suggest_categorical("pair", [f"{b} {v}" for b, v in pairs]).partition(" ")
+    backbone, _, view = trial.suggest_categorical("pair", [f"{b} {v}" for b, v in pairs]).rpartition(" ")
     components = trial.suggest_categorical("components", [0, 0.8, 0.9, 0.95, 0.99])
     rests = _RESTS[task](backbone)
     choice = 0
