@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from gansfp import texture
-from gansfp.backbones import Backbone, Network, Preparation, check_runs, parse_backbone
+from gansfp.backbones import Backbone, Network, check_runs, parse_backbone
 from gansfp.errors import UsageError
 from gansfp.lungs import check_mask, is_network
 from gansfp.slices import SIDE
 from gansfp.stopwatch import Stopwatch
-from gansfp.views import View, boxes, get_view, regions, resample
+from gansfp.views import boxes, get_view, regions
 from gansfp.weights import Weights, check_folder, load_weights
 
 PRECISIONS = ("bfloat16", "float32")
@@ -165,7 +165,7 @@ class Embedder:
                 network = self._networks[key]
                 geometry = network.preparation.geometry
                 if geometry not in inputs:
-                    inputs[geometry] = _input(network.preparation, viewed, view, box)
+                    inputs[geometry] = network.preparation.see(viewed, view, box)
                 watch.mark("view")
                 vectors = network(inputs[geometry], wanted)
                 found |= {(backbone, name): vector for backbone, vector in vectors.items()}
@@ -226,13 +226,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     raise OutOfMemoryError."""
     told = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in told)
-
-
-def _input(prepared: Preparation, viewed: torch.Tensor, view: View, box: torch.Tensor) -> torch.Tensor:
-    """A view at a network's input size. A cropped view fills it: timm's centre crop would cut into the lungs."""
-    if not view.crop:
-        return prepared.apply(viewed)
-    return resample(viewed, box, prepared.size, mode="bicubic").round_().clamp_(0, 255)
 
 
 def _highpass(backbone: Backbone, slices: torch.Tensor, region: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
