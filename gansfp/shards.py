@@ -97,7 +97,7 @@ def settle(work: str, identity: Mapping[str, str], images: Mapping[str, str], re
     as left by a run that was killed while its last tasks were still writing.
     """
     kept: set[str] = set()
-    for path, table in _tables(work, identity, ["image_id", "sha256"], broken=_remove):
+    for path, table in _tables(work, identity, ["image_id", "sha256"], broken=store.remove):
         ids, hashes = table["image_id"].to_pylist(), table["sha256"].to_pylist()
         good = []
         for image_id, sha256 in zip(ids, hashes, strict=True):
@@ -109,7 +109,7 @@ def settle(work: str, identity: Mapping[str, str], images: Mapping[str, str], re
             rest = store.read_parquet(path).filter(pa.array(good))
             if rest.num_rows:  # first the new shard, then away with the old one: a kill in between loses nothing
                 _write(work, identity, rest)
-            _remove(path)
+            store.remove(path)
     return kept & images.keys()
 
 
@@ -193,13 +193,3 @@ def _read(path: str, identity: Mapping[str, str], columns: list[str] | None) -> 
             return file.read(columns=columns) if found == dict(identity) else None
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and UnicodeDecodeError are ValueErrors
         return error
-
-
-def _remove(path: str) -> None:
-    file_system, inner = store.open_store(path)
-    try:
-        file_system.delete_file(inner)
-    except FileNotFoundError:
-        pass  # another run has tidied up at the same time
-    except OSError as error:
-        raise DataError(f"{path}: cannot be removed ({store.one_line(error)})") from error

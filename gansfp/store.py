@@ -146,23 +146,13 @@ def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
 
 
 def remove(uri: str) -> None:
-    """Removes a file; one that is not there is gone already. Raises DataError where that fails."""
+    """Removes a file, or a folder and all below it; what is not there is gone already. Raises DataError where that
+    fails."""
     store, path = open_store(uri)
     try:
-        store.delete_file(path)
+        (store.delete_dir if store.get_file_info(path).type == fs.FileType.Directory else store.delete_file)(path)
     except FileNotFoundError:
         pass  # another run has tidied up at the same time
-    except OSError as error:
-        raise DataError(f"{uri}: cannot be removed ({one_line(error)})") from error
-
-
-def remove_folder(uri: str) -> None:
-    """Removes a folder and all below it; one that is not there is gone already. Raises DataError where that fails."""
-    store, path = open_store(uri)
-    try:
-        store.delete_dir(path)
-    except FileNotFoundError:
-        pass
     except OSError as error:
         raise DataError(f"{uri}: cannot be removed ({one_line(error)})") from error
 

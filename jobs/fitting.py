@@ -47,7 +47,7 @@ def fit(training: Training, work: str, name: str, epochs: int, gpus: int | None 
     folder = store.join(work, "models", name)
     # What Ray Train writes for itself: locally in one place, so that what a killed run has left goes away.
     notes = store.join(work, "models", f".ray-{uuid.uuid4().hex[:12]}" if store.is_remote(work) else ".ray")
-    store.remove_folder(notes)
+    store.remove(notes)
     file_system, path = store.open_store(notes)
     trainer = TorchTrainer(
         _train,
@@ -68,7 +68,7 @@ def fit(training: Training, work: str, name: str, epochs: int, gpus: int | None 
     except ray.train.TrainingFailedError as error:
         raise GansfpError(f"{folder}: training failed ({store.one_line(error)[:200]}); run it again") from error
     finally:
-        store.remove_folder(notes)
+        store.remove(notes)
         told.shutdown()
     if "error" in found:
         raise getattr(errors, found["error"][0])(found["error"][1])

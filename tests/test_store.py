@@ -168,3 +168,12 @@ def test_read_csv_of_a_bad_file(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         store.read_csv(str(path), ("image_id",))
     assert "\n" not in str(caught.value)
+
+
+def test_remove_takes_files_and_folders_and_what_is_not_there(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "file").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "below", "nothing"):
+        store.remove(str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
