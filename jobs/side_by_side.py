@@ -15,7 +15,7 @@ QUESTIONS = {
     "membership": "Membership: were these slices used? Mean F1 over the sets",
     "attribution": "Attribution: which generator? Adjusted Rand index",
 }
-LONGEST = 60  # characters of a note that stands in its row
+LONGEST = 45  # characters of a note that stands in its row
 NOTHING = Figure(math.nan)
 
 

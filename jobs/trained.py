@@ -22,7 +22,7 @@ from gansfp.models import read_facts
 from gansfp.recipe import PlannedStage, Recipe, TrainingPlan
 from gansfp.slices import SIDE
 from gansfp.training import Report, Settings
-from gansfp.transfers import StagePlan, find_stages
+from gansfp.transfers import Stage, StagePlan, find_stages
 from gansfp.weights import Weights
 from jobs.pictures import Pictures
 from jobs.progress import Progress
@@ -106,9 +106,8 @@ class Planner:
     folders: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self._stages: dict[
-            tuple[StagePlan, ...], Any
-        ] = {}  # recipes share them, and each skipped one is warned of once
+        # Recipes share them, and the log says once of each that is skipped.
+        self._stages: dict[tuple[StagePlan, ...], tuple[Stage, ...]] = {}
 
     def plan(
         self, recipe: Recipe, start: Weights | None, pictures: Pictures | None = None, mask: Weights | None = None

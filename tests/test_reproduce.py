@@ -30,12 +30,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 # One of each kind: embeddings as they are, of one class and of both tasks; classifiers that decide, that embed, that
 # look at enlarged slices; autoencoders.
-CHOSEN = "22,45,54,8,5,16,17,37,38"
+CHOSEN = "22,45,54,5,16,17,37,38"
 BASELINES = {
     "membership": ["all used", "random", "bytes", "mean grey", "grey levels"],
     "attribution": ["one cluster", "random", "bytes", "mean grey", "grey levels"],
 }
-SMALL = ["--random-weights", "--max-steps", "1", "--input-size", "32", "--batch-size", "8"]
+FEW = ["--max-actors", "1"]  # each takes seconds to start
+SMALL = ["--random-weights", "--max-steps", "1", "--input-size", "32", "--batch-size", "8", *FEW]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +68,7 @@ def arguments(challenge, folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def without_all_weights(arguments):
     """The rows of a run in which some weights are missing."""
-    reproduce.main(["--systems", "45,54,59,7", *arguments])
+    reproduce.main(["--systems", "45,54,59,7", *FEW, *arguments])
     return read(arguments)
 
 
@@ -121,7 +122,7 @@ class TestTheTable:
                 assert float(done[number][f"accuracy_{name}"]) == pytest.approx(accuracy_score(*pairs), abs=1e-5)
             assert float(done[number]["reproduced"]) == pytest.approx(np.mean(each), abs=1e-5)
         known = truth(challenge, "attribution/test", "generator")
-        for number in ("8", "45", "54"):
+        for number in ("45", "54"):
             said = predicted(arguments, number, "attribution")
             ari = adjusted_rand_score([known[image] for image in said], list(said.values()))
             assert float(done[number]["reproduced"]) == pytest.approx(ari, abs=1e-5)
@@ -130,7 +131,6 @@ class TestTheTable:
             generators = [next((challenge / "attribution/train").glob(f"*/{image}.png")).parent.name for image in said]
             ari = adjusted_rand_score(generators, list(said.values()))
             assert float(done[number]["reproduced_known"]) == pytest.approx(ari, abs=1e-5)
-        assert done["8"]["reproduced_known"] == ""
 
     def test_published_figures_and_what_is_assumed(self, done):
         for number in CHOSEN.split(","):
@@ -143,7 +143,7 @@ class TestTheTable:
     def test_what_makes_a_row_another_system_is_said(self, done):
         assert done["54"]["notes"] == ""
         assert done["22"]["notes"] == "random weights"
-        assert done["8"]["notes"] == "random starting weights; scaled down: 1 steps, 32 px, batches of 8"
+        assert done["5"]["notes"] == "random starting weights; scaled down: 1 steps, 32 px, batches of 8"
         assert done["16"]["notes"] == "random super-resolution; scaled down: 1 steps, 32 px, batches of 8"
         assert "stage 'COVID-19 CT' skipped: no data is named" in done["17"]["notes"]
 
@@ -177,9 +177,9 @@ class TestWhatItStandsOn:
                     assert decision.prediction[np.array(labels) == -1].tolist() == list(said.values())
 
     def test_systems_that_share_a_training_share_its_network(self, done, arguments):
-        """38 stands on 37's autoencoders, one a set; 17 has a network a set, 5, 8 and 16 one each."""
+        """38 stands on 37's autoencoders, one a set; 17 has a network a set, 5 and 16 one each."""
         names = sorted(path.name.rpartition("-")[0] for path in (work_of(arguments) / "models").iterdir())
-        assert names == [*["autoencoder"] * 2, *["conv5"] * 2, "densenet121", "mobilenetv2_100", "resnet18"]
+        assert names == [*["autoencoder"] * 2, *["conv5"] * 2, "densenet121", "mobilenetv2_100"]
 
     def test_each_embedding_is_there_once_and_for_what_needs_it(self, done, arguments):
         there = {path.name for path in (work_of(arguments) / "embeddings").iterdir() if "@%2F" not in path.name}
@@ -219,7 +219,7 @@ class TestGoingOn:
         reproduce.main(["--systems", "45,37", *SMALL, *theirs])
         rows = read(theirs)
         assert rows["37"]["error"] == "set warp: got 0 slices labelled used and 16 not used, expected some of both"
-        assert rows["membership bytes"]["error"] == rows["37"]["error"]
+        assert rows["membership bytes"]["error"].startswith("set warp: ")
         assert rows["45"]["status"] == rows["attribution bytes"]["status"] == "no truth"
         assert rows["45"]["reproduced"] == rows["45"]["low"] == ""
         assert rows["45"]["reproduced_known"] == done["45"]["reproduced_known"]  # which folders tell
