@@ -26,7 +26,7 @@ from gansfp import store
 from gansfp.catalog import Catalog
 from gansfp.embed import PRECISIONS, EmbedConfig
 from gansfp.errors import GansfpError
-from gansfp.lungs import MASKS
+from gansfp.lungs import MASK_NAMES
 from gansfp.metrics import decision_metrics, f1_all_used, partition_metrics
 from gansfp.recipe import Recipe
 from gansfp.recipes import find
@@ -229,7 +229,7 @@ def parser() -> Parser:
     found.add_argument(
         "--random-weights", action="store_true", help="random ones where weights cannot be had; the row says so"
     )
-    found.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASKS)}")
+    found.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASK_NAMES)}")
     found.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
     found.add_argument("--seed", type=seed, default=0)
     found.add_argument("--epochs", type=positive, help="of training, at most; as all that scales down, the row says it")
