@@ -195,7 +195,7 @@ class UnetTraining:
     Raises DataError where that leaves nothing to train on or to validate with.
     """
 
-    SETTINGS: ClassVar[Settings] = Settings("adam", 2e-3, batch=8, epochs=40, patience=12)
+    SETTINGS: ClassVar[Settings] = Settings("adam", 2e-3, batch=8, epochs=60, patience=12)
 
     examples: MaskedSlices
     settings: Settings = SETTINGS

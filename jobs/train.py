@@ -35,7 +35,7 @@ from gansfp.transfers import PUBLISHED_STAGES, SET_TARGETS, StagePlan, find_stag
 from gansfp.unet import UnetTraining
 from gansfp.views import VIEWS
 from gansfp.weights import WEIGHT_ENDINGS, Weights, load_weights
-from jobs.cli import Parser, add_outside_option, check_places, count, positive, run, seed
+from jobs.cli import Parser, add_outside_option, check_places, count, names, positive, run, seed
 from jobs.cluster import add_cluster_options, start_ray
 from jobs.collection import read_collection
 from jobs.fitting import Training, fit
@@ -123,10 +123,13 @@ def _settings(options: argparse.Namespace, defaults: Settings) -> Settings:
 def _add_unet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, help="a folder of slices; groups.csv in it names their volumes")
     parser.add_argument("--masks", required=True, help="a folder of their lung masks, under the same names")
+    parser.add_argument(
+        "--held-out", type=names, default=(), help="volumes to validate with (default: drawn by --seed)"
+    )
 
 
 def _prepare_unet(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
-    training = UnetTraining(pair_folders(options.images, options.masks), settings)
+    training = UnetTraining(pair_folders(options.images, options.masks), settings, options.held_out)
     return options.name or "unet", training, settings.epochs
 
 

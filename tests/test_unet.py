@@ -195,20 +195,14 @@ def test_a_short_training_finds_the_lungs_of_other_patients(trained):
     assert np.mean(dices) == pytest.approx(figures["dice"], abs=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_training_nears_radiologists(shared, tmp_path):
-    """The default training, ended after 6 epochs, on volumes that it never saw; two of six are held out.
-
-    The whole of it (`python -m jobs.train unet --images ... --masks ... --work WORK`, 40 epochs) came to a mean Dice of
-    0.966; the threshold mask has 0.949 on the same slices.
-    """
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_default_training_finds_what_radiologists_drew(shared, tmp_path):
+    """On volumes that it never saw, two of six: better than the threshold mask."""
     pairs = pair_folders(str(shared / "lung_masks" / "images"), str(shared / "lung_masks" / "masks"))
-    settings = replace(UnetTraining.SETTINGS, epochs=6, patience=0)
-    facts = UnetTraining(pairs, settings).run(str(tmp_path / "unet"), "cpu")
-    print(facts["figures"], facts["seconds"])
-    assert facts["identity"]["held_out"] == ["medseg9_vol4", "medseg9_vol6"]
-    assert facts["figures"]["dice"] >= 0.92
+    figures = UnetTraining(pairs).run(str(tmp_path / "unet"), "cpu")["figures"]
+    assert figures["dice"] >= 0.96
+    assert figures["dice"] >= figures["threshold_dice"]
 
 
 def test_what_has_ended_is_not_repeated_and_other_examples_are_refused(trained):
