@@ -190,6 +190,7 @@ def _aim24_membership() -> Iterator[Recipe]:
         "linkage: Ward",
         "metric: euclidean",
         "distance to a cluster: to its centroid",
+        "clusters of the test's generated slices, or of the training's where it has none",
         NORMALISED,
         WHOLE_SLICE,
     )
@@ -228,7 +229,7 @@ def _aim24_autoencoders() -> Iterator[Recipe]:
         "autoencoder: convolutions of 32, 64, 128 and 256 channels, 128 latent numbers, mean squared error",
         "Adam 1e-3, batches of 64, 50 epochs, early stopping after 10, 15 % of the slices held out",
         "input 256 pixels",
-        "one autoencoder a set",
+        "one autoencoder a set, of all its generated slices",
         "class means of the set's own labelled slices",
     )
     similar = "SSIM with scikit-image's defaults, range of the error images"

@@ -28,7 +28,11 @@ from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.models import read_finished, read_state, state_place, write_model, write_state
 
 MOMENTUM = 0.9  # of "sgd", as published by KDE-lab 2023 and KDE-med-lab 2024
-CPU_MICRO = 16  # examples that go through a network together on a CPU; on a GPU the whole batch, while it fits
+# Numbers that go through a network together on a CPU, whose system ends a process that takes too much: 16 slices. On a
+# GPU it is the whole batch, halved where it does not fit.
+CPU_NUMBERS = 16 * 256**2
+CHEAP = 1.0  # seconds of writing a state that nobody minds after each epoch
+SELDOM = 20  # where it takes longer: this many times as long is trained before the next one
 AHEAD = 4  # batches that are read while one is computed
 READERS = 8  # threads that read, where a GPU computes
 
@@ -159,10 +163,11 @@ class _Run:
         together = distributed.is_available() and distributed.is_initialized()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
         self.cuda = device.startswith("cuda")
-        self.micro = settings.batch if self.cuda else min(CPU_MICRO, settings.batch)
+        self.micro = settings.batch if self.cuda else min(_fitting(learner.train), settings.batch)
         self.network = learner.model.to(device)
         self.model = DistributedDataParallel(self.network) if self.world > 1 else self.network
         self.optimiser = OPTIMISERS[settings.optimiser](self.network.parameters(), settings.rate)
+        self.written = self.writing = 0.0  # when the last state was, and how long that took
 
     def resume(self) -> _State:
         """Where the last epoch that was finished left off, or the start."""
@@ -192,14 +197,19 @@ class _Run:
         state.history.append({"train_loss": loss, **figures})
         state.seconds += time.monotonic() - started
         if self.rank == 0 and not state.stops(self.settings):
-            content = {
-                "network": self.network.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "state": vars(state),
-            }
-            write_state(self.folder, self.told, content)
+            self._write(state)
         told = {"epoch": state.epoch, "epochs": self.settings.epochs, "steps": state.steps}
         return {**told, "examples_per_second": examples / max(seconds, 1e-9), "train_loss": loss, **figures}
+
+    def _write(self, state: _State) -> None:
+        """Writes what the next epoch starts from; a large one not after each epoch."""
+        started = time.monotonic()
+        if self.writing > CHEAP and started - self.written < SELDOM * self.writing:
+            return
+        content = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "state": vars(state)}
+        write_state(self.folder, self.told, content)
+        self.written = time.monotonic()
+        self.writing = self.written - started
 
     def finish(self, state: _State) -> dict[str, Any]:
         """Writes the best weights and what they are; returns the latter."""
@@ -313,6 +323,13 @@ class _Run:
 
     def _precision(self) -> Any:
         return torch.autocast("cuda", torch.bfloat16) if self.cuda else nullcontext()
+
+
+def _fitting(examples: Examples) -> int:
+    """How many examples go through a network together on a CPU, by the largest array of one; slices of any size that is
+    resized first count as much as whole ones."""
+    numbers = max(int(np.size(value)) for value in examples.item(0, 1).values())
+    return max(1, CPU_NUMBERS // max(numbers, 256**2))
 
 
 def _split(batch: Batch, count: int) -> list[Batch]:

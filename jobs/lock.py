@@ -19,7 +19,8 @@ from gansfp import store
 from gansfp.errors import DataError
 
 NAME = ".lock"
-WRITTEN = ("embeddings", "models", "search", "results", "log")  # the folders of WORK in which killed runs may leave something
+# The folders of WORK in which killed runs may leave something.
+WRITTEN = ("embeddings", "enlarged", "models", "search", "results", "log")
 
 log = logging.getLogger(__name__)
 

@@ -106,7 +106,7 @@ def test_goes_on_where_it_was_stopped(tmp_path, stop):
     seen = []
     facts = run(tmp_path / "parts", learner=again, report=lambda told: seen.append(told["epoch"]))
     assert seen == list(range(stop + 1, 7))
-    assert {epoch for epoch, _ in again.train.seen} == set(range(stop + 1, 7))
+    assert {epoch for epoch, _ in again.train.seen[1:]} == set(range(stop + 1, 7))  # the first tells how large one is
     assert [row["loss"] for row in facts["history"]] == [row["loss"] for row in undisturbed["history"]]
     for name, tensor in read_model(str(tmp_path / "whole"))[1].items():
         assert torch.equal(tensor, read_model(str(tmp_path / "parts"))[1][name])
@@ -140,11 +140,39 @@ def test_without_validation_the_last_epoch_counts(tmp_path):
 @pytest.mark.parametrize("micro", [1, 3, 16])
 def test_parts_of_a_batch_sum_to_it(tmp_path, micro, monkeypatch):
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr(training, "CPU_MICRO", micro)
+    monkeypatch.setattr(training, "CPU_NUMBERS", micro * 256**2)
     parts = run(tmp_path / "parts")
     np.testing.assert_allclose(
         [row["loss"] for row in parts["history"]], [row["loss"] for row in whole["history"]], rtol=1e-4
     )
+
+
+def test_larger_pictures_go_through_in_smaller_numbers(tmp_path):
+    class Pictures(Plane):
+        sizes = ()
+
+        def __init__(self, side):
+            super().__init__(n=16, valid=0)
+            item = self.train.item
+            self.train.item = lambda index, epoch: {**item(index, epoch), "pixels": np.zeros((side, side), np.uint8)}
+
+        def losses(self, model, batch):
+            self.sizes = (*self.sizes, len(batch["x"]))
+            return super().losses(model, batch)
+
+    for side, together in ((32, 16), (256, 16), (512, 4), (2048, 1)):
+        learner = Pictures(side)
+        run(tmp_path / str(side), Settings("sgd", 0.05, 16, 1, 0), learner)
+        assert set(learner.sizes) == {together}
+
+
+def test_a_large_state_is_written_seldom(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(training, "write_state", lambda *_: written.append(1))
+    monkeypatch.setattr(training, "CHEAP", -1.0)
+    monkeypatch.setattr(training, "SELDOM", 1e9)
+    assert run(tmp_path)["epochs"] == 6
+    assert len(written) == 1
 
 
 def test_out_of_memory_halves_what_goes_together(tmp_path):
