@@ -210,9 +210,9 @@ def described(command: str, catalog: Catalog) -> list[str]:
         "",
         "Published figures are of the papers' own data, reproduced ones of this, so they need not agree: "
         f"{' and '.join(data)}. A system is worth what it has above `by chance` and above the baselines in italics, "
-        "which do not look at what is in a picture. **A row with a note on random weights or on training that was "
-        "scaled down says that the system runs, and nothing about the published one.** Numbers in brackets and under "
-        "`assumed` (what the paper leaves open) lead to the list below. `s`: seconds of the decision and of the "
+        "which know no more than a file's size and grey levels. **Figures in (parentheses) are of random weights or of "
+        "training that was scaled down: they show that the system runs, and say nothing about the published one.** "
+        "Numbers in brackets and under `assumed` (what the paper leaves open) lead to the list below. `s`: seconds of the decision and of the "
         "training that it rests on, without embedding. Predictions are in `results/reproduction`, all figures in "
         "`results/reproduction.csv`.",
     ]

@@ -15,6 +15,7 @@ QUESTIONS = {
     "membership": "Membership: were these slices used? Mean F1 over the sets",
     "attribution": "Attribution: which generator? Adjusted Rand index",
 }
+ANOTHER = ("random ", "scaled down")  # how notes begin with which a row is not the published system's
 LONGEST = 45  # characters of a note that stands in its row
 NOTHING = Figure(math.nan)
 
@@ -46,6 +47,11 @@ class Row:
     error: str = ""
 
     @property
+    def comparable(self) -> bool:
+        """False where weights are random or training was scaled down: the system ran, and that is all it says."""
+        return not any(note.startswith(ANOTHER) for note in self.notes)
+
+    @property
     def status(self) -> str:
         """ok, no truth (there are predictions, but nothing to score them by), or failed."""
         return "failed" if self.error else "no truth" if math.isnan(self.reproduced.value) else "ok"
@@ -59,13 +65,13 @@ def as_csv(rows: Sequence[Row]) -> str:
     told = ["id", "name", "paper", "task", "measure", "published", "reproduced", "low", "high", "chance"]
     told += ["published_known", "reproduced_known"]
     per_set = [f"{figure}_{name}" for name in sets for figure in ("f1", "accuracy")]
-    lines.writerow([*told, *per_set, "assumed", "notes", "seconds", "status", "error"])
+    lines.writerow([*told, *per_set, "comparable", "assumed", "notes", "seconds", "status", "error"])
     for row in rows:
         found = row.reproduced
         figures = [row.published, found.value, found.low, found.high, row.chance]
         figures += [row.published_known, row.known]
         figures += [by_set.get(name, math.nan) for name in sets for by_set in (row.f1, row.accuracy)]
-        texts = ["; ".join(row.assumed), "; ".join(row.notes)]
+        texts = ["yes" if row.comparable else "no", "; ".join(row.assumed), "; ".join(row.notes)]
         seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.1f}"
         who = [row.id, row.name, row.paper, row.task, MEASURES[row.task]]
         lines.writerow([*who, *map(_exact, figures), *texts, seconds, row.status, row.error])
@@ -109,6 +115,8 @@ def _cells(row: Row, texts: list[str]) -> list[str]:
     shown = "-" if math.isnan(found.value) else _short(found.value)
     if not math.isnan(found.low):
         shown += f" [{_short(found.low)}, {_short(found.high)}]"
+    if not row.comparable and shown != "-":
+        shown = f"({shown})"
     notes = [f"**failed** [{number(row.error)}]"] if row.error else ["no truth"] if row.status == "no truth" else []
     notes += [note if len(note) <= LONGEST else f"[{number(note)}]" for note in row.notes]
     return [
