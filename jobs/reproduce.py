@@ -213,8 +213,8 @@ def described(command: str, catalog: Catalog) -> list[str]:
         "which know no more than a file's size and grey levels. **Figures in (parentheses) are of random weights or of "
         "training that was scaled down: they show that the system runs, and say nothing about the published one.** "
         "Numbers in brackets and under `assumed` (what the paper leaves open) lead to the list below. `s`: seconds of "
-        "the decision and of the training that it rests on, without embedding. Predictions are in `results/reproduction`, all figures in "
-        "`results/reproduction.csv`.",
+        "the decision and of the training that it rests on, without embedding. Predictions are in "
+        "`results/reproduction`, all figures in `results/reproduction.csv`.",
     ]
 
 
