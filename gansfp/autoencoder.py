@@ -60,6 +60,10 @@ class AutoencoderTraining:
             raise UsageError(f"autoencoder: got slices of {self.slices.side} pixels a side, expected {SIDE}")
 
     @property
+    def epochs(self) -> int:
+        """How many there are at most."""
+        return self.settings.epochs
+
     def identity(self) -> dict[str, Any]:
         """What is trained on what, as model.json says it."""
         architecture = {"kind": "autoencoder", "size": self.size, "channels": list(CHANNELS), "latent": LATENT}
@@ -67,7 +71,7 @@ class AutoencoderTraining:
 
     def run(self, folder: str, device: str = "cpu", report: Report | None = None) -> dict[str, Any]:
         """Trains FOLDER's autoencoder, or goes on with it; returns what FOLDER/model.json holds. Raises as train."""
-        return train(_Learner(self), folder, self.settings, self.identity, device, report)
+        return train(_Learner(self), folder, self.settings, self.identity(), device, report)
 
 
 class _Learner:

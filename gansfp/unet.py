@@ -220,6 +220,11 @@ class UnetTraining:
             return np.flatnonzero(~held), np.flatnonzero(held)
         return split_by_group([0] * len(volumes), self.examples.volumes, self.share, self.settings.seed)
 
+    @property
+    def epochs(self) -> int:
+        """How many there are at most."""
+        return self.settings.epochs
+
     def identity(self) -> dict[str, Any]:
         """What is trained on what."""
         _, held = self.split()

@@ -32,15 +32,22 @@ POLL = 0.2  # seconds between two looks at what the processes tell
 class Training(Protocol):
     """What can be trained: gansfp.unet.UnetTraining, gansfp.classifiers.ClassifierTraining, ..."""
 
+    @property
+    def epochs(self) -> int:
+        """How many there are at most, in all stages together."""
+
+    def identity(self) -> dict[str, Any]:
+        """What is trained on what, as model.json will hold it."""
+
     def run(self, folder: str, device: str, report: Report | None) -> dict[str, Any]:
         """Trains, or goes on, and returns what FOLDER/model.json holds."""
 
 
-def fit(training: Training, work: str, name: str, epochs: int, gpus: int | None = None) -> dict[str, Any]:
+def fit(training: Training, work: str, name: str, gpus: int | None = None) -> dict[str, Any]:
     """Trains WORK/models/<name> on the Ray that this process is connected to; returns what its model.json holds.
 
-    epochs: at most, of all stages, for the progress. gpus: to count on, None: those that are there. Raises GansfpError
-    as the training does, or where its processes died too often.
+    gpus: to count on, None: those that are there. Raises GansfpError as the training does, or where its processes died
+    too often.
     """
     count = usable_gpus(gpus)
     told: Queue = Queue(actor_options={"num_cpus": 0})
@@ -63,7 +70,7 @@ def fit(training: Training, work: str, name: str, epochs: int, gpus: int | None 
         ),
     )
     try:
-        with Progress(f"train {name}", epochs, "epochs") as progress, _shown(told, progress) as found:
+        with Progress(f"train {name}", training.epochs, "epochs") as progress, _shown(told, progress) as found:
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise GansfpError(f"{folder}: training failed ({store.one_line(error)[:200]}); run it again") from error

@@ -16,7 +16,8 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from gansfp import store
 from gansfp.augmentation import AUGMENTATIONS
@@ -28,6 +29,7 @@ from gansfp.embed import EmbedConfig
 from gansfp.errors import UsageError
 from gansfp.examples import LabelledSlices
 from gansfp.masked_slices import pair_folders
+from gansfp.models import read_finished
 from gansfp.network_masks import load_mask
 from gansfp.slices import SIDE
 from gansfp.training import OPTIMISERS, Settings
@@ -74,17 +76,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         check_places(chosen.data, chosen.work)
     with held(chosen.work, "jobs.train"):
-        name, training, epochs = prepare(chosen, settings)
-        train(training, chosen.work, name, epochs, chosen)
+        name, training = prepare(chosen, settings)
+        told = {"identity": training.identity()}
+        told |= (
+            {} if chosen.kind == "classifier" else {"settings": asdict(settings)}
+        )  # stages have settings of their own
+        train(training, name, told, chosen)
 
 
-def train(training: Training, work: str, name: str, epochs: int, options: argparse.Namespace) -> None:
-    """Trains WORK/models/<name>, or goes on with it, and says what came of it."""
-    folder, started = store.join(work, "models", name), time.monotonic()
-    start_ray(options.address, options.verbose)
-    facts = fit(training, work, name, epochs, options.gpus)
-    told = {"name": name, "kind": options.kind, **{key: facts.get(key) for key in ("epochs", "steps", "figures")}}
-    record_stage(work, "train", time.monotonic() - started, told, facts["identity"])
+def train(training: Training, name: str, told: dict[str, Any], options: argparse.Namespace) -> None:
+    """Trains WORK/models/<name>, or goes on with it, and says what came of it; told: what model.json will say of it."""
+    folder, started = store.join(options.work, "models", name), time.monotonic()
+    facts = read_finished(folder, told)
+    if facts is None:
+        start_ray(options.address, options.verbose)
+        facts = fit(training, options.work, name, options.gpus)
+        about = {"name": name, "kind": options.kind, **{key: facts.get(key) for key in ("epochs", "steps", "figures")}}
+        record_stage(options.work, "train", time.monotonic() - started, about, facts["identity"])
+    else:
+        log.info("%s: training has ended before", folder)
     figures = ", ".join(f"{key} {value:.4f}" for key, value in facts["figures"].items())
     print(f"{name}: best epoch {facts['best_epoch']} of {facts['epochs']}, on held-out slices: {figures}")
     print(f"use: {_USE[options.kind].format(folder=folder, backbone=facts['identity'].get('backbone'))}")
@@ -128,9 +138,9 @@ def _add_unet(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _prepare_unet(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
+def _prepare_unet(options: argparse.Namespace, settings: Settings) -> tuple[str, Training]:
     training = UnetTraining(pair_folders(options.images, options.masks), settings, options.held_out)
-    return options.name or "unet", training, settings.epochs
+    return options.name or "unet", training
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +167,7 @@ def _add_classifier(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}; else timm's download")
 
 
-def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
+def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tuple[str, Training]:
     if options.stages and options.target:
         raise UsageError(f"--target: got {options.target!r} beside --stages, which says it for each stage")
     backbone = parse_backbone(options.backbone)
@@ -186,7 +196,7 @@ def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tupl
         options.seed,
         mask_weights=_mask(options),
     )
-    return options.name or f"{backbone.model}-{about}", training, training.epochs
+    return options.name or f"{backbone.model}-{about}", training
 
 
 def _start(options: argparse.Namespace, random: bool) -> Weights | None:
@@ -205,14 +215,14 @@ def _add_autoencoder(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
 
 
-def _prepare_autoencoder(options: argparse.Namespace, settings: Settings) -> tuple[str, Training, int]:
+def _prepare_autoencoder(options: argparse.Namespace, settings: Settings) -> tuple[str, Training]:
     catalog = read_collection(options.data, options.work, options.allow_outside)
     name = _set(catalog, options.set)
     generated = catalog.select("membership", name, role="generated", status="ok")
     columns = [tuple(column.tolist()) for column in (generated.column("uri"), generated.column("sha256"))]
     slices = LabelledSlices(columns[0], (-1,) * len(generated), tuple(generated.groups().tolist()), columns[1])
     training = AutoencoderTraining(slices, options.input_size or SIDE, settings)
-    return options.name or f"autoencoder-{name}", training, settings.epochs
+    return options.name or f"autoencoder-{name}", training
 
 
 def _set(catalog: Catalog, name: str | None) -> str:
@@ -225,7 +235,7 @@ def _set(catalog: Catalog, name: str | None) -> str:
     return name
 
 
-Prepared = Callable[[argparse.Namespace, Settings], tuple[str, Training, int]]
+Prepared = Callable[[argparse.Namespace, Settings], tuple[str, Training]]
 KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Prepared]] = {
     "unet": (_add_unet, _prepare_unet),
     "classifier": (_add_classifier, _prepare_classifier),

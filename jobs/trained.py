@@ -211,14 +211,10 @@ def as_pictures(slices: LabelledSlices, pictures: Pictures, side: int) -> Labell
 def name_of(training: Training) -> str:
     """The folder in WORK/models of what is trained: recipes that ask for the same have the same."""
     if isinstance(training, AutoencoderTraining):
-        what, told = "autoencoder", training.identity | {"settings": asdict(training.settings)}
+        what, told = "autoencoder", training.identity() | {"settings": asdict(training.settings)}
     else:
         what, told = training.backbone, training.identity()
     return f"{what}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}"
-
-
-def _epochs(training: Training) -> int:
-    return training.settings.epochs if isinstance(training, AutoencoderTraining) else training.epochs
 
 
 def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]) -> dict[str, Outcome]:
@@ -239,7 +235,7 @@ def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]
     for names in together.values():
         shared = ray.put({name: todo[name] for name in names})
         calls |= {name: Call(train_one, (name, shared, work), on_device=True, reports=True) for name in names}
-    with Progress("train", sum(map(_epochs, todo.values())), "epochs") as progress:
+    with Progress("train", sum(training.epochs for training in todo.values()), "epochs") as progress:
         ended: dict[str, int] = {}
 
         def look(told: dict[str, dict[str, Any]]) -> None:
@@ -248,7 +244,7 @@ def train_all(trainings: Iterable[Training], work: str, start: Callable[[], int]
             progress.set(sum(ended.values()) + under_way, progress.failed)
 
         for name, outcome in spread(calls, gpus, look):
-            found[name], ended[name] = outcome, _epochs(todo[name])
+            found[name], ended[name] = outcome, todo[name].epochs
             progress.set(max(progress.done, sum(ended.values())), progress.failed + bool(outcome.error))
     failed = sum(bool(found[name].error) for name in todo)
     record_stage(work, "train for systems", time.monotonic() - started, {"done": len(todo), "failed": failed})

@@ -96,11 +96,14 @@ def test_bad_usage_is_one_line_with_the_value(arguments, said, tmp_path, monkeyp
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_real_slices(shared, tmp_path):
-    """What the project promises on the shared challenge: the leaks are found, the generators told apart."""
-    options = ["--weights", str(shared / "weights")]
+@pytest.mark.parametrize(
+    "weights", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)]
+)
+def test_real_slices(weights, shared, tmp_path):
+    """What the project promises on the shared challenge: the leaks are found, the generators told apart; with networks
+    and without."""
+    options = ["--weights", str(shared / "weights")] if weights else []
     done = run("--data", str(shared / "challenge"), "--work", str(tmp_path / "work"), *options, timeout=880)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "work/results/metrics.json").read_text())

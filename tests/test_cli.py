@@ -167,7 +167,8 @@ def test_from_a_shell(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "error: backbone: got 'nope', expected a timm model, highpass, highpass-wW-SIDE, residual or lbp\n"
+        "error: backbone: got 'nope', "
+        "expected a timm model, MODEL@FOLDER, highpass, highpass-wW-SIDE, residual or lbp\n"
     )
     assert time.monotonic() - start < 40  # of which all is Python's imports, on a busy machine
 

@@ -256,7 +256,7 @@ class TestTheCommand:
         assert capsys.readouterr().out == table
         assert readme.read_text() == f"before\n{begin}\n\n{table.partition(chr(10))[2].strip()}\n\n{end}\nafter\n"
         assert f"Written by `python -m jobs.reproduce --systems {CHOSEN}" in table
-        assert "says that the system runs, and nothing about the published one" in table
+        assert "they show that the system runs, and say nothing about the published one" in table
 
     def test_the_stage_is_on_record(self, done, arguments):
         lines = (work_of(arguments) / "log/stages.jsonl").read_text().splitlines()
