@@ -28,10 +28,11 @@ class Pictures:
     uris: dict[str, str]
 
 
-def get_upscaler(folder: str | None, random: bool) -> UpscalerWeights:
-    """ESRGAN from its file in a folder; with `random` an untrained network where there is none. Raises GansfpError."""
+def get_upscaler(name: str, folder: str | None, random: bool) -> UpscalerWeights:
+    """The upscaler of that name, ESRGAN from its file in a folder; with `random` an untrained network where there is
+    none. Raises GansfpError."""
     try:
-        return load_upscaler("esrgan", folder)
+        return load_upscaler(name, folder)
     except WeightsError:
         if not random:
             raise

@@ -55,7 +55,8 @@ class Said:
 
 @dataclass
 class Predictions:
-    """A run over some recipes. weights: a folder of them or None; random: where random ones may stand in."""
+    """A run over some recipes. weights: a folder of them or None; random: where random ones may stand in; upscaler: of
+    the recipe that enlarges slices."""
 
     recipes: Sequence[Recipe]
     catalog: Catalog
@@ -65,6 +66,7 @@ class Predictions:
     random: bool
     seed: int
     gpus: int | None = None
+    upscaler: str = "esrgan"
 
     def __post_init__(self) -> None:
         self.work = self.embedding.work
@@ -196,7 +198,9 @@ class Predictions:
 
     def _enlarge(self, recipe: Recipe) -> Pictures:
         """The first set's slices, which are learnt from, and all unknown ones, enlarged."""
-        upscaler = get_upscaler(self.weights, self.random)
+        upscaler = get_upscaler(self.upscaler, self.weights, self.random)
+        if upscaler.name == "bicubic":
+            self.said[recipe.id].notes.append("bicubic, no super-resolution")
         if upscaler.name.endswith("@random"):
             self.said[recipe.id].notes.append("random super-resolution")
         images = select(self.catalog, frozenset({*REAL, LEARNT_GENERATED}))

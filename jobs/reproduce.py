@@ -182,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.random_weights,
             options.seed,
             options.gpus,
+            options.upscaler,
         )
         levels = baselines.grey(catalog, sorted({recipe.task for recipe in recipes}), work, predictions.start)
         said = predictions.run()
@@ -230,6 +231,9 @@ def parser() -> Parser:
         "--random-weights", action="store_true", help="random ones where weights cannot be had; the row says so"
     )
     found.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASK_NAMES)}")
+    found.add_argument(
+        "--upscaler", choices=("esrgan", "bicubic"), default="esrgan", help="what enlarges the slices of system 16"
+    )
     found.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
     found.add_argument("--seed", type=seed, default=0)
     found.add_argument("--epochs", type=positive, help="of training, at most; as all that scales down, the row says it")

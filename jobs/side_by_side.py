@@ -15,7 +15,7 @@ QUESTIONS = {
     "membership": "Membership: were these slices used? Mean F1 over the sets",
     "attribution": "Attribution: which generator? Adjusted Rand index",
 }
-ANOTHER = ("random ", "scaled down")  # how notes begin with which a row is not the published system's
+ANOTHER = ("random ", "scaled down", "bicubic")  # how notes begin with which a row is not the published system's
 LONGEST = 45  # characters of a note that stands in its row
 NOTHING = Figure(math.nan)
 
