@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from gansfp.embed import is_out_of_memory
+from gansfp.embed import in_batches
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.examples import LabelledSlices, SliceExamples, read_blocks, split_by_group
 from gansfp.models import read_model
@@ -215,26 +216,12 @@ def error_images(
     network, size = _load(folder, device)
     none = ("",) * len(uris)
     unread: list[str] = []
-    at_once = batch
+    at_once, compute = batch, partial(_error_images, network, size=size, device=device)
     for block in read_blocks(LabelledSlices(tuple(uris), (-1,) * len(uris), none, none), batch):
         unread += block.errors
-        images = np.empty((len(block.rows), size, size), np.float32)
-        start = 0
-        while start < len(images):
-            stop = min(start + at_once, len(images))
-            try:
-                images[start:stop] = _error_images(network, block.pixels[start:stop], size, device)
-                start = stop
-                continue
-            except RuntimeError as error:  # of which OutOfMemoryError is one
-                if stop - start == 1 or not is_out_of_memory(error):
-                    raise
-            at_once = (stop - start) // 2  # outside the handler, which would keep the tensors alive
-            log.warning("out of memory on %s: going on with %d slices at once", device, at_once)
-            if device.startswith("cuda"):
-                torch.cuda.empty_cache()
+        parts, at_once = in_batches(compute, (block.pixels,), at_once, device)
         if block.rows:
-            yield np.asarray(block.rows), images
+            yield np.asarray(block.rows), np.concatenate(parts)
     if unread:
         log.warning("%d of %d slices cannot be read and have no error, such as %s", len(unread), len(uris), unread[0])
 

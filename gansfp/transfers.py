@@ -21,7 +21,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -203,16 +203,6 @@ def find_stages(plans: Sequence[StagePlan], catalog: Catalog) -> tuple[Stage, ..
         if stages[-1].skipped:
             log.warning("stage %r is skipped: %s", plan.name, stages[-1].skipped)
     return tuple(stages)
-
-
-def scaled_down(plans: Sequence[StagePlan], epochs: int = 0, max_steps: int = 0) -> tuple[StagePlan, ...]:
-    """The stages with at most so many epochs and optimiser steps each; 0: as they are."""
-
-    def scaled(settings: Settings) -> Settings:
-        fewer = min(epochs or settings.epochs, settings.epochs)
-        return replace(settings, epochs=fewer, max_steps=max_steps or settings.max_steps)
-
-    return tuple(replace(plan, settings=scaled(plan.settings)) for plan in plans)
 
 
 class _AbsentError(Exception):

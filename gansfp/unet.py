@@ -20,7 +20,6 @@ from gansfp.errors import DataError
 from gansfp.examples import split_by_group
 from gansfp.lungs import threshold_mask
 from gansfp.masked_slices import MaskedSlices, read_pair
-from gansfp.masked_slices import pair_folders as pair_folders
 from gansfp.models import read_model
 from gansfp.training import Batch, Examples, Report, Settings, train
 

@@ -78,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with held(chosen.work, "jobs.train"):
         name, training = prepare(chosen, settings)
         told = {"identity": training.identity()}
-        told |= (
-            {} if chosen.kind == "classifier" else {"settings": asdict(settings)}
-        )  # stages have settings of their own
+        if chosen.kind != "classifier":  # whose stages have settings of their own, which are in its identity
+            told["settings"] = asdict(settings)
         train(training, name, told, chosen)
 
 
@@ -118,6 +117,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace, defaults: Settings) -> Settings:
+    """The defaults, but for what was asked for."""
     given = {
         "epochs": options.epochs,
         "max_steps": options.max_steps,
@@ -153,7 +153,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_classifier(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     parser.add_argument(
-        "--backbone", required=True, help="a timm model, conv5 or vgg11_1000; MODEL@random: from nothing"
+        "--backbone",
+        required=True,
+        help="a timm model, conv5, vgg11_1000; @random: from nothing; @FOLDER: trained here",
     )
     parser.add_argument("--target", choices=TARGETS, help="what to tell apart (default: generated)")
     parser.add_argument(
@@ -171,13 +173,15 @@ def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tupl
     if options.stages and options.target:
         raise UsageError(f"--target: got {options.target!r} beside --stages, which says it for each stage")
     backbone = parse_backbone(options.backbone)
+    if backbone.features != "pooled" or backbone.size:
+        raise UsageError(
+            f"--backbone: got {options.backbone!r}, expected MODEL, MODEL@random or MODEL@FOLDER; the input's size is "
+            "--input-size"
+        )
     plans = read_stages(options.stages) if options.stages else ()
     catalog = read_collection(options.data, options.work, options.allow_outside)
     if plans:
-        given = ("epochs", "max_steps", "batch", "optimiser", "rate", "patience")
-        asked = {name: getattr(options, "batch_size" if name == "batch" else name) for name in given}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        plans = tuple(replace(plan, settings=replace(plan.settings, seed=options.seed, **asked)) for plan in plans)
+        plans = tuple(replace(plan, settings=_settings(options, plan.settings)) for plan in plans)
         about = re.sub(r"\W+", "-", options.stages.rpartition("/")[2].removesuffix(".json"))
     else:
         target = options.target or "generated"
@@ -192,17 +196,11 @@ def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tupl
         options.augmentation,
         options.copies,
         options.head,
-        _start(options, backbone.random),
+        None if backbone.random else load_weights(backbone.model, options.weights, trained=backbone.trained),
         options.seed,
         mask_weights=_mask(options),
     )
     return options.name or f"{backbone.model}-{about}", training
-
-
-def _start(options: argparse.Namespace, random: bool) -> Weights | None:
-    """The weights that training starts from; None: random ones, where they are asked for or the network has none."""
-    model = parse_backbone(options.backbone).model
-    return None if random else load_weights(model, options.weights)
 
 
 def _mask(options: argparse.Namespace) -> Weights | None:

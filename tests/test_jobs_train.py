@@ -120,6 +120,8 @@ def test_weights_of_another_architecture(challenge, tmp_path):
             r"--set: got 'x', expected one of \['clean', 'warp'\]",
         ),
         (["classifier", "--backbone", "conv5@random", "--stages", "s", "--target", "used"], "--target: got 'used'"),
+        (["classifier", "--backbone", "resnet18:64@random"], "--backbone: got 'resnet18:64@random', expected MODEL"),
+        (["classifier", "--backbone", "resnet18@nowhere", "--set", "warp"], "nowhere"),
         (["autoencoder"], r"--set: got None, expected one of"),
         (["autoencoder", "--set", "warp", "--rate", "7"], r"learning rate: got 7\.0"),
         (["autoencoder", "--set", "warp", "--name", "../x"], r"--name: got '\.\./x'"),

@@ -11,10 +11,11 @@ from PIL import Image
 
 from gansfp import lungs
 from gansfp.errors import DataError, UsageError
+from gansfp.masked_slices import pair_folders, read_pair
 from gansfp.network_masks import Segmenter, load_mask
 from gansfp.phantom import phantoms
 from gansfp.training import Settings
-from gansfp.unet import Averaging, LungAugmentation, UnetTraining, _Examples, _Learner, pair_folders, read_pair
+from gansfp.unet import Averaging, LungAugmentation, UnetTraining, _Examples, _Learner
 
 
 def write(folder, pictures):
