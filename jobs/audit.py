@@ -11,18 +11,26 @@ import os
 from collections.abc import Sequence
 
 from gansfp import store
-from gansfp.catalog import Catalog
-from gansfp.embed import EmbedConfig, load_all_weights
+from gansfp.collection.catalog import Catalog
+from gansfp.decision.final import final
+from gansfp.decision.summary import summary
+from gansfp.embedding.embedder import EmbedConfig, load_all_weights
 from gansfp.errors import DataError, UsageError
-from gansfp.simulate import SimulationConfig, simulate
-from gansfp.weights import check_folder
-from jobs.cli import Parser, check_places, run, seed
-from jobs.cluster import add_cluster_options
-from jobs.collection import read_collection
-from jobs.embed import add_embedding_options, embed_config, embed_workers
-from jobs.final import add_final_options, final, final_config
-from jobs.lock import held
-from jobs.summary import summary
+from gansfp.networks.weights import check_folder
+from gansfp.runtime.collection import read_collection
+from gansfp.runtime.command import Parser, run
+from gansfp.runtime.lock import held
+from gansfp.runtime.options import (
+    add_cluster_options,
+    add_embedding_options,
+    add_final_options,
+    check_places,
+    embed_config,
+    embed_workers,
+    final_config,
+    seed,
+)
+from gansfp.simulation.challenge import SimulationConfig, simulate
 from tune.search import add_search_options, check_enough, choose_pairs, embed_and_search, search_config
 from tune.space import TASKS
 

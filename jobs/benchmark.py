@@ -25,22 +25,23 @@ from typing import Any
 import torch
 
 from gansfp import store
+from gansfp.collection.layout import ENDINGS
 from gansfp.errors import GansfpError, UsageError
-from gansfp.layout import ENDINGS
-from jobs import measure_embedding, measure_search
-from jobs.cli import Parser, count, names, positive, run
-from jobs.measure import Bench, Pair, Row, Sizes, cores
-from jobs.readme import Place
-from jobs.record import versions
+from gansfp.runtime.command import Parser, run
+from gansfp.runtime.options import count, names, positive
+from gansfp.runtime.readme import Place
+from gansfp.runtime.record import versions
+from jobs.benchmarks import embedding, search
+from jobs.benchmarks.measure import Bench, Pair, Row, Sizes, cores
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
-    "embedding": measure_embedding.embedding,
-    "passes": measure_embedding.passes,
-    "memory": measure_embedding.memory,
-    "start": measure_embedding.start,
-    "sweep": measure_search.sweep,
-    "search": measure_search.search,
-    "statistics": measure_search.statistics,
+    "embedding": embedding.embedding,
+    "passes": embedding.passes,
+    "memory": embedding.memory,
+    "start": embedding.start,
+    "sweep": search.sweep,
+    "search": search.search,
+    "statistics": search.statistics,
 }
 FULL_PAIRS: tuple[Pair, ...] = tuple(
     (f"{backbone}@random", view) for backbone in ("resnet50", "densenet121") for view in ("full", "lungs", "outer")

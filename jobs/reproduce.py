@@ -23,30 +23,30 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gansfp import store
-from gansfp.catalog import Catalog
-from gansfp.embed import PRECISIONS, EmbedConfig
+from gansfp.collection.catalog import Catalog
+from gansfp.collection.truth import read_attribution_truth, read_membership_truth
+from gansfp.decision.result_files import write_result
+from gansfp.embedding.embedder import PRECISIONS, EmbedConfig
 from gansfp.errors import GansfpError
-from gansfp.lungs import MASK_NAMES
-from gansfp.metrics import decision_metrics, f1_all_used, partition_metrics
-from gansfp.recipe import Recipe
-from gansfp.recipes import find
-from gansfp.statistics import attribution_figures, mean_f1
-from gansfp.truth import read_attribution_truth, read_membership_truth
-from gansfp.weights import WEIGHT_ENDINGS, check_folder
-from jobs import baselines
-from jobs.cli import Parser, add_outside_option, check_places, names, positive, run, seed, share
-from jobs.cluster import add_cluster_options
-from jobs.collection import read_collection
-from jobs.embed import Workers
-from jobs.lock import held
-from jobs.predictions import Predictions, Said
-from jobs.readme import Place
-from jobs.record import record_stage
-from jobs.results import write_result
-from jobs.side_by_side import Row, as_csv, as_markdown
-from jobs.supply import Embedding
-from jobs.systems import clusters_known, nothing_to_decide, read_answers, sets_to_decide
-from jobs.trained import Planner, Scale
+from gansfp.images.lungs import MASK_NAMES
+from gansfp.networks.weights import WEIGHT_ENDINGS, check_folder
+from gansfp.published.recipe import Recipe
+from gansfp.published.recipes import find
+from gansfp.published.systems import clusters_known, nothing_to_decide, read_answers, sets_to_decide
+from gansfp.published.table import Row, as_csv, as_markdown
+from gansfp.published.training_plan import Planner, Scale
+from gansfp.runtime.collection import read_collection
+from gansfp.runtime.command import Parser, run
+from gansfp.runtime.embedding import Workers
+from gansfp.runtime.lock import held
+from gansfp.runtime.options import add_cluster_options, add_outside_option, check_places, names, positive, seed, share
+from gansfp.runtime.readme import Place
+from gansfp.runtime.record import record_stage
+from gansfp.statistics.intervals import attribution_figures, mean_f1
+from gansfp.statistics.metrics import decision_metrics, f1_all_used, partition_metrics
+from jobs.reproduction import baselines
+from jobs.reproduction.predictions import Predictions, Said
+from jobs.reproduction.prerequisites import Embedding
 
 PLACE = Place("<!-- reproduction: written by jobs.reproduce -->", "<!-- end of reproduction -->")
 
@@ -63,7 +63,7 @@ class Truth:
 
 
 def read_truth(data: str, catalog: Catalog) -> Truth:
-    """What DATA has of it. Raises DataError as gansfp.truth does."""
+    """What DATA has of it. Raises DataError as gansfp.collection.truth does."""
     truth = Truth()
     for name in sets_to_decide(catalog):
         labels = read_membership_truth(data, catalog, name)

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from gansfp.simulate import SimulationConfig, simulate
-from jobs.cli import Parser, positive, run
+from gansfp.runtime.command import Parser, run
+from gansfp.runtime.options import positive
+from gansfp.simulation.challenge import SimulationConfig, simulate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,29 +20,30 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from gansfp import store
-from gansfp.augmentation import AUGMENTATIONS
-from gansfp.autoencoder import AutoencoderTraining
-from gansfp.backbones import parse_backbone
-from gansfp.catalog import Catalog
-from gansfp.classifiers import HEADS, ClassifierTraining
-from gansfp.embed import EmbedConfig
+from gansfp.collection.catalog import Catalog
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.embedder import EmbedConfig
+from gansfp.embedding.network_masks import load_mask
 from gansfp.errors import UsageError
-from gansfp.examples import LabelledSlices
-from gansfp.masked_slices import pair_folders
-from gansfp.models import read_finished
-from gansfp.network_masks import load_mask
-from gansfp.slices import SIDE
-from gansfp.training import OPTIMISERS, Settings
-from gansfp.transfers import PUBLISHED_STAGES, SET_TARGETS, StagePlan, find_stages, read_stages
-from gansfp.unet import UnetTraining
-from gansfp.views import VIEWS
-from gansfp.weights import WEIGHT_ENDINGS, Weights, load_weights
-from jobs.cli import Parser, add_outside_option, check_places, count, names, positive, run, seed
-from jobs.cluster import add_cluster_options, start_ray
-from jobs.collection import read_collection
-from jobs.fitting import Training, fit
-from jobs.lock import held
-from jobs.record import record_stage
+from gansfp.images.augmentation import AUGMENTATIONS
+from gansfp.images.slices import SIDE
+from gansfp.images.views import VIEWS
+from gansfp.networks.model_files import read_finished
+from gansfp.networks.weights import WEIGHT_ENDINGS, Weights, load_weights
+from gansfp.runtime.cluster import start_ray
+from gansfp.runtime.collection import read_collection
+from gansfp.runtime.command import Parser, run
+from gansfp.runtime.lock import held
+from gansfp.runtime.options import add_cluster_options, add_outside_option, check_places, count, names, positive, seed
+from gansfp.runtime.ray_train import Training, fit
+from gansfp.runtime.record import record_stage
+from gansfp.training.autoencoder import AutoencoderTraining
+from gansfp.training.classifier import HEADS, ClassifierTraining
+from gansfp.training.examples import LabelledSlices
+from gansfp.training.loop import OPTIMISERS, Settings
+from gansfp.training.masked_slices import pair_folders
+from gansfp.training.stages import PUBLISHED_STAGES, SET_TARGETS, StagePlan, find_stages, read_stages
+from gansfp.training.unet import UnetTraining
 
 DEFAULTS = {  # of the settings that no option names
     "unet": UnetTraining.SETTINGS,
@@ -159,7 +160,7 @@ def _add_classifier(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", choices=TARGETS, help="what to tell apart (default: generated)")
     parser.add_argument(
-        "--stages", help=f"a file of stages (gansfp/transfers.py) or one of {', '.join(PUBLISHED_STAGES)}"
+        "--stages", help=f"a file of stages (gansfp/training/stages.py) or one of {', '.join(PUBLISHED_STAGES)}"
     )
     parser.add_argument("--view", default="full", help=f"among {','.join(VIEWS)}")
     parser.add_argument("--lungs", default="threshold", help="the lung mask, of views that need one")

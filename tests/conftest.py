@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from gansfp.simulate import SimulationConfig, simulate
+from gansfp.simulation.challenge import SimulationConfig, simulate
 from tune import search
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from processes import descendants, end, end_all_from
 
-from gansfp import shards
-from gansfp.phantom import draw_patient, draw_slice
+from gansfp.embedding import shards
+from gansfp.simulation.phantom import draw_patient, draw_slice
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,19 +17,20 @@ import torch
 from processes import alive, descendants, end
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from gansfp import shards, store
-from gansfp.catalog import read_known
+from gansfp import store
+from gansfp.collection.catalog import read_known
+from gansfp.collection.layout import find_images
+from gansfp.decision.result_files import read_search
+from gansfp.embedding import shards
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
-from gansfp.layout import find_images
-from gansfp.weights import load_weights
-from jobs import cluster
-from jobs.results import read_search
+from gansfp.networks.weights import load_weights
+from gansfp.runtime import cluster
 
 ROOT = Path(__file__).parents[1]
 
 START = """
 import ray
-from jobs.cluster import start_ray
+from gansfp.runtime.cluster import start_ray
 start_ray("local")
 
 @ray.remote
@@ -268,7 +269,7 @@ def test_every_command_keeps_tables_within_data_unless_told(command, tmp_path, m
     def update(*places, allow_outside, progress):
         raise GansfpError(f"allowed: {allow_outside}")
 
-    monkeypatch.setattr("jobs.collection.update_catalog", update)
+    monkeypatch.setattr("gansfp.runtime.collection.update_catalog", update)
     for given, allowed in (([], False), (["--allow-outside"], True)):
         with pytest.raises(GansfpError, match=f"allowed: {allowed}"):
             module.main([*arguments, *given])

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gansfp import distances
-from gansfp.attribution import Clustering, best_k, results, spaces
-from gansfp.catalog import Catalog
+from gansfp.collection.catalog import Catalog
+from gansfp.decision.decision import decide_by_other_folds
+from gansfp.decision.stacking import area_under_curve
 from gansfp.errors import DataError, UsageError
-from gansfp.known import KnownScore, score_on_known
-from gansfp.membership import NOT_USED, UNKNOWN, USED, MembershipSet, Sweep, scores
-from gansfp.metrics import decision_metrics
-from gansfp.prepared import Space, exact_bytes
-from gansfp.resampling import stratified_group_folds
-from gansfp.splits import halves, own_clearness, score_splits, split, split_limit
-from gansfp.stacking import area_under_curve
-from gansfp.verdict import decide_by_other_folds
+from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.scoring import distances
+from gansfp.scoring.attribution import Clustering, best_k, results, spaces
+from gansfp.scoring.cluster_splitting import halves, own_clearness, score_splits, split, split_limit
+from gansfp.scoring.clustering_space import Space, exact_bytes
+from gansfp.scoring.known_generators import KnownScore, score_on_known
+from gansfp.scoring.membership import MembershipSet, Sweep, scores
+from gansfp.statistics.metrics import decision_metrics
+from gansfp.statistics.resampling import stratified_group_folds
 from tune.space import clusterings
 
 FOLDS = 5

@@ -26,21 +26,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gansfp import shards, store
-from gansfp.backbones import parse_backbone
-from gansfp.catalog import Catalog
-from gansfp.embed import EmbedConfig, identity, load_all_weights
+from gansfp import store
+from gansfp.collection.catalog import Catalog
+from gansfp.embedding import shards
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
 from gansfp.errors import DataError, UsageError
-from gansfp.membership import check_ks, learns_from_labels
-from gansfp.views import get_view
-from gansfp.weights import Weights
-from jobs.cli import Parser, check_places, names, positive, run, seed, share
-from jobs.cluster import add_cluster_options, start_ray
-from jobs.collection import read_collection
-from jobs.embed import add_embedding_options, available, embed, embed_config, embed_workers
-from jobs.lock import held
-from jobs.progress import Progress
-from jobs.record import record_stage
+from gansfp.images.views import get_view
+from gansfp.networks.weights import Weights
+from gansfp.runtime.cluster import start_ray
+from gansfp.runtime.collection import read_collection
+from gansfp.runtime.command import Parser, run
+from gansfp.runtime.embedding import available, embed
+from gansfp.runtime.lock import held
+from gansfp.runtime.options import (
+    add_cluster_options,
+    add_embedding_options,
+    check_places,
+    embed_config,
+    embed_workers,
+    names,
+    positive,
+    seed,
+    share,
+)
+from gansfp.runtime.progress import Progress
+from gansfp.runtime.record import record_stage
+from gansfp.scoring.membership import check_ks, learns_from_labels
 from tune import evaluate
 from tune.space import DEFAULT_PAIRS, TASKS, grid
 from tune.trials import ALGORITHMS, Pair, Problem, SearchConfig, is_there, put, read_table, run_trials
@@ -199,7 +211,7 @@ def best_rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     """The best configuration of each set (attribution: of ""), chosen without truth.
 
     Membership by cross-validated AUC; configurations that learn from labels only if there are no others, because their
-    AUC flatters (see gansfp/stacking.py). Attribution by how well the known generators are found again, their number
+    AUC flatters (see gansfp/decision/stacking.py). Attribution by how well the known generators are found again, their number
     to be found too, to one decimal: what a few slices more or less say is noise. Then by the margin of the splits
     there, then by the same with their number given, then by the silhouette of the test slices.
     """

@@ -11,9 +11,9 @@ from typing import Any
 
 import optuna
 
-from gansfp.attribution import COVARIANCES, INITS, Clustering
-from gansfp.backbones import parse_backbone
-from gansfp.distances import METRICS
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.scoring.attribution import COVARIANCES, INITS, Clustering
+from gansfp.scoring.distances import METRICS
 
 Pair = tuple[str, str]
 TASKS = ("membership", "attribution")

@@ -32,11 +32,12 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from gansfp import distances, store
+from gansfp import store
 from gansfp.errors import DataError, GansfpError, UsageError
-from gansfp.membership import Sweep
-from jobs.cluster import raised_in_worker, usable_gpus
-from jobs.progress import Progress
+from gansfp.runtime.cluster import raised_in_worker, usable_gpus
+from gansfp.runtime.progress import Progress
+from gansfp.scoring import distances
+from gansfp.scoring.membership import Sweep
 from tune import evaluate
 from tune.space import TASKS, suggest
 

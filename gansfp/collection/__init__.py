@@ -1,0 +1,1 @@
+"""The collection DATA: its layout, the catalog of its images, duplicates, truth files, the submission format."""

@@ -1,0 +1,105 @@
+"""Features that are computed on CPUs, one slice at a time: local binary patterns, for attribution. Without PyTorch.
+
+They run in the tasks that decode, whose worker processes are many and import no more than they need.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gansfp.errors import UsageError
+from gansfp.images.views import get_view, regions
+
+Output = Literal["histogram", "mean"]
+
+LBP: dict[str, Output] = {"lbp": "histogram", "lbp-mean": "mean"}  # backbone -> what is told of its codes
+
+_DIAGONAL = 0.70711  # pixels down and across to a neighbour at distance 1; five decimals, as scikit-image has it
+_STRIP = 32  # rows at once, whose intermediate results stay in the processor's cache
+
+
+def _uniform_codes() -> NDArray[np.uint8]:
+    """(256,): the code of every pattern of 8 signs, bit i that of neighbour i; 9 where signs change more than twice."""
+    signs = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    return np.where(np.abs(np.diff(signs, axis=1)).sum(1) <= 2, signs.sum(1), 9).astype(np.uint8)
+
+
+_CODES = _uniform_codes()
+
+
+def cpu_features(
+    pairs: Sequence[tuple[str, str]], pixels: NDArray[np.uint8], mask: NDArray[np.bool_]
+) -> dict[tuple[str, str], NDArray[np.float32]]:
+    """The `lbp` pairs of one slice: {(backbone, view): (d,) float32}.
+
+    pixels: (256, 256) uint8; mask: (256, 256) bool, its lungs. Raises UsageError for an unknown view.
+    """
+    wanted = [(name, view) for name, view in pairs if name in LBP]
+    if not wanted:
+        return {}
+    codes = lbp_codes(pixels)
+    shown = {view: regions(mask[None], get_view(view))[0] for _, view in wanted}
+    return {(name, view): summarise_lbp(codes, shown[view], LBP[name]) for name, view in wanted}
+
+
+def lbp_codes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Uniform local binary patterns of 8 neighbours at 1 pixel (Ojala et al. 2002): (256, 256) uint8, codes 0 to 9.
+
+    The numbers of scikit-image's local_binary_pattern(P=8, R=1, method="uniform"), in a quarter of its time: bilinear
+    interpolation, black beyond the border, changes of sign counted from the first neighbour to the last.
+    """
+    height, width = pixels.shape
+    padded = np.zeros((height + 2, width + 2))
+    padded[1:-1, 1:-1] = pixels
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    # Places and shares as scikit-image rounds them: where neighbours are alike, the last bit decides their sign.
+    up, down = (rows - _DIAGONAL) - (rows - 1), (rows + _DIAGONAL) - rows
+    left, right = (columns - _DIAGONAL) - (columns - 1), (columns + _DIAGONAL) - columns
+    codes = np.empty((height, width), np.uint8)
+    for start in range(0, height, _STRIP):
+        here = slice(start, min(start + _STRIP, height))
+        around = padded[here.start : here.stop + 2]
+        west = (1 - left) * around[:, :-2] + left * around[:, 1:-1]  # between each pixel and the one before it
+        east = (1 - right) * around[:, 1:-1] + right * around[:, 2:]
+        (above, below), (far_above, far_below) = (up[here], down[here]), (1 - up[here], 1 - down[here])
+        neighbours = (  # counter-clockwise from the right
+            around[1:-1, 2:],
+            far_above * east[:-2] + above * east[1:-1],
+            around[:-2, 1:-1],
+            far_above * west[:-2] + above * west[1:-1],
+            around[1:-1, :-2],
+            far_below * west[1:-1] + below * west[2:],
+            around[2:, 1:-1],
+            far_below * east[1:-1] + below * east[2:],
+        )
+        centre = around[1:-1, 1:-1]
+        pattern = np.zeros(centre.shape, np.uint8)
+        for bit, neighbour in enumerate(neighbours):
+            pattern |= (neighbour >= centre).view(np.uint8) << np.uint8(bit)
+        codes[here] = _CODES.take(pattern)
+    return codes
+
+
+def lbp(pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: Output = "histogram") -> NDArray[np.float32]:
+    """Local binary patterns of one slice over a region: their histogram, or their mean code as one number.
+
+    Codes are taken on the whole slice, so that the region's outline makes none. pixels: (256, 256) uint8; region:
+    (256, 256) bool. Returns (10,) float32 that sums to 1, or (1,) float32; zeros for an empty region.
+    Raises UsageError for another output.
+    """
+    return summarise_lbp(lbp_codes(pixels), region, output)
+
+
+def summarise_lbp(
+    codes: NDArray[np.uint8], region: NDArray[np.bool_], output: Output = "histogram"
+) -> NDArray[np.float32]:
+    """What lbp returns, from lbp_codes: for several regions of one slice, since the codes are what takes the time."""
+    counts = np.bincount(codes[region], minlength=10)
+    shares = counts / max(1, counts.sum())
+    if output == "histogram":
+        return shares.astype(np.float32)
+    if output == "mean":
+        return np.array([shares @ np.arange(10)], dtype=np.float32)
+    raise UsageError(f"lbp output: got {output!r}, expected one of ['histogram', 'mean']")

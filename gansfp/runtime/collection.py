@@ -1,0 +1,22 @@
+"""What DATA holds, as the first stage of every job: shown while it is read, recorded, its findings in the log."""
+
+from __future__ import annotations
+
+import logging
+
+from gansfp.collection.catalog import Catalog, update_catalog
+from gansfp.runtime.progress import Progress
+from gansfp.runtime.record import record_stage
+
+log = logging.getLogger(__name__)
+
+
+def read_collection(data: str, work: str, allow_outside: bool) -> Catalog:
+    """The catalog of DATA, which WORK keeps. Raises what update_catalog raises."""
+    with Progress("catalog", 0, "images") as progress:
+        catalog = update_catalog(data, work, allow_outside=allow_outside, progress=progress.of)
+    bad = len(catalog.select(status="unreadable"))
+    record_stage(work, "catalog", progress.seconds, {"done": len(catalog), "failed": bad}, {"data": data})
+    for note in catalog.notes:
+        log.warning("%s", note)
+    return catalog

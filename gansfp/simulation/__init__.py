@@ -1,0 +1,1 @@
+"""Simulated challenges with known truth: a chest phantom, generators, patients, the whole challenge."""

@@ -1,0 +1,1 @@
+"""Metrics, confidence intervals, resampling by group, permutation tests."""

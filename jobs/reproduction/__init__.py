@@ -1,0 +1,1 @@
+"""The steps of jobs.reproduce: prerequisites, trainings, predictions, baselines."""

@@ -1,0 +1,298 @@
+"""gansfp.collection.layout: which images DATA has, by folders and by tables, and every way in which DATA can be wrong."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gansfp.collection.layout import Part, find_images
+from gansfp.errors import DataError
+
+
+def place(data, *paths, content=b"x"):
+    for path in paths:
+        (data / path).parent.mkdir(parents=True, exist_ok=True)
+        (data / path).write_bytes(content)
+
+
+def parts(data, **options):
+    return {image.image_id: tuple(image.part) for image in find_images(str(data), **options)[0]}
+
+
+def refused(data, **options):
+    """The message with which DATA is refused."""
+    with pytest.raises(DataError) as caught:
+        find_images(str(data), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_folder_of_the_layout(tmp_path):
+    place(
+        tmp_path,
+        "membership/a/train/generated/g1.png",
+        "membership/a/train/used/u1.PNG",
+        "membership/a/train/not_used/n1.jpg",
+        "membership/a/test/generated/g2.JPEG",
+        "membership/a/test/unknown/x1.tif",
+        "membership/b/train/real_used/patient7/deep/u2.tiff",
+        "membership/b/train/real_not_used/n2.dcm",
+        "membership/b/test/real_unknown/x2.png",
+        "attribution/train/vae/v1.png",
+        "attribution/train/gan/run 1/v2.png",
+        "attribution/test/t1.png",
+        "attribution/test/unknown/t2.png",
+        "attribution/test/generated_unknown/t3.png",
+    )
+    assert parts(tmp_path) == {
+        "g1": ("membership", "a", "train", "generated", ""),
+        "u1": ("membership", "a", "train", "used", ""),
+        "n1": ("membership", "a", "train", "not_used", ""),
+        "g2": ("membership", "a", "test", "generated", ""),
+        "x1": ("membership", "a", "test", "unknown", ""),
+        "u2": ("membership", "b", "train", "used", ""),
+        "n2": ("membership", "b", "train", "not_used", ""),
+        "x2": ("membership", "b", "test", "unknown", ""),
+        "v1": ("attribution", "", "train", "generated", "vae"),
+        "v2": ("attribution", "", "train", "generated", "gan"),
+        "t1": ("attribution", "", "test", "unknown", ""),
+        "t2": ("attribution", "", "test", "unknown", ""),
+        "t3": ("attribution", "", "test", "unknown", ""),
+    }
+    images, notes = find_images(f"file://{tmp_path}")
+    assert notes == []
+    assert [image.image_id for image in images] == sorted(image.image_id for image in images)
+    deep = next(image for image in images if image.image_id == "u2")
+    assert deep.uri == str(tmp_path / "membership/b/train/real_used/patient7/deep/u2.tiff")
+    assert deep.bytes == 1
+    assert deep.mtime == (tmp_path / "membership/b/train/real_used/patient7/deep/u2.tiff").stat().st_mtime_ns
+
+
+def test_ids_are_names_and_paths_only_where_names_collide(tmp_path):
+    place(tmp_path, "attribution/test/a.b.png", "attribution/train/g/1.png", "attribution/train/h/1.jpg")
+    images, _ = find_images(str(tmp_path))
+    assert [(image.image_id, image.name) for image in images] == [
+        ("a.b", "a.b"),
+        ("attribution/train/g/1", "1"),
+        ("attribution/train/h/1", "1"),
+    ]
+
+
+@pytest.mark.parametrize("other", ["1.jpg", "1.PNG"])
+def test_two_endings_of_one_name_are_an_id_twice(tmp_path, other):
+    place(tmp_path, "attribution/test/1.png", f"attribution/test/{other}")
+    message = refused(tmp_path)
+    assert "'attribution/test/1' is there twice" in message
+    assert str(tmp_path / "attribution/test/1.png") in message
+    assert str(tmp_path / "attribution/test" / other) in message
+
+
+def test_other_files_are_passed_by_and_counted(tmp_path):
+    place(
+        tmp_path,
+        "attribution/test/1.png",
+        "attribution/test/truth.csv",
+        "attribution/test/readme.txt",
+        "attribution/test/.hidden.png",
+        "attribution/.cache/2.png",
+        "attribution/train/loose.png",
+        "membership/a/train/usde/u.png",
+        "membership/a/train/unknown/u2.png",
+        "membership/a/test/used/u3.png",
+        "elsewhere/3.png",
+    )
+    images, notes = find_images(str(tmp_path))
+    assert [image.image_id for image in images] == ["1"]
+    assert notes == [
+        "1 files that are no images ignored, such as attribution/test/readme.txt",
+        "4 images outside the layout ignored, such as attribution/train/loose.png",
+    ]
+
+
+def test_links_and_folders_that_are_no_images_get_their_row(tmp_path):
+    place(tmp_path, "attribution/test/1.png", "real/2.png", "attribution/test/series.dcm/3.dcm")
+    (tmp_path / "attribution/test/nowhere.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "attribution/test/folder.png").mkdir()
+    (tmp_path / "attribution/train").mkdir()
+    (tmp_path / "attribution/train/linked").symlink_to(tmp_path / "real")
+    found = {image.image_id: (image.part.split, image.bytes) for image in find_images(str(tmp_path))[0]}
+    assert found == {
+        "1": ("test", 1),
+        "2": ("train", 1),
+        "3": ("test", 1),
+        "folder": ("test", -1),
+        "nowhere": ("test", -1),
+    }
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["membership/a/train/used", "membership/a/test/real_unknown", "attribution/train/gan", "attribution/test"],
+)
+def test_a_class_without_images_is_an_error(tmp_path, folder):
+    place(tmp_path, "membership/a/train/generated/1.png")
+    (tmp_path / folder / "sub").mkdir(parents=True)
+    place(tmp_path, f"{folder}/notes.txt")
+    assert refused(tmp_path).startswith(f"no images in {tmp_path / folder}, expected files ending in .png .jpg")
+
+
+def test_no_images_no_data(tmp_path):
+    message = refused(tmp_path)
+    assert message.startswith(
+        f"no images found in {tmp_path}, expected membership/<set>/train/{{generated,used,not_used}}"
+    )
+    place(tmp_path, "1.png", "train/used/2.png")
+    assert refused(tmp_path) == message
+    assert refused(tmp_path / "nothing") == f"{tmp_path / 'nothing'}: the data folder is not there"
+    assert refused(tmp_path / "1.png") == f"{tmp_path / '1.png'}: the data folder is not a folder"
+
+
+ROWS = """image_id,uri,task,set,split,role,generator,group
+one,images/1.png,membership,a,train,used,,p1
+two,{data}/images/2.png,membership,a,train,generated,gan,
+three,file://{data}/images/3.png,attribution,,train,generated,gan,p1
+four,images/4.png,attribution,,test,unknown,gan,
+"""
+
+
+def table(data, text=ROWS):
+    place(data, *(f"images/{number}.png" for number in range(1, 5)))
+    (data / "catalog.csv").write_text(text.format(data=data))
+    return data
+
+
+def check_rows(data):
+    images, notes = find_images(str(data))
+    assert [(image.image_id, image.name, image.part, image.group, image.bytes) for image in images] == [
+        ("four", "4", Part("attribution", "", "test", "unknown", ""), "", 1),
+        ("one", "1", Part("membership", "a", "train", "used", ""), "p1", 1),
+        ("three", "3", Part("attribution", "", "train", "generated", "gan"), "p1", 1),
+        ("two", "2", Part("membership", "a", "train", "generated", ""), "", 1),
+    ]
+    assert [image.uri for image in images] == [str(data / f"images/{number}.png") for number in (4, 1, 3, 2)]
+    assert all(image.mtime > 0 for image in images)
+    assert len(notes) == 1
+    assert "the generators given for 1 test slices are not used" in notes[0]
+
+
+def test_table_as_csv_and_as_parquet(tmp_path):
+    check_rows(table(tmp_path))
+    header, *lines = [line.split(",") for line in ROWS.format(data=tmp_path).splitlines()]
+    columns = {name: [line[index] or None for line in lines] for index, name in enumerate(header)}
+    (tmp_path / "catalog.csv").unlink()
+    typed = pa.table(columns | {"embedding": [[1.0, 2.0]] * 4})  # columns of others are no matter
+    typed = typed.set_column(5, "role", typed["role"].dictionary_encode())
+    pq.write_table(typed, tmp_path / "catalog.parquet")
+    check_rows(tmp_path)
+    (tmp_path / "catalog.csv").write_text("")
+    assert "both catalog.parquet and catalog.csv" in refused(tmp_path)
+    (tmp_path / "catalog.csv").unlink()
+    (tmp_path / "catalog.parquet").write_bytes(b"PAR1")
+    assert "cannot be read as a Parquet table" in refused(tmp_path)
+
+
+def test_a_table_goes_before_the_folders(tmp_path):
+    place(tmp_path, "attribution/test/1.png", "attribution/train/vae/2.png")
+    (tmp_path / "catalog.csv").write_text(
+        "image_id,uri,task,split,role\nx,attribution/test/1.png,attribution,test,unknown\n"
+    )
+    assert parts(tmp_path) == {"x": ("attribution", "", "test", "unknown", "")}
+    (tmp_path / "catalog.csv").write_text("image_id,uri,task,split,role\n")
+    assert refused(tmp_path).startswith(f"no images found in {tmp_path / 'catalog.csv'}, expected")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("image_id,uri", "id,uri", "no column 'image_id'"),
+        (",set,", ",sets,", "no column 'set'"),
+        (",role,", ",class,", "no column 'role'"),
+        ("two,", "one,", "the image_id 'one' is there twice"),
+        ("two,", ",", "a row has no image_id"),
+        (
+            "membership,a,train,used",
+            "member,a,train,used",
+            "'one' has task 'member', expected one of membership, attribution",
+        ),
+        ("membership,a,train,used", "membership,a,dev,used", "'one' has split 'dev', expected one of train, test"),
+        (
+            "membership,a,train,used",
+            "membership,a,train,real",
+            "'one' has role 'real', expected one of generated, used",
+        ),
+        (
+            "membership,a,train,used",
+            "membership,a,test,used",
+            "'one' has role 'used', expected one of generated, unknown",
+        ),
+        ("membership,a,train,used", "membership,,train,used", "'one' is of the membership task and has no set"),
+        ("membership,a,train,used", "membership,../a,train,used", "'one' has set '../a', expected a name without /"),
+        ("train,generated,gan,p1", "train,generated,,p1", "'three' is a training slice of attribution and has no gen"),
+        ("images/1.png", "../1.png", "the uri '../1.png' leads out of"),
+        ("images/1.png", "images/../../1.png", "leads out of"),
+        ("images/1.png", "/etc/1.png", "the uri '/etc/1.png' leads out of"),
+        ("images/1.png", "s3://bucket/1.png?region=eu", "leads out of"),
+        ("images/1.png", "{data}-other/1.png", "leads out of"),
+    ],
+)
+def test_bad_tables(tmp_path, old, new, message):
+    assert old in ROWS
+    assert message in refused(table(tmp_path, ROWS.replace(old, new)))
+
+
+def test_outside_on_request_and_files_that_are_not_there(tmp_path):
+    data = tmp_path / "data"
+    place(tmp_path, "1.png")
+    place(data, "x")
+    table(data, ROWS.replace("images/1.png", "../1.png").replace("images/4.png", "images/5.png"))
+    images = {image.image_id: image for image in find_images(str(data), allow_outside=True)[0]}
+    assert images["one"].uri == str(tmp_path / "1.png")
+    assert images["one"].bytes == 1
+    assert images["four"].bytes == -1
+
+
+def test_links_that_lead_out_are_followed_and_told(tmp_path):
+    data = tmp_path / "data"
+    place(tmp_path, "other/2.png", "other/3.png")
+    place(data, "attribution/test/1.png", "attribution/real/5.png")
+    (data / "attribution/test/within.png").symlink_to(data / "attribution/real/5.png")
+    assert find_images(str(data))[1] == ["1 images outside the layout ignored, such as attribution/real/5.png"]
+    (data / "attribution/test/file.png").symlink_to(tmp_path / "other/2.png")
+    (data / "attribution/test/nowhere.png").symlink_to(tmp_path / "nothing")
+    (data / "attribution/train").mkdir()
+    (data / "attribution/train/gan").symlink_to(tmp_path / "other")
+    for name in (str(data), f"file://{data}"):
+        images, notes = find_images(name)
+        assert len(images) == 6
+        first = data / "attribution/test/file.png"
+        assert notes[1:] == [f"symbolic links lead out of {name} to 3 images, such as {first}"]
+    (tmp_path / "linked").symlink_to(data)  # DATA itself may be one
+    assert "to 3 images" in find_images(str(tmp_path / "linked"))[1][1]
+
+
+def test_a_table_goes_through_links_but_not_up_from_them(tmp_path):
+    """`link/..` is the folder that holds the link, as in a URI, and not where the system would go."""
+    data, other = tmp_path / "data", tmp_path / "other/inner"
+    place(data, "images/2.png", "images/3.png", "images/4.png", "images/5.png", "1.png")
+    place(tmp_path, "other/inner/1.png", "other/1.png")
+    (data / "link").symlink_to(other)
+    table(data, ROWS.replace("images/1.png", "link/1.png"))
+    images, notes = find_images(str(data))
+    assert len(images) == ROWS.count("\n") - 1
+    assert f"symbolic links lead out of {data} to 1 images, such as {data}/link/1.png" in notes
+    table(data, ROWS.replace("images/1.png", "link/../1.png"))
+    assert {image.image_id: image.uri for image in find_images(str(data))[0]}["one"] == str(data / "1.png")
+    for uri in ("link/../../other/1.png", f"{data}/link/../../other/1.png", f"file://{data}/%2e%2e/other/1.png"):
+        table(data, ROWS.replace("images/1.png", uri))
+        assert "leads out of" in refused(data)
+
+
+@pytest.mark.parametrize("name", ["a,b.png", "a\nb.png"])
+def test_a_test_slice_whose_name_no_csv_can_hold(tmp_path, name):
+    for folder, there in (("train/gan", "a,b.png"), ("test", name)):
+        (tmp_path / "attribution" / folder).mkdir(parents=True)
+        (tmp_path / "attribution" / folder / there).write_bytes(b"")
+    told = refused(tmp_path)
+    assert "comma or line break" in told
+    assert "\n" not in told
+    (tmp_path / "attribution/test" / name).rename(tmp_path / "attribution/test/c.png")
+    assert len(find_images(str(tmp_path))[0]) == 2

@@ -1,0 +1,124 @@
+"""The whole of it from the command line, on a small challenge with bad images, and on real slices."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gansfp.collection.catalog import read_catalog
+from jobs import audit
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str, cwd: Path = ROOT, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.audit", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def bad_images(challenge, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """A copy of the challenge with one bad image of each kind, and which they are."""
+    data = tmp_path_factory.mktemp("bad") / "data"
+    shutil.copytree(challenge, data)
+    unknown = sorted((data / "membership/warp/test/unknown").iterdir())
+    bad = {
+        "truncated": unknown[0],
+        "empty": unknown[1],
+        "text": sorted((data / "membership/warp/train/used").iterdir())[0],
+        "bomb": sorted((data / "membership/warp/train/generated").iterdir())[0],
+        "unreachable": sorted((data / "attribution/train/eigen").iterdir())[0],
+    }
+    bad["truncated"].write_bytes(bad["truncated"].read_bytes()[:3000])
+    bad["empty"].write_bytes(b"")
+    bad["text"].write_text("this is not a picture\n")
+    Image.new("L", (12000, 12000)).save(bad["bomb"], "PNG")
+    bad["unreachable"].unlink()
+    bad["unreachable"].symlink_to(data / "nowhere.png")
+    return data, bad
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_bad_images_are_named_and_everybody_else_has_predictions(bad_images, tmp_path):
+    data, bad = bad_images
+    options = ["--backbones", "highpass-w15-32,residual", "--views", "full", "--permutations", "200"]
+    done = run("--data", str(data), "--work", str(tmp_path / "work"), *options)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "membership, set warp: did these slices train the generator?" in done.stdout
+    metrics = json.loads((tmp_path / "work/results/metrics.json").read_text())
+    reasons = {row["image_id"].rsplit("/")[-1]: row["reason"] for row in metrics["run"]["bad_images"]}
+    assert set(reasons) == {path.stem for path in bad.values()}
+    assert all(reasons.values())
+    lines = (tmp_path / "work/results/membership-warp.csv").read_text().splitlines()
+    told = dict(line.split(",") for line in lines)
+    assert set(told) == {path.stem for path in (data / "membership/warp/test/unknown").iterdir()}
+    assert told[bad["truncated"].stem] == told[bad["empty"].stem] == "0"
+    for kind in ("truncated", "empty"):
+        assert f"{bad[kind].stem}, set warp: cannot be read" in done.stderr
+    catalog = pq.read_table(tmp_path / "work/catalog.parquet").to_pydict()
+    assert catalog["status"].count("unreadable") >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "nowhere", "--work", "w"], "nowhere"),
+        (["--data", "d"], "--work: got none"),
+        (["--data", "d", "--work", "w", "--backbones", "resnet5000"], "resnet5000"),
+        (["--data", "d", "--work", "w", "--views", "inside"], "inside"),
+        (["--data", "d", "--work", "w", "--algo", "luck"], "luck"),
+        (["--data", "d", "--work", "w", "--decide", "2"], "2"),
+        (["--data", "d", "--work", "w", "--lungs", "magic"], "magic"),
+        (["--data", ".", "--work", "/proc/gansfp"], "/proc/gansfp"),
+        (["--data", ".", "--work", "."], "which is --data"),
+        (["--data", ".", "--work", "w"], "no images found"),
+        (["--data", "d", "--work", "w", "--weights", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_usage_is_one_line_with_the_value(arguments, said, tmp_path, monkeypatch, capsys):
+    from gansfp.runtime.command import run as run_job
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_job(audit.main, arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "weights", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)]
+)
+def test_real_slices(weights, shared, tmp_path):
+    """What the project promises on the shared challenge: the leaks are found, the generators told apart; with networks
+    and without."""
+    options = ["--weights", str(shared / "weights")] if weights else []
+    done = run("--data", str(shared / "challenge"), "--work", str(tmp_path / "work"), *options, timeout=880)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "work/results/metrics.json").read_text())
+    for name, least in (("warp", 0.99), ("glo", 0.90)):
+        report = metrics["membership"]["sets"][name]
+        assert report["auc"]["value"] >= least
+        assert report["p_value"] < 0.01
+        assert report["p_value_selected"] < 0.01
+    assert metrics["attribution"]["ari"]["value"] >= 0.95
+    assert metrics["attribution"]["p_value"] < 0.01
+
+
+@pytest.mark.parametrize("folder", ["attribution/test", "attribution/train/eigen"])
+def test_attribution_without_what_it_needs_does_not_stop_membership(challenge, folder, tmp_path, caplog):
+    shutil.copytree(challenge, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / folder)
+    assert audit._tasks(read_catalog(str(tmp_path / "data"))) == ["membership"]
+    assert "attribution is left out" in caplog.text

@@ -1,0 +1,345 @@
+"""The embedding job on a Ray of its own: whole runs, bad images, second runs."""
+
+import logging
+import re
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from PIL import Image
+from runs import ROOT, draw, rows_on_disk
+
+from gansfp.collection.catalog import read_catalog
+from gansfp.embedding import shards
+from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_weights
+from gansfp.embedding.lbp import cpu_features
+from gansfp.embedding.network_masks import Segmenter
+from gansfp.errors import DataError, GansfpError
+from gansfp.images.lungs import threshold_mask
+from gansfp.images.slices import load
+from gansfp.networks import model_files
+from gansfp.networks.lung_unet import ARCHITECTURE, LungUnet
+from gansfp.runtime import cluster, embedding_blocks
+from gansfp.runtime.embedding import MOST, PASS, Plan, Workers, _pipeline, _rows, available, embed, plan
+from gansfp.training.unet import Averaging
+
+BACKBONES, VIEWS = ("test_resnet@random", "highpass-w15-32", "lbp"), ("full", "lungs")
+PAIRS = [(backbone, view) for backbone in BACKBONES for view in VIEWS]
+OUR_LINES = re.compile(
+    r"(catalog: |embed: |left out: |no lungs in |\d+ slices (were not|could not)|\d+ unreadable images"
+    r"|.*byte-identical)"
+)
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """One bad image of each kind: what its reason must say, by id."""
+    whole = next(folder.glob("*.png")).read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "nothing.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is no image")
+    bomb = bytearray(whole)
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header, which has a checksum
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(bytes(bomb))
+    (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
+    return {"truncated": "trunc", "nothing": "empty", "text": "not a PNG", "bomb": "60000", "dangling": "No such file"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """60 slices, of which one has another size and one no lungs, and five bad files."""
+    folder = tmp_path_factory.mktemp("data") / "membership" / "a" / "train"
+    for role in ("generated", "used", "not_used"):
+        draw(folder / role, 20, seed=len(role))
+    first, second = sorted((folder / "used").iterdir())[:2]
+    Image.open(first).resize((300, 300)).save(first)
+    Image.fromarray(np.full((256, 256), 77, np.uint8)).save(second)
+    spoil(folder / "used")
+    return folder.parents[2]
+
+
+def command(data: Path, work: Path, *options: str) -> list[str]:
+    chosen = ("--backbones", ",".join(BACKBONES), "--views", ",".join(VIEWS), "--precision", "float32")
+    return [sys.executable, "-m", "jobs.embed", "--data", str(data), "--work", str(work), *chosen, *options]
+
+
+def run_job(*arguments, timeout=150, **options):
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def everything_once(work: Path, ids) -> bool:
+    return all(Counter(rows_on_disk(work, pair)) == Counter(list(ids)) for pair in PAIRS)
+
+
+@pytest.fixture(scope="module")
+def work(data, tmp_path_factory):
+    """WORK after one run from the command line, and what that run said."""
+    folder = tmp_path_factory.mktemp("work")
+    done = run_job(data, folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def catalog(data):
+    return read_catalog(str(data))
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    cluster.start_ray("local")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+class TestOneRun:
+    def test_every_image_has_its_vector(self, work, catalog):
+        hashes = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+        assert len(hashes) == 65
+        assert everything_once(work[0], hashes)
+        slices = [load(uri) for uri in catalog.column("uri").tolist()]
+        good = np.array([s.pixels is not None for s in slices])
+        pixels = np.stack([s.pixels for s in slices if s.pixels is not None])
+        masks = np.stack([threshold_mask(p) for p in pixels])
+        weights = load_all_weights(BACKBONES, None)
+        config = EmbedConfig(tuple(PAIRS), precision="float32")
+        expected = Embedder(PAIRS[:4], weights, precision="float32")(pixels, masks)
+        for pair in PAIRS[:4]:
+            found = shards.read_embeddings(str(work[0]), identity(pair, config, weights), hashes)
+            np.testing.assert_array_equal(found.ok, good)
+            norms = np.linalg.norm(expected[pair], axis=1, keepdims=True).clip(1e-9)
+            assert (np.abs(found.vectors[good] - expected[pair]) / norms).max() < 1e-5
+
+    def test_bad_images_are_named_with_their_reasons_and_the_rest_counted(self, work, data):
+        said = work[1].stderr
+        reasons = {
+            "truncated": "trunc",
+            "nothing": "empty",
+            "text": "not a PNG",
+            "bomb": "60000",
+            "dangling": "No such",
+        }
+        for image_id, reason in reasons.items():
+            assert re.search(f"left out: .*{image_id}: .*{reason}", said), said
+        assert "65 slices in" in said
+        assert "5 failed" in said
+        assert "1 slices were not 256x256 and were resized" in said
+        assert "no lungs in 1 slices" in said
+        assert "5 slices could not be read and have no embedding" in said
+        table = pq.read_table(next(Path(shards.folder(str(work[0]), PAIRS[0])).glob("*.parquet"))).schema
+        assert table.names == ["image_id", "sha256", "status", "error", "embedding"]
+        for pair, no_lungs in ((PAIRS[0], {}), (PAIRS[1], {"no_lungs": 1})):  # which the full view does not ask
+            statuses = Counter(
+                status
+                for path in Path(shards.folder(str(work[0]), pair)).glob("*.parquet")
+                for status in pq.read_table(path)["status"].to_pylist()
+            )
+            assert statuses == {"ok": 59 - len(no_lungs), "resized": 1, **no_lungs, "failed": 5}
+
+    def test_nobody_but_us_says_anything(self, work):
+        assert work[1].stdout == ""
+        assert [line for line in work[1].stderr.splitlines() if not OUR_LINES.match(line)] == []
+
+    def test_a_second_run_does_nothing_and_says_so(self, work, data):
+        before = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
+        done = run_job(data, work[0], "--address", "127.0.0.1:9")  # nor does it need a cluster
+        assert done.returncode == 0, done.stderr
+        assert "embed: nothing to do, 6 pairs for 65 slices are there" in done.stderr
+        assert {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")} == before
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+class TestOnThisRay:
+    def test_another_backbone_embeds_only_that(self, work, catalog, local_ray):
+        before = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
+        config = EmbedConfig((*PAIRS, ("highpass", "full")), precision="float32")
+        counts = embed(catalog, str(work[0]), config, load_all_weights(BACKBONES, None))
+        assert counts["done"] == 65
+        assert counts["failed"] == 5
+        after = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
+        assert {path for path in after if path not in before} == set(work[0].glob("embeddings/highpass/full/*.parquet"))
+        assert before.items() <= after.items()
+        assert Counter(rows_on_disk(work[0], ("highpass", "full"))) == Counter(catalog.ids.tolist())
+
+    def test_a_replaced_image_is_embedded_again_alone(self, tmp_path, local_ray):
+        draw(tmp_path / "data" / "attribution" / "test", 6)
+        config = EmbedConfig((("highpass", "full"),))
+        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {})["done"] == 6
+        changed = sorted((tmp_path / "data/attribution/test").iterdir())[2]
+        Image.fromarray(np.full((256, 256), 9, np.uint8)).save(changed)
+        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {})["done"] == 1
+        ids = read_catalog(str(tmp_path / "data")).ids.tolist()
+        assert Counter(rows_on_disk(tmp_path / "w", ("highpass", "full"))) == Counter(ids)
+
+    def test_a_networks_masks(self, catalog, tmp_path, local_ray):
+        """Made by the actors; what needs them waits there, lbp too; no bad image is said to have no lungs."""
+        place = str(tmp_path / "unet")
+        torch.manual_seed(3)
+        model_files.write_model(place, {"identity": {"architecture": ARCHITECTURE}}, Averaging(LungUnet()).state_dict())
+        pairs = (("highpass-w15-32", "lungs"), ("lbp", "full"), ("lbp", "outer"))
+        config = EmbedConfig(pairs, mask=f"unet:{place}")
+        weights = load_all_weights(config.backbones, None, config.network_mask)
+        facts = embed(catalog, str(tmp_path), config, weights)
+        assert facts["work_seconds"]["segment"] > 0
+        assert facts["work_seconds"]["mask"] == 0
+        slices = [load(uri) for uri in catalog.column("uri").tolist()]
+        pixels = np.stack([s.pixels for s in slices if s.pixels is not None])
+        masks = Segmenter(config.mask, weights[config.mask])(pixels)
+        assert masks.any()
+        assert facts["no_lungs"] == (~masks.any((1, 2))).sum()
+        expected = Embedder(pairs[:1], {})(pixels, masks)
+        for pair in pairs[1:]:
+            expected[pair] = np.stack([cpu_features([pair], *one)[pair] for one in zip(pixels, masks, strict=True)])
+        hashes = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+        for pair in pairs:
+            found = shards.read_embeddings(str(tmp_path), identity(pair, config, weights), hashes)
+            assert found.ok.sum() == len(pixels)
+            # A mask's last pixel may depend on how slices came together in a batch.
+            np.testing.assert_allclose(found.vectors[found.ok], expected[pair], atol=0.01)
+
+    def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
+        config = EmbedConfig((("highpass", "full"),))
+        todo = plan(catalog, str(tmp_path), config, {})
+        pipeline, actors = _pipeline(todo, str(tmp_path), config, ray.put({}), Workers(batch=8))
+        done = pipeline.materialize()
+        assert actors == ray.cluster_resources()["CPU"]
+        assert "MapBatches(decode_block)" in done.stats()
+        assert "decode_block)->" not in done.stats()
+        assert "EmbedActor)->" not in done.stats()
+
+    @pytest.mark.parametrize("error", [DataError("no room on WORK"), GansfpError("something to mend")])
+    def test_what_a_user_can_mend_is_raised_as_it_was_in_the_worker(self, error, local_ray):
+        def fail(batch):
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            list(_rows(ray.data.range(1).map_batches(fail)))
+
+    def test_a_device_too_small_for_one_slice(self, local_ray):
+        def fail(batch):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+        with pytest.raises(GansfpError, match="out of memory with a single slice"):
+            list(_rows(ray.data.range(1).map_batches(fail)))
+
+
+class TestPlan:
+    def make(self, wanted):
+        wanted = np.array(wanted, bool)
+        n, k = wanted.shape
+        pairs = [(f"b{column}", "full") for column in range(k)]
+        return Plan(
+            pairs, [{"backbone": b} for b, _ in pairs], [(f"i{row}", f"u{row}", f"h{row}") for row in range(n)], wanted
+        )
+
+    def test_passes_compute_no_pair_that_a_large_group_has(self):
+        wanted = [[False, True]] * PASS + [[True, True]] * 3 + [[True, False]]
+        passes = list(self.make(wanted).passes())
+        assert [part.pairs for part in passes] == [[("b1", "full")], [("b0", "full"), ("b1", "full")]]
+        assert [len(part.images) for part in passes] == [PASS, 4]
+        assert passes[1].wanted.tolist() == [[True, True]] * 3 + [[True, False]]
+        assert passes[1].images[3] == (f"i{PASS + 3}", f"u{PASS + 3}", f"h{PASS + 3}")
+
+    def test_passes_are_no_larger_than_memory_allows(self):
+        sizes = [len(part.images) for part in self.make(np.ones((MOST + 3, 1))).passes()]
+        assert sizes == [MOST, 3]
+
+    def test_small_plans_are_one_pass(self):
+        assert len(list(self.make([[False, True], [True, True], [True, False]]).passes())) == 1
+
+    def test_blocks_hold_every_image_once(self):
+        tables = list(self.make([[True, False, True]] * 7).blocks(3))
+        assert [table.num_rows for table in tables] == [3, 3, 1]
+        assert [i for table in tables for i in table["image_id"].to_pylist()] == [f"i{row}" for row in range(7)]
+        assert tables[2]["wanted"].to_pylist() == [[1, 0, 1]]
+
+
+class TestStages:
+    def batch(self, folder, wanted=None):
+        paths = sorted(folder.rglob("*.png"))
+        columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths], "sha256": ["h"] * len(paths)}
+        found = {name: np.array(values, object) for name, values in columns.items()}
+        return found | {"wanted": np.ones((len(paths), 2), np.uint8) if wanted is None else wanted}
+
+    def test_decoding_never_raises_and_says_why(self, tmp_path):
+        draw(tmp_path / "x", 2)
+        reasons = spoil(tmp_path / "x")
+        found = embedding_blocks.decode_block(self.batch(tmp_path), [("lbp", "full")], "threshold")
+        errors = dict(zip(found["image_id"], found["error"], strict=True))
+        assert {i: r in errors[i] for i, r in reasons.items()} == dict.fromkeys(reasons, True)
+        assert Counter(found["status"]) == {"failed": 5, "ok": 2}
+        hashes = dict(zip(found["image_id"], found["sha256"], strict=True))
+        assert hashes["dangling"] == ""  # not seen: to be tried again
+        assert hashes["truncated"] == "h"  # seen, and bad for good
+        assert found["vector_0"].shape == (7, 10)
+        masks = np.unpackbits(found["mask"], axis=1).reshape(-1, 256, 256).astype(bool)
+        np.testing.assert_array_equal(masks[-1], threshold_mask(found["pixels"][-1]))
+
+    def test_what_needs_a_networks_mask_waits_for_it(self, tmp_path):
+        draw(tmp_path / "x", 2)
+        spoil(tmp_path / "x")
+        pairs = [("lbp", "lungs"), ("lbp", "full"), ("lbp-mean", "outer")]
+        found = embedding_blocks.decode_block(self.batch(tmp_path), pairs, "unet:somewhere")
+        plain = embedding_blocks.decode_block(self.batch(tmp_path), pairs, "threshold")
+        assert [name for name in found if name.startswith("vector_")] == ["vector_1"]
+        np.testing.assert_array_equal(found["vector_1"], plain["vector_1"])
+        assert not found["mask"].any()
+        assert not found["no_lungs"].any()
+
+    def test_only_wanted_rows_are_written(self, tmp_path):
+        draw(tmp_path / "x", 3)
+        wanted = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
+        found = embedding_blocks.decode_block(self.batch(tmp_path / "x", wanted), [], "threshold")
+        found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([0, 4, 4])}
+        found |= {"no_cuda": np.array([False, False, True])}
+        found["no_lungs"][0] = True
+        identities = [{"backbone": "a", "view": "full", "mask": ""}, {"backbone": "b", "view": "full", "mask": "x"}]
+        told = embedding_blocks.write_block(found, str(tmp_path / "w"), identities)
+        assert rows_on_disk(tmp_path / "w", ("a", "full")) == ["x_000", "x_001"]
+        assert rows_on_disk(tmp_path / "w", ("b", "full")) == ["x_001", "x_002"]
+        seconds = told.pop("seconds")
+        assert {name: column.tolist() for name, column in told.items()} == {
+            "done": [3], "resized": [0], "no_lungs": [1], "failed": [0], "limit": [4], "no_cuda": [True], "bad": [""],
+        }  # fmt: skip
+        by_step = dict(zip(embedding_blocks.STEPS, seconds[0], strict=True))
+        assert all(by_step[step] > 0 for step in ("read", "decode", "mask", "write"))
+        assert by_step["forward"] == 0  # there was no actor
+
+    def test_worker_processes_do_without_torch(self, data):
+        code = (
+            "import sys, numpy as np; from gansfp.runtime.embedding_blocks import decode_block;"
+            "row = {'image_id': ['a'], 'uri': [sys.argv[1]], 'sha256': ['']};"
+            "block = {name: np.array(values) for name, values in row.items()};"
+            "pairs = [('resnet50', 'full'), ('lbp', 'lungs'), ('lbp-mean', 'outer')];"
+            "found = decode_block(block, pairs, 'threshold');"
+            "assert found['status'][0] == 'ok' and found['vector_1'].shape == (1, 10);"
+            "sys.exit(bool({'torch', 'timm', 'skimage'} & sys.modules.keys()))"
+        )
+        image = sorted(data.rglob("*.png"))[0]
+        assert subprocess.run([sys.executable, "-c", code, str(image)], cwd=ROOT).returncode == 0
+
+
+def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):
+    monkeypatch.setattr("gansfp.networks.weights._unreachable", lambda _: "no way out")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    found, left_out = available(["densenet121", "lbp", "test_resnet@random"], None)
+    assert found == ("lbp", "test_resnet@random")
+    assert len(left_out) == 1
+    assert "densenet121.safetensors" in left_out[0]
+
+
+def test_nothing_to_do_needs_no_ray(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("jobs.embed.start_ray", lambda *_: pytest.fail("started Ray"))
+    with caplog.at_level(logging.INFO):
+        assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) == {}
+    assert "nothing to do" in caplog.text

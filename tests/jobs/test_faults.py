@@ -1,0 +1,301 @@
+"""Faults, struck in the middle of real runs: the same run, or the same command again, ends as if nothing had been."""
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from processes import alive, command
+from runs import ROOT, Running, rows_on_disk
+
+from gansfp import store
+from gansfp.collection.catalog import read_catalog
+from gansfp.embedding import shards
+from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+BACKBONES = ("resnet18@random", "highpass-w15-32")
+PAIRS = [(backbone, "full") for backbone in BACKBONES]
+OPTIONS = ["--backbones", ",".join(BACKBONES), "--views", "full", "--precision", "float32", "--batch", "4"]
+TRIALS = 8  # of each search on those two embeddings
+
+# A cluster of two nodes: a head that only leads, and one that works. A line of input brings another, a second one takes
+# the first away as a lost machine goes, a third ends it all.
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+common = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
+first = cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20)
+print(cluster.address, flush=True)
+try:
+    sys.stdin.readline()
+    cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20)
+    print("added", flush=True)
+    sys.stdin.readline()
+    cluster.remove_node(first, allow_graceful=False)
+    print("removed", flush=True)
+    sys.stdin.readline()
+finally:
+    cluster.shutdown()
+"""
+
+
+def audit(data: Path, work: Path) -> list[str]:
+    more = ["--permutations", "200"]
+    return [sys.executable, "-m", "jobs.audit", "--data", str(data), "--work", str(work), *OPTIONS, *more]
+
+
+def embed(data: Path, work: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.embed", "--data", str(data), "--work", str(work), *OPTIONS, *more]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+def shards_of(work: Path) -> list[Path]:
+    return sorted(work.glob("embeddings/*/*/*.parquet"))
+
+
+def rows_there(work: Path) -> int:
+    return sum(len(rows_on_disk(work, pair)) for pair in PAIRS)
+
+
+def some_shards(work: Path, at_least: int = 2):
+    return lambda: len(shards_of(work)) >= at_least
+
+
+def struck_in_the_middle(work: Path, n: int) -> bool:
+    """Whether some rows of n slices are there, and some are not: else a test would prove nothing."""
+    return 0 < rows_there(work) < n * len(PAIRS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(challenge, tmp_path_factory) -> Path:
+    """WORK after an audit that nothing befell."""
+    work = tmp_path_factory.mktemp("undisturbed") / "work"
+    done = run(audit(challenge, work))
+    assert done.returncode == 0, done.stderr
+    return work
+
+
+@pytest.fixture(scope="module")
+def hashes(challenge) -> dict[str, str]:
+    catalog = read_catalog(str(challenge))
+    return dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+
+
+@pytest.fixture
+def check_embeddings(undisturbed, hashes):
+    """Fails unless every slice is in the shards of each pair exactly once, with the vector of the undisturbed run."""
+    config = EmbedConfig(tuple(PAIRS), precision="float32")
+    weights = load_all_weights(BACKBONES, None)
+
+    def check(work: Path) -> None:
+        for pair in PAIRS:
+            assert Counter(rows_on_disk(work, pair)) == Counter(list(hashes))
+            identity_ = identity(pair, config, weights)
+            found, expected = (shards.read_embeddings(str(w), identity_, hashes) for w in (work, undisturbed))
+            assert found.ok.all()
+            norms = np.linalg.norm(expected.vectors, axis=1, keepdims=True)
+            assert norms.min() > 0
+            assert (np.abs(found.vectors - expected.vectors) / norms).max() < 1e-5
+
+    return check
+
+
+def assert_same(found: object, expected: object) -> None:
+    """Equal, but for the last digits of floats."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, float):
+        assert math.isclose(found, expected, rel_tol=1e-5, abs_tol=1e-5) or (found != found and expected != expected)
+    else:
+        assert found == expected
+
+
+def assert_same_findings(work: Path, other: Path) -> None:
+    """Trials, best configurations, predictions and figures of two runs, apart from how long they took."""
+    for task in ("membership", "attribution"):
+        place = Path("search") / task / "trials.parquet"
+        found, expected = (pq.read_table(w / place).drop_columns(["seconds"]) for w in (work, other))
+        assert_same(found.to_pylist(), expected.to_pylist())
+        found, expected = (json.loads((w / place.with_name("best.json")).read_text()) for w in (work, other))
+        for row in (*found["best"].values(), *expected["best"].values()):
+            del row["seconds"]
+        assert_same(found, expected)
+    files = sorted(path.name for path in (other / "results").glob("*.csv"))
+    assert len(files) == 3
+    for name in files:
+        assert (work / "results" / name).read_bytes() == (other / "results" / name).read_bytes()
+    found, expected = (json.loads((w / "results" / "metrics.json").read_text()) for w in (work, other))
+    del found["run"]["seconds"], expected["run"]["seconds"]
+    assert_same(found, expected)
+
+
+def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
+    challenge, undisturbed, hashes, check_embeddings, tmp_path
+):
+    work = tmp_path / "work"
+    with Running(audit(challenge, work), tmp_path / "first.log") as first:
+        first.wait_until(some_shards(work))
+        first.kill()
+        assert struck_in_the_middle(work, len(hashes))
+        trials = work / "search" / "membership" / "trials"
+        with Running(
+            audit(challenge, work), tmp_path / "second.log"
+        ) as second:  # at once: workers of the first may still write
+            second.wait_until(lambda: len(list(trials.glob("*.parquet"))) >= 2)
+            second.kill()
+            done_before = {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
+            assert 2 <= len(done_before) < TRIALS
+            deadline = time.monotonic() + 10  # a trial that was under way may end, for all that nobody waits for it
+            while alive(second.below()) and time.monotonic() < deadline:
+                time.sleep(0.2)
+    done_before |= {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
+    third = run(audit(challenge, work))
+    assert third.returncode == 0, third.stderr
+    assert f"search membership: {len(done_before)} of {TRIALS} trials are there already" in third.stderr
+    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
+    assert len(list(trials.glob("*.parquet"))) == TRIALS
+    check_embeddings(work)
+    assert_same_findings(work, undisturbed)
+
+
+def test_kill_9_of_an_actors_worker_process(challenge, hashes, check_embeddings, tmp_path):
+    work = tmp_path / "work"
+    with Running(embed(challenge, work), tmp_path / "log") as job:
+        job.wait_until(some_shards(work))
+        busy: list[int] = []
+        job.wait_until(lambda: busy.extend(pid for pid in job.below() if "EmbedActor)).submit" in command(pid)) or busy)
+        os.kill(busy[0], signal.SIGKILL)
+        assert struck_in_the_middle(work, len(hashes))
+        assert job.ended() == 0, job.said
+    check_embeddings(work)
+
+
+def test_loss_of_the_node_that_works_while_another_comes(challenge, hashes, check_embeddings, tmp_path):
+    """What was decoded, what was embedded and the actors themselves are gone with the node."""
+    work, told = tmp_path / "work", tmp_path / "nodes.log"
+    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | asked
+    with Running([sys.executable, "-c", TWO_NODES], told, env=environment, stdin=subprocess.PIPE) as nodes:
+
+        def tell(answer: str) -> None:
+            nodes.process.stdin.write(b"\n")
+            nodes.process.stdin.flush()
+            nodes.wait_until(lambda: f"\n{answer}\n" in nodes.said)
+
+        nodes.wait_until(lambda: re.search(r"^[\d.]+:\d+$", nodes.said, re.MULTILINE))
+        address = re.findall(r"^[\d.]+:\d+$", nodes.said, re.MULTILINE)[0]
+        with Running(embed(challenge, work, "--address", address), tmp_path / "log", env=environment) as job:
+            job.wait_until(some_shards(work))
+            tell("added")
+            tell("removed")
+            assert struck_in_the_middle(work, len(hashes))
+            assert job.ended() == 0, job.said
+            others = {line for line in job.said.splitlines() if not line.startswith(("catalog: ", "embed: "))}
+            assert others <= {"a node of the cluster was lost; what it was doing is done again on others"}
+    check_embeddings(work)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """(a folder on a file system of its own with little room, a file in it that takes up most of it)."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small file system here")
+    try:
+        filler = place / "filler"
+        filler.write_bytes(b"x" * (23 << 20))
+        yield place, filler
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk(challenge, hashes, check_embeddings, small_disk, tmp_path):
+    place, filler = small_disk
+    work = place / "work"
+    full = run(embed(challenge, work))
+    assert full.returncode == 2, full.stderr
+    (line,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(rf"error: {work}/.*: cannot be written \(.*No space left on device.*\)", line)
+    assert "Traceback" not in full.stderr
+    assert struck_in_the_middle(work, len(hashes))
+    assert all(pq.read_table(path).num_rows for path in shards_of(work))
+    filler.unlink()
+    again = run(embed(challenge, work))
+    assert again.returncode == 0, again.stderr
+    check_embeddings(work)
+    assert not list(work.rglob(f"*{store.TEMPORARY}*"))
+
+
+def test_a_truncated_shard_is_named_and_made_again(challenge, undisturbed, check_embeddings, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(undisturbed, work)
+    broken = shards_of(work)[1]
+    os.truncate(broken, broken.stat().st_size // 2)
+    others = {path: path.stat().st_mtime_ns for path in shards_of(work) if path != broken}
+    again = run(embed(challenge, work))
+    assert again.returncode == 0, again.stderr
+    assert f"{broken}: not a whole shard" in again.stderr
+    check_embeddings(work)
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+def test_a_second_run_on_one_work_is_told_who_holds_it(challenge, hashes, check_embeddings, tmp_path):
+    work = tmp_path / "work"
+    with Running(embed(challenge, work), tmp_path / "first.log") as first:
+        first.wait_until(some_shards(work))
+        first.process.send_signal(signal.SIGSTOP)  # however slowly the second starts, the first is still there
+        second = run(audit(challenge, work))
+        assert second.returncode == 2
+        (line,) = second.stderr.splitlines()
+        holder = rf"jobs.embed \(process {first.process.pid} on {socket.gethostname()}, since .+\)"
+        assert re.fullmatch(rf"error: {work}: {holder} works on it; .+", line)
+        assert struck_in_the_middle(work, len(hashes))
+        first.kill()
+        third = run(embed(challenge, work))
+        assert third.returncode == 0, third.stderr
+    check_embeddings(work)
+
+
+def test_sigterm_stops_a_run_in_one_line_and_leaves_nothing_running(challenge, hashes, check_embeddings, tmp_path):
+    work = tmp_path / "work"
+    with Running(embed(challenge, work), tmp_path / "log") as job:
+        job.wait_until(some_shards(work))
+        below = job.below()
+        job.process.terminate()
+        assert job.ended(60) == 128 + signal.SIGTERM
+        assert struck_in_the_middle(work, len(hashes))
+        lines = [line for line in job.said.splitlines() if not line.startswith(("catalog: ", "embed: "))]
+        assert lines == ["stopped; what is finished is kept, the same command goes on from there"]
+        deadline = time.monotonic() + 60
+        while alive(below) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not alive(below)
+    again = run(embed(challenge, work))
+    assert again.returncode == 0, again.stderr
+    check_embeddings(work)

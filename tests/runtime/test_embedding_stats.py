@@ -1,0 +1,70 @@
+"""What an embedding run tells of its blocks."""
+
+import numpy as np
+import pytest
+
+from gansfp.runtime.embedding_blocks import COUNTS, STEPS
+from gansfp.runtime.embedding_stats import NAMED, Tally, describe
+
+
+def block(**values):
+    plain = {**dict.fromkeys(COUNTS, 0), "bad": "", "limit": 0, "no_cuda": False, "seconds": np.zeros(len(STEPS))}
+    return {**plain, **values}
+
+
+def seconds(**values):
+    return np.array([values.get(step, 0.0) for step in STEPS])
+
+
+def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
+    tally = Tally()
+    bad = "\n".join(f"i{n}: empty file" for n in range(60))
+    for _ in range(5):
+        tally.add(block(done=70, failed=60, bad=bad))
+    assert tally.counts["failed"] == 300
+    assert tally.counts["done"] == 350
+    assert caplog.text.count("left out: i") == NAMED
+    assert tally.reasons == "300 empty file"
+
+
+def test_reasons_are_grouped_and_the_rest_counted():
+    tally = Tally()
+    errors = ["60000x60000 pixels", "9000x9000 pixels", "empty file", "a: b", "c", "d"]
+    tally.add(block(done=9, failed=6, bad="\n".join(f"i{n}: {error}" for n, error in enumerate(errors))))
+    assert tally.reasons == "2 NxN pixels, 1 empty file, 1 a: b, 2 other"
+    assert Tally().reasons == ""
+
+
+def test_a_short_memory_is_told_when_it_changes(caplog):
+    tally = Tally()
+    for limit in (0, 0, 4, 4, 2):
+        tally.add(block(limit=limit))
+    assert caplog.text.count("out of memory on a device") == 2
+
+
+def test_gpus_that_are_none_are_told_once(caplog):
+    tally = Tally()
+    for no_cuda in (False, True, True):
+        tally.add(block(no_cuda=no_cuda))
+    assert caplog.text.count("no CUDA") == 1
+    assert "gpus_busy" not in tally.facts(True, 2, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("on_gpus", "spent", "binds"),
+    [
+        (False, {"forward": 6, "mask": 3}, "forward"),
+        (False, {"forward": 1, "mask": 3}, "mask"),
+        (True, {"forward": 18, "view": 1, "decode": 90}, "forward"),  # two GPUs for ten seconds: busy
+        (True, {"forward": 8, "view": 1, "decode": 5, "mask": 7}, "mask"),  # idle: they wait for the CPUs
+    ],
+)
+def test_the_bottleneck_is_what_to_make_faster(on_gpus, spent, binds):
+    tally = Tally()
+    for _ in range(2):
+        tally.add(block(done=5, seconds=seconds(**spent) / 2))
+    facts = tally.facts(on_gpus, 2, 10.0)
+    assert facts["bottleneck"] == binds
+    assert facts["work_seconds"]["forward"] == pytest.approx(spent["forward"])
+    assert describe(facts).endswith(f"the bottleneck is {binds}")
+    assert ("GPUs busy" in describe(facts)) == on_gpus

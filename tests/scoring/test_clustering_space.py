@@ -1,0 +1,139 @@
+"""What clusterings share, exactly and within a limit of memory."""
+
+import logging
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster
+from scipy.cluster.hierarchy import linkage as scipy_linkage
+from scipy.spatial.distance import cdist
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from gansfp.scoring.attribution import Clustering, cluster, cluster_many
+from gansfp.scoring.cluster_splitting import halves, own_clearness, score_splits, split, split_limit
+from gansfp.scoring.clustering_space import Space, centres_within, exact_bytes, exact_within
+
+LIMIT = exact_bytes(100)  # 600 slices are above it
+CENTRES = 12 * np.random.default_rng(7).normal(size=(4, 8))
+
+
+def blobs(each=150, seed=0, centres=CENTRES):
+    """Slices of as many generators as there are centres, in turn: x, generators."""
+    generators = np.tile(np.arange(len(centres)), each)
+    noise = np.random.default_rng(seed).normal(size=(len(generators), centres.shape[1]))
+    return (centres[generators] + noise).astype(np.float32), generators
+
+
+def test_the_limit_is_kept_to():
+    assert exact_within(LIMIT) == 100
+    assert exact_bytes(exact_within(LIMIT)) <= LIMIT < exact_bytes(exact_within(LIMIT) + 1)
+    x, _ = blobs()
+    assert Space(x[:100], limit=LIMIT).exact
+    assert Space(x[:100], limit=LIMIT).approximation == {}
+    space = Space(x, limit=LIMIT)
+    assert not space.exact
+    assert len(space.leaves) <= centres_within(LIMIT) == len(space.judges) < 100
+    assert space.approximation == {"centres": len(space.leaves), "sample": len(space.judges)}
+
+
+def test_it_is_said_before_it_is_taken(caplog):
+    caplog.set_level(logging.INFO)
+    Space(np.zeros((50_000, 1), np.float32))
+    assert "50,000 slices would take 40.0 GB" in caplog.text
+    assert f"above the limit of 4.0 GB: {centres_within(4 * 10**9):,} centres stand for them" in caplog.text
+
+
+def test_a_leaf_is_the_mean_of_its_slices():
+    x, _ = blobs()
+    space = Space(x, limit=LIMIT)
+    assert space.weights.sum() == len(x)
+    for leaf in range(len(space.leaves)):
+        members = x[space.leaf == leaf]
+        assert len(members) == space.weights[leaf]
+        np.testing.assert_allclose(space.leaves[leaf], members.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("linkage", "metric"),
+    [
+        ("ward", "euclidean"),
+        ("average", "euclidean"),
+        ("complete", "manhattan"),
+        ("single", "euclidean"),
+        ("average", "cosine"),
+    ],
+)
+def test_well_separated_generators_are_found_as_exactly(linkage, metric):
+    x, generators = blobs()
+    clustering = Clustering(linkage=linkage, metric=metric)
+    exact, near = (cluster(x, clustering, "auto", range(2, 8), limit=limit) for limit in (10**9, LIMIT))
+    assert exact.k == near.k == 4
+    assert adjusted_rand_score(generators, near.labels) == 1
+    assert np.array_equal(exact.labels, near.labels)
+    assert near.silhouettes[4] == pytest.approx(exact.silhouettes[4], abs=0.05)
+
+
+def test_wards_tree_goes_on_from_the_centres():
+    """It is scipy's of as many copies of each centre as it has slices, and the slices go with their centre."""
+    x, _ = blobs(each=100, centres=CENTRES / 6)
+    space = Space(x, limit=LIMIT)
+    plain = scipy_linkage(space.leaves[space.leaf].astype(np.float64), "ward")
+    for k, labels in space.cuts("ward", "euclidean", [2, 3, 5, 9]).items():
+        assert adjusted_rand_score(labels, fcluster(plain, k, "maxclust")) == 1
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])
+def test_silhouettes_are_of_a_sample_of_the_slices(metric):
+    x, generators = blobs(centres=CENTRES / 8)
+    space = Space(x, limit=LIMIT)
+    apart = cdist(x[space.judges], x[space.judges], {"manhattan": "cityblock"}.get(metric, metric))
+    expected = silhouette_score(apart, generators[space.judges], metric="precomputed")
+    assert space.silhouettes(metric, [generators])[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_more_metrics_are_held_than_are_counted():
+    for limit in (10**9, LIMIT):
+        space = Space(blobs()[0], limit=limit)
+        for metric in ("euclidean", "cosine", "manhattan", "euclidean"):
+            space.tree("average", metric)
+            space.distances(metric)
+        assert sum(matrix.nbytes for matrix in space._distances.values()) <= exact_bytes(len(space.leaves))
+
+
+@pytest.mark.parametrize("limit", [LIMIT, exact_bytes(160)])  # a generator is approximated too, or exact
+def test_splits_within_a_limit_find_what_exact_ones_do(limit):
+    known, names = blobs(seed=1)
+    x, generators = blobs(centres=np.concatenate([CENTRES, CENTRES[:1] + 5]))
+    found = []
+    for bytes_ in (10**9, limit):
+        space = Space(known, limit=bytes_)
+        own = [own_clearness(space.part(np.flatnonzero(names == name))) for name in range(4)]
+        labels = split(halves(Space(x, limit=bytes_)), split_limit(own)).labels
+        assert adjusted_rand_score(generators, labels) == 1
+        found.append(score_splits(space, names.astype(str), own))
+    assert found[0].ari == found[1].ari == 1
+    assert found[1].margin == pytest.approx(found[0].margin, abs=0.1)
+
+
+def test_the_seed_decides_about_the_centres():
+    x, _ = blobs(centres=CENTRES / 12)
+    first, again, other = (Space(x, limit=LIMIT, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first.leaf, again.leaf)
+    assert not np.array_equal(first.leaf, other.leaf)
+
+
+def test_memory_stays_within_the_limit():
+    """20,000 slices, whose distances would take 1.6 GB in float32 alone, within 20 MB, beside what grows with n."""
+    x = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+    limit = 20_000_000
+    wanted = [Clustering(linkage=linkage) for linkage in ("ward", "average", "complete", "single")]
+    tracemalloc.start()
+    try:
+        found = list(cluster_many(x, [*wanted, Clustering("kmeans")], [2, 5], limit=limit))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 10
+    assert all(len(result.labels) == len(x) for result in found)
+    assert peak < limit + 6 * x.nbytes

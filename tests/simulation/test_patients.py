@@ -1,0 +1,77 @@
+"""Dealing: whole patients, enough slices in every class; and a folder of real slices as it comes."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gansfp.errors import DataError
+from gansfp.simulation.patients import deal, real_source
+from gansfp.simulation.phantom import phantoms
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patients_stay_together_and_every_class_has_enough(seed):
+    rng = np.random.default_rng(seed)
+    patients = np.repeat([f"p{i}" for i in range(40)], rng.integers(1, 12, 40))
+    total = len(patients)
+    needs = {"a": total // 8, "b": total // 5, "c": total // 3}
+    dealt = deal(patients, needs, rng)
+    rows = np.concatenate(list(dealt.values()))
+    assert sorted(rows.tolist()) == list(range(total))
+    owners = [set(patients[found]) for found in dealt.values()]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == 40
+    assert all(len(dealt[name]) >= needs[name] for name in needs)
+    for found in dealt.values():  # the first rows come from as many patients as there are
+        firsts = patients[found][: len(set(patients[found]))]
+        assert max(Counter(firsts.tolist()).values()) == 1
+
+
+def test_patients_of_one_size_are_dealt_without_loss():
+    patients = np.repeat([f"p{i}" for i in range(8)], 2)
+    dealt = deal(patients, {"a": 3, "b": 5, "c": 6}, np.random.default_rng(0))
+    assert [len(found) for found in dealt.values()] == [4, 6, 6]
+
+
+@pytest.mark.parametrize("patients", [["a"] * 50 + ["b"] * 50, [str(i) for i in range(20)]])
+def test_too_few_patients_or_slices_say_what_is_needed(patients):
+    with pytest.raises(DataError, match=r"needed at least 30 of 3 patients or more.*10 used, 10 not_used, 10 other"):
+        deal(np.array(patients), {"used": 10, "not_used": 10, "other": 10}, np.random.default_rng(0))
+
+
+def test_a_real_folder_with_groups_and_a_bad_file(tmp_path):
+    pixels, _ = phantoms(3, 2, seed=0)
+    (tmp_path / "deep").mkdir()
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / "deep" / f"s{number}.png")
+    (tmp_path / "deep" / "bad.png").write_text("no image")
+    (tmp_path / "notes.txt").write_text("no image either")
+    (tmp_path / "groups.csv").write_text("image_id,group\ns0,A\ndeep/s1,A\ns2,B\ns3,B\n")
+    lines: list[str] = []
+    source = real_source(str(tmp_path), most=100, progress=lines.append)
+    assert source.patients.tolist() == ["A", "A", "B", "B", "deep/s4", "deep/s5"]
+    assert np.array_equal(source.pixels, pixels)
+    assert len(lines) == 1
+    assert "1 images left out" in lines[0]
+    assert "bad.png" in lines[0]
+
+
+def test_of_a_large_folder_as_many_patients_as_possible(tmp_path):
+    pixels, _ = phantoms(1, 1, seed=0)
+    for patient, count in (("a", 20), ("b", 2), ("c", 1)):
+        for number in range(count):
+            Image.fromarray(pixels[0]).save(tmp_path / f"{patient}{number}.png")
+    names = sorted(path.stem for path in tmp_path.iterdir())
+    (tmp_path / "groups.csv").write_text("image_id,group\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    assert sorted(real_source(str(tmp_path), most=6).patients.tolist()) == ["a", "a", "a", "b", "b", "c"]
+
+
+def test_folders_without_images_or_with_bad_ones_only(tmp_path):
+    with pytest.raises(DataError, match="no images found in"):
+        real_source(str(tmp_path), most=5)
+    with pytest.raises(DataError, match="no images found in"):
+        real_source(str(tmp_path / "nowhere"), most=5)
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 1 images in"):
+        real_source(str(tmp_path), most=5)
