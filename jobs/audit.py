@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
-from gansfp.decision.final import final
 from gansfp.decision.summary import summary
 from gansfp.embedding.embedder import EmbedConfig, load_all_weights
 from gansfp.errors import DataError, UsageError
@@ -31,6 +30,7 @@ from gansfp.runtime.options import (
     seed,
 )
 from gansfp.simulation.challenge import SimulationConfig, simulate
+from jobs.final import decide
 from tune.search import add_search_options, check_enough, choose_pairs, embed_and_search, search_config
 from tune.space import TASKS
 
@@ -49,13 +49,13 @@ def _simulate(seed: int) -> None:
 def _tasks(catalog: Catalog) -> list[str]:
     """The tasks that DATA has enough for; what is missing for the other is said."""
     found = [task for task in TASKS if len(catalog.select(task=task))]
-    known = set(catalog.select("attribution", role="generated").column("generator").tolist())
+    known = set(catalog.known_generators().column("generator").tolist())
     if "attribution" in found and len(known) < 2 and "membership" in found:
         log.warning(
             "attribution is left out: got %d known generators, expected 2 or more in attribution/train", len(known)
         )
         found.remove("attribution")
-    elif found == list(TASKS) and not len(catalog.select("attribution", split="test", status="ok")):
+    elif found == list(TASKS) and not len(catalog.unattributed().select(status="ok")):
         log.warning("attribution is left out: got no readable slices in attribution/test")
         found.remove("attribution")
     if not found:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.data and not options.work:
         raise UsageError("--work: got none, expected a folder or a URI for the results")
-    decide, searches = final_config(options), {task: search_config(options, task) for task in TASKS}
+    deciding, searches = final_config(options), {task: search_config(options, task) for task in TASKS}
     embed_workers(options)  # refuses what cannot be, before anything is done
     # Names before places before weights: what is quick to tell is told first.
     embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_enough(catalog, searches[task])
         for task in tasks:
             embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
-        metrics = final(data, work, decide, catalog, tasks)
+        metrics = decide(data, work, deciding, catalog, tasks)
         print(summary(metrics))
         seconds = metrics["run"]["seconds"]
         took = ", ".join(f"{stage} {value:.0f} s" for stage, value in sorted(seconds.items(), key=lambda x: -x[1]))

@@ -26,13 +26,14 @@ import torch
 
 from gansfp import store
 from gansfp.collection.layout import ENDINGS
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError, UsageError
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.options import count, names, positive
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import versions
 from jobs.benchmarks import embedding, search
-from jobs.benchmarks.measure import Bench, Pair, Row, Sizes, cores
+from jobs.benchmarks.measure import Bench, Row, Sizes, cores
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
     "embedding": embedding.embedding,

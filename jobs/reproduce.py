@@ -32,7 +32,7 @@ from gansfp.images.lungs import MASK_NAMES
 from gansfp.networks.weights import WEIGHT_ENDINGS, check_folder
 from gansfp.published.recipe import Recipe
 from gansfp.published.recipes import find
-from gansfp.published.systems import clusters_known, nothing_to_decide, read_answers, sets_to_decide
+from gansfp.published.systems import clusters_known, nothing_to_decide, read_answers
 from gansfp.published.table import Row, as_csv, as_markdown
 from gansfp.published.training_plan import Planner, Scale
 from gansfp.runtime.collection import read_collection
@@ -65,16 +65,16 @@ class Truth:
 def read_truth(data: str, catalog: Catalog) -> Truth:
     """What DATA has of it. Raises DataError as gansfp.collection.truth does."""
     truth = Truth()
-    for name in sets_to_decide(catalog):
+    for name in catalog.sets_to_decide():
         labels = read_membership_truth(data, catalog, name)
         if labels is not None:
-            groups = catalog.select("membership", name, "test", "unknown").groups()
+            groups = catalog.unknown(name).groups()
             truth.by_set[name] = (np.array(list(labels.values())), groups)
-    test = catalog.select("attribution", split="test", role="unknown")
+    test = catalog.unattributed()
     generators = read_attribution_truth(data, catalog) if len(test) else None
     if generators is not None:
         truth.attribution = (np.array(list(generators.values())), test.groups())
-    truth.known = catalog.select("attribution", "", "train", "generated").column("generator")
+    truth.known = catalog.known_generators().column("generator")
     return truth
 
 
@@ -143,17 +143,14 @@ def system_row(recipe: Recipe, said: Said, catalog: Catalog, work: str, truth: T
     if said.error:
         return row
     if recipe.task == "attribution":
-        test = catalog.select("attribution", split="test", role="unknown")
+        test = catalog.unattributed()
         row = scored(row, {"attribution": read_answers(work, recipe, "attribution", test)}, truth, seed)
-        known = catalog.select("attribution", "", "train", "generated")
+        known = catalog.known_generators()
         if not clusters_known(recipe, catalog):
             return row
         labels = read_answers(work, recipe, "known", known)
         return replace(row, known=partition_metrics(known.column("generator"), labels)["ari"])
-    answers = {
-        name: read_answers(work, recipe, name, catalog.select("membership", name, "test", "unknown"))
-        for name in sets_to_decide(catalog)
-    }
+    answers = {name: read_answers(work, recipe, name, catalog.unknown(name)) for name in catalog.sets_to_decide()}
     return scored(row, answers, truth, seed)
 
 
@@ -203,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def described(command: str, catalog: Catalog) -> list[str]:
     """What the table is, for the lines above it."""
-    sets = [f"`{name}` ({len(catalog.select('membership', name)):,} slices)" for name in catalog.sets()]
-    clusters = len(catalog.select("attribution"))
+    sets = [f"`{name}` ({len(catalog.of_set(name)):,} slices)" for name in catalog.sets()]
+    clusters = len(catalog.select(task="attribution"))
     data = [f"sets {', '.join(sets)}"] * bool(sets) + [f"attribution ({clusters:,} slices)"] * bool(clusters)
     return [
         f"Written by `{command}`.",

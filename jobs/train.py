@@ -217,7 +217,7 @@ def _add_autoencoder(parser: argparse.ArgumentParser) -> None:
 def _prepare_autoencoder(options: argparse.Namespace, settings: Settings) -> tuple[str, Training]:
     catalog = read_collection(options.data, options.work, options.allow_outside)
     name = _set(catalog, options.set)
-    generated = catalog.select("membership", name, role="generated", status="ok")
+    generated = catalog.of_set(name).select(role="generated", status="ok")
     columns = [tuple(column.tolist()) for column in (generated.column("uri"), generated.column("sha256"))]
     slices = LabelledSlices(columns[0], (-1,) * len(generated), tuple(generated.groups().tolist()), columns[1])
     training = AutoencoderTraining(slices, options.input_size or SIDE, settings)

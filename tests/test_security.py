@@ -178,7 +178,7 @@ def test_a_shard_is_not_run_but_removed(malicious, trap, tmp_path, caplog):
     place.write_bytes(malicious)
     with pytest.raises(DataError, match="no embedding of 1 images"):
         shards.read_embeddings(str(tmp_path), IDENTITY, {"a": "0"})
-    assert shards.settle(str(tmp_path), IDENTITY, {"a": "0"}) == set()
+    assert shards.repair_and_list_done(str(tmp_path), IDENTITY, {"a": "0"}) == set()
     assert "not a whole shard" in caplog.text
     assert not place.exists()
     assert not trap.exists()

@@ -31,6 +31,7 @@ from gansfp.collection.catalog import Catalog
 from gansfp.embedding import shards
 from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
+from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.images.views import get_view
 from gansfp.networks.weights import Weights
@@ -55,7 +56,7 @@ from gansfp.runtime.record import record_stage
 from gansfp.scoring.membership import check_ks, learns_from_labels
 from tune import evaluate
 from tune.space import DEFAULT_PAIRS, TASKS, grid
-from tune.trials import ALGORITHMS, Pair, Problem, SearchConfig, is_there, put, read_table, run_trials
+from tune.trials import ALGORITHMS, Problem, SearchConfig, is_there, put, read_table, run_trials
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _problem(
     embedding: EmbedConfig,
     weights: Mapping[str, Weights],
 ) -> tuple[Problem, dict[Pair, dict[str, str]], dict[str, str]]:
-    hashes = dict(zip(images.ids.tolist(), images.column("sha256").tolist(), strict=True))
+    hashes = images.hashes()
     vectors, keys, identities = {}, {}, {}
     unreadable: dict[str, str] = {}
     readable = np.ones(len(images), bool)

@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 
 from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.shards import Pair
 from gansfp.scoring.attribution import COVARIANCES, INITS, Clustering
 from gansfp.scoring.distances import METRICS
 
-Pair = tuple[str, str]
 TASKS = ("membership", "attribution")
 
 # Pooled features forget where things are and see little of what a generator remembers; small high-pass slices keep it.

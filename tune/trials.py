@@ -33,6 +33,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from gansfp import store
+from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.runtime.cluster import raised_in_worker, usable_gpus
 from gansfp.runtime.progress import Progress
@@ -43,7 +44,6 @@ from tune.space import TASKS, suggest
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[str, str]
 ALGORITHMS = ("grid", "optuna")
 SMALL_MEMORY = 1e9  # bytes that a trial may take without asking: less than a core's share of most machines
 ATTRIBUTION_KS = tuple(range(2, 13))

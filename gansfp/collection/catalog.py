@@ -77,6 +77,7 @@ class Catalog:
 
     def select(
         self,
+        *,
         task: str | None = None,
         set: str | None = None,
         split: str | None = None,
@@ -90,6 +91,34 @@ class Catalog:
             if value is not None:
                 table = table.filter(pc.equal(table[name], value))
         return Catalog(self.data, table, self.notes)
+
+    def where(self, mask: np.ndarray | Sequence[bool] | pa.Array) -> "Catalog":
+        """The rows whose entry of mask (n,) is true; the notes stay."""
+        return Catalog(self.data, self.table.filter(pa.array(mask, pa.bool_())), self.notes)
+
+    def of_set(self, name: str) -> "Catalog":
+        """All slices of a membership set."""
+        return self.select(task="membership", set=name)
+
+    def unknown(self, name: str) -> "Catalog":
+        """The real slices of a membership set to decide about."""
+        return self.select(task="membership", set=name, split="test", role="unknown")
+
+    def sets_to_decide(self) -> list[str]:
+        """The membership sets that have slices to decide about, sorted."""
+        return [name for name in self.sets() if len(self.unknown(name))]
+
+    def known_generators(self) -> "Catalog":
+        """The attribution slices whose generator is known."""
+        return self.select(task="attribution", split="train", role="generated")
+
+    def unattributed(self) -> "Catalog":
+        """The attribution slices to decide about."""
+        return self.select(task="attribution", split="test", role="unknown")
+
+    def hashes(self) -> dict[str, str]:
+        """{image_id: sha256 of the file}, in the order of the rows."""
+        return dict(zip(self.ids.tolist(), self.column("sha256").tolist(), strict=True))
 
     def groups(self) -> np.ndarray:
         """(n,) str: what must not be split in resampling; an image without a group is one of its own, its image_id."""

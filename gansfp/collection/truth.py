@@ -17,7 +17,7 @@ def read_membership_truth(data: str, catalog: Catalog, set: str) -> dict[str, in
     missing column.
     """
     uri = store.join(data, "membership", set, "test", "truth.csv")
-    answers = _read(uri, catalog.select("membership", set, "test", "unknown"), "used")
+    answers = _read(uri, catalog.unknown(set), "used")
     if answers is None:
         return None
     wrong = [image_id for image_id, value in answers.items() if value not in ("0", "1")]
@@ -34,7 +34,7 @@ def read_attribution_truth(data: str, catalog: Catalog) -> dict[str, str] | None
     catalog: the whole catalog of DATA. Raises DataError as read_membership_truth does, and for an empty generator.
     """
     uri = store.join(data, "attribution", "test", "truth.csv")
-    answers = _read(uri, catalog.select("attribution", split="test", role="unknown"), "generator")
+    answers = _read(uri, catalog.unattributed(), "generator")
     empty = [image_id for image_id, value in (answers or {}).items() if not value]
     if empty:
         raise DataError(f"{uri}: {len(empty)} values of `generator` are empty, such as that of {empty[0]!r}")

@@ -12,7 +12,7 @@ from gansfp.decision.stacking import REFITS, Combined, combine, p_value_refitted
 from gansfp.decision.thresholds import choose_threshold
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN
-from gansfp.statistics.intervals import Figure, attribution_figures, membership_figures, support
+from gansfp.statistics.intervals import Estimate, attribution_figures, membership_figures, support
 from gansfp.statistics.metrics import attribution_chance, f1_all_used, membership_chance
 from gansfp.statistics.permutation import p_values_ari, p_values_auc
 
@@ -168,10 +168,10 @@ def attribution_report(
     }
 
 
-def _beside_chance(figures: dict[str, Figure], chance: dict[str, float]) -> dict[str, dict[str, float | None]]:
+def _beside_chance(figures: dict[str, Estimate], chance: dict[str, float]) -> dict[str, dict[str, float | None]]:
     """Each figure as metrics.json holds it: value, interval, and the value that knows nothing."""
     return {
-        name: {**figure.as_dict(), "chance": Figure(chance[name]).as_dict()["value"]}
+        name: {**figure.as_dict(), "chance": Estimate(chance[name]).as_dict()["value"]}
         for name, figure in figures.items()
     }
 

@@ -88,7 +88,7 @@ def _membership(data: str, catalog: Catalog, work: str, found: Found, config: Fi
             "configuration": _described(verdict, configurations, config),
             "tried": len(scores),
         }
-        test = catalog.select("membership", name, "test", "unknown")
+        test = catalog.unknown(name)
         if len(test):
             answers = _decisions(test, rows["real"], labels, verdict, scores)
             write_membership(work, name, test, answers, _nearest(catalog, work, found, rows, configurations, verdict))
@@ -160,7 +160,7 @@ def _nearest(
 
 def _vectors(catalog: Catalog, work: str, found: Found, pair: tuple[str, str], task: str) -> dict[str, np.ndarray]:
     images = catalog.select(task=task)
-    hashes = dict(zip(images.ids.tolist(), images.column("sha256").tolist(), strict=True))
+    hashes = images.hashes()
     embeddings = shards.read_embeddings(work, found.best["identities"][" ".join(pair)], hashes)
     return dict(zip(hashes, embeddings.vectors, strict=True))
 
@@ -174,7 +174,7 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     vectors = _vectors(catalog, work, found, (chosen["backbone"], chosen["view"]), "attribution")
     ids = found.best["ids"]
     known, test_vectors = (np.stack([vectors[i] for i in ids[key]]) for key in ("known", "test"))
-    of_known = catalog.select("attribution", role="generated")
+    of_known = catalog.known_generators()
     by_id = dict(zip(of_known.ids.tolist(), of_known.column("generator").tolist(), strict=True))
     generators = np.array([by_id[image_id] for image_id in ids["known"]])
     groups = dict(zip(catalog.ids.tolist(), catalog.groups().tolist(), strict=True))
@@ -195,7 +195,7 @@ def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: F
     both = prepare(both, chosen["standardise"], chosen["components"], limit=limit)
     names = {n.cluster: n.generator for n in name_clusters(labels, both[len(known) :], both[: len(known)], generators)}
     report["names"] = {str(number): name for number, name in names.items()}
-    test = catalog.select("attribution", split="test", role="unknown")
+    test = catalog.unattributed()
     here = {image_id: row for row, image_id in enumerate(ids["test"])}
     rows = np.array([here.get(image_id, -1) for image_id in test.ids.tolist()])
     for image_id in test.ids[rows < 0]:

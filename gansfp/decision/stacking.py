@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN, USED
-from gansfp.statistics.resampling import arrangements, group_codes, permuted_labels
+from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
 
 MEMBERS = 40  # configurations in a stack
 ALIKE = 0.95  # rank correlation from which two configurations say the same
@@ -202,7 +202,7 @@ def p_value_refitted(
         rows = np.flatnonzero(folds == fold)
         codes = group_codes(groups[rows], len(rows))
         permuted[:, rows] = permuted_labels(labels[rows], codes, refits, seed + 1 + int(fold))
-        reachable *= arrangements(labels[rows], codes)
+        reachable *= count_permutations(labels[rows], codes)
 
     def area(arranged: np.ndarray) -> float:
         score = Nested(pool, arranged, wanted).out_of_fold()

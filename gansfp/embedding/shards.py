@@ -23,10 +23,12 @@ READERS = 8  # threads that read shards: stores answer slowly, but many at once
 LONGEST = 150  # characters of a folder's name; file systems end at 255 bytes, the percent signs of URIs counted
 AHEAD = 64  # shards in memory beside the matrix that they fill
 
+Pair = tuple[str, str]  # of a backbone and a view, by name
+
 log = logging.getLogger(__name__)
 
 
-def folder(work: str, pair: tuple[str, str]) -> str:
+def folder(work: str, pair: Pair) -> str:
     """Where the shards of a (backbone, view) are; a long name of a backbone, as a trained one's, is cut short."""
     name = quote(pair[0], safe=":@-_.")
     if len(name) > LONGEST:
@@ -89,7 +91,9 @@ class Embeddings:
         return self.status != FAILED
 
 
-def settle(work: str, identity: Mapping[str, str], images: Mapping[str, str], retry: bool = True) -> set[str]:
+def repair_and_list_done(
+    work: str, identity: Mapping[str, str], images: Mapping[str, str], retry: bool = True
+) -> set[str]:
     """Which of `images` (sha256 by image id) have their row under an identity; afterwards each has one at most.
 
     A failed image has its row too. What must go is rewritten or removed: shards that are not whole; rows of an image

@@ -76,27 +76,22 @@ def select(catalog: Catalog, wanted: frozenset[Part]) -> Catalog:
         clustered = row["role"] == "generated" and (row["split"] == "test" or row["set"] not in tested)
         part = (row["task"], row["split"], row["role"])
         keep.append(part in wanted or (clustered and (row["task"], "", row["role"]) in wanted))
-    return Catalog(catalog.data, catalog.table.filter(pa.array(keep, pa.bool_())), catalog.notes)
-
-
-def sets_to_decide(catalog: Catalog) -> list[str]:
-    """The membership sets with slices to decide about."""
-    return [name for name in catalog.sets() if len(catalog.select("membership", name, "test", "unknown"))]
+    return catalog.where(pa.array(keep, pa.bool_()))
 
 
 def clusters_known(recipe: Recipe, catalog: Catalog) -> bool:
     """True where a system clusters the known generators' slices, too, and there are enough of them."""
-    known = catalog.select("attribution", "", "train", "generated")
+    known = catalog.known_generators()
     return bool(recipe.k_train) and len(known) >= recipe.k_train
 
 
 def nothing_to_decide(task: str, catalog: Catalog) -> str:
     """Why a task cannot be done with a collection; "" where there are slices to decide about."""
     if task == "attribution":
-        there = len(catalog.select("attribution", split="test", role="unknown")) > 0
+        there = len(catalog.unattributed()) > 0
         return "" if there else "there are no slices to attribute, expected attribution/test"
     return (
-        "" if sets_to_decide(catalog) else "there are no slices to decide about, expected membership/SET/test/unknown"
+        "" if catalog.sets_to_decide() else "there are no slices to decide about, expected membership/SET/test/unknown"
     )
 
 
@@ -156,7 +151,7 @@ def _write(work: str, recipe: Recipe, name: str, images: Catalog, answers: np.nd
 
 
 def _vectors(images: Catalog, work: str, source: Source) -> shards.Embeddings:
-    hashes = dict(zip(images.ids.tolist(), images.column("sha256").tolist(), strict=True))
+    hashes = images.hashes()
     return shards.read_embeddings(work, source.identity, hashes)
 
 
@@ -165,8 +160,8 @@ def _by_vectors(recipe: Recipe, catalog: Catalog, work: str, source: Source, see
     from gansfp.published.rules import decide
 
     told = []
-    for name in sets_to_decide(catalog):
-        images = select(Catalog(catalog.data, catalog.select("membership", name).table), parts(recipe))
+    for name in catalog.sets_to_decide():
+        images = select(catalog.of_set(name), parts(recipe))
         found, roles = _vectors(images, work, source), images.column("role")
         real = (roles != "generated") & found.ok
         labels = np.array([LABELS[role] for role in roles[real]])
@@ -175,7 +170,7 @@ def _by_vectors(recipe: Recipe, catalog: Catalog, work: str, source: Source, see
             decision = decide(recipe, found.vectors[real], labels, generated, seed)
         answers = np.zeros(len(images), np.int64)
         answers[real] = decision.prediction
-        unknown = catalog.select("membership", name, "test", "unknown")
+        unknown = catalog.unknown(name)
         _write(work, recipe, name, unknown, answers[roles == "unknown"])
         told += [f"set {name}: {what} {value}" for what, value in decision.told.items()]
     return told
@@ -189,8 +184,8 @@ def _by_classifier(recipe: Recipe, catalog: Catalog, work: str, source: Source, 
     from gansfp.training.examples import LabelledSlices
 
     assert recipe.training is not None
-    for name in sets_to_decide(catalog):
-        unknown = catalog.select("membership", name, "test", "unknown")
+    for name in catalog.sets_to_decide():
+        unknown = catalog.unknown(name)
         place = store.join(work, "models", source.models.get(name) or source.models[""])
         hashes, uris = unknown.column("sha256").tolist(), unknown.column("uri").tolist()
         if source.pictures:
@@ -212,8 +207,8 @@ def _by_autoencoder(recipe: Recipe, catalog: Catalog, work: str, source: Source,
     from gansfp.published.rules import most_similar_mean, nearest_mean_error
     from gansfp.training import autoencoder
 
-    for name in sets_to_decide(catalog):
-        real = select(Catalog(catalog.data, catalog.select("membership", name).table), frozenset(REAL))
+    for name in catalog.sets_to_decide():
+        real = select(catalog.of_set(name), frozenset(REAL))
         place, uris = store.join(work, "models", source.models[name]), real.column("uri").tolist()
         labels = np.array([LABELS[role] for role in real.column("role")])
         answers = np.zeros(len(real), np.int64)
@@ -227,7 +222,7 @@ def _by_autoencoder(recipe: Recipe, catalog: Catalog, work: str, source: Source,
                 there = labels == UNKNOWN
                 alike = autoencoder.similarities(place, [uris[row] for row in np.flatnonzero(there)], means, device)
                 answers[there] = most_similar_mean(alike[:, 0], alike[:, 1]).prediction
-        _write(work, recipe, name, catalog.select("membership", name, "test", "unknown"), answers[labels == UNKNOWN])
+        _write(work, recipe, name, catalog.unknown(name), answers[labels == UNKNOWN])
     return []
 
 
@@ -236,10 +231,10 @@ def _by_clusters(recipe: Recipe, catalog: Catalog, work: str, source: Source, se
     read goes to the largest cluster."""
     from gansfp.published.rules import attribute
 
-    test = catalog.select("attribution", split="test", role="unknown")
+    test = catalog.unattributed()
     wanted = [("attribution", test, recipe.k)]
     if clusters_known(recipe, catalog):
-        wanted.append(("known", catalog.select("attribution", "", "train", "generated"), recipe.k_train))
+        wanted.append(("known", catalog.known_generators(), recipe.k_train))
     for name, images, k in wanted:
         found = _vectors(images, work, source)
         answers = np.zeros(len(images), np.int64)

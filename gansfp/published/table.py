@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gansfp.statistics.intervals import Figure
+from gansfp.statistics.intervals import Estimate
 
 MEASURES = {"membership": "F1", "attribution": "ARI"}
 QUESTIONS = {
@@ -17,7 +17,7 @@ QUESTIONS = {
 }
 ANOTHER = ("random ", "scaled down", "bicubic")  # how notes begin with which a row is not the published system's
 LONGEST = 45  # characters of a note that stands in its row
-NOTHING = Figure(math.nan)
+NOTHING = Estimate(math.nan)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
     id: str = ""
     paper: str = ""
     published: float = math.nan
-    reproduced: Figure = NOTHING
+    reproduced: Estimate = NOTHING
     chance: float = math.nan
     published_known: float = math.nan
     known: float = math.nan

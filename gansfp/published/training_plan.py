@@ -14,7 +14,7 @@ from gansfp.images.slices import SIDE
 from gansfp.networks.weights import Weights
 from gansfp.published.recipe import PlannedStage, Recipe, TrainingPlan
 from gansfp.published.superresolution import Pictures
-from gansfp.published.systems import Source, sets_to_decide
+from gansfp.published.systems import Source
 from gansfp.training.autoencoder import SIZES, AutoencoderTraining
 from gansfp.training.classifier import ClassifierTraining
 from gansfp.training.examples import LabelledSlices
@@ -113,7 +113,7 @@ class Planner:
         trainings: dict[str, Training] = {}
         if plan.kind == "autoencoder":
             settings = self.scale.settings(plan, self.seed)
-            for name in sets_to_decide(self.catalog):
+            for name in self.catalog.sets_to_decide():
                 trainings[name] = AutoencoderTraining(self._generated(name), size, settings)
         else:
             for name, stages in self._planned(plan).items():
@@ -133,7 +133,7 @@ class Planner:
 
     def _generated(self, name: str) -> LabelledSlices:
         """All generated slices of a set."""
-        images = self.catalog.select("membership", name, role="generated", status="ok")
+        images = self.catalog.of_set(name).select(role="generated", status="ok")
         uris, hashes = (tuple(images.column(what).tolist()) for what in ("uri", "sha256"))
         return LabelledSlices(uris, (-1,) * len(images), tuple(images.groups().tolist()), hashes)
 
@@ -141,7 +141,7 @@ class Planner:
         """The stages of each network that a plan asks for, by set."""
         sets = self.catalog.sets()
         if plan.scope == "each_set":
-            return {name: self._of_set(plan, name) for name in sets_to_decide(self.catalog)}
+            return {name: self._of_set(plan, name) for name in self.catalog.sets_to_decide()}
         if plan.scope == "sets_in_order":
             return {"": [stage for name in sets for stage in self._of_set(plan, name)]}
         return {"": self._of_set(plan, sets[0] if sets and plan.scope == "first_set" else "attribution")}

@@ -21,10 +21,11 @@ from gansfp.collection.catalog import Catalog
 from gansfp.device import is_out_of_memory
 from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights, needs_lungs
+from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.networks.weights import Weights
 from gansfp.runtime.cluster import raised_in_worker, start_ray, usable_gpus
-from gansfp.runtime.embedding_blocks import EmbedActor, Pair, decode_block, write_block
+from gansfp.runtime.embedding_blocks import EmbedActor, decode_block, write_block
 from gansfp.runtime.embedding_stats import Tally, describe
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.record import record_stage
@@ -99,11 +100,11 @@ class Plan:
 
 def plan(catalog: Catalog, work: str, config: EmbedConfig, weights: Mapping[str, Weights], retry: bool = True) -> Plan:
     """Puts the shards in WORK in order and lists what is missing, with `retry` also what could not be had before."""
-    images = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+    images = catalog.hashes()
     identities = [identity(pair, config, weights) for pair in config.pairs]
     missing = np.ones((len(images), len(identities)), bool)
     for column, wanted in enumerate(identities):
-        there = shards.settle(work, wanted, images, retry)
+        there = shards.repair_and_list_done(work, wanted, images, retry)
         missing[:, column] = [image_id not in there for image_id in images]
     uris = catalog.column("uri").tolist()
     rows = [(image_id, uri, sha256) for (image_id, sha256), uri in zip(images.items(), uris, strict=True)]

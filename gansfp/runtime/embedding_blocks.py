@@ -16,12 +16,12 @@ import numpy as np
 
 from gansfp import store
 from gansfp.embedding import shards
+from gansfp.embedding.shards import Pair
 from gansfp.images.lungs import get_mask, is_network
 from gansfp.images.slices import MAX_BYTES, SIDE, decode
 from gansfp.images.views import get_view
 from gansfp.stopwatch import Stopwatch
 
-Pair = tuple[str, str]
 Batch = dict[str, Any]
 
 COUNTS = ("done", "resized", "no_lungs", shards.FAILED)  # what is counted of a block, each by a column of one row

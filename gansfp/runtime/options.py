@@ -11,13 +11,13 @@ from gansfp import store
 from gansfp.decision.decision import FinalConfig, parse_rule
 from gansfp.decision.stacking import COMBINATIONS
 from gansfp.embedding.embedder import PRECISIONS, EmbedConfig
+from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.images.lungs import MASK_NAMES
 from gansfp.images.views import VIEWS
 from gansfp.networks.weights import WEIGHT_ENDINGS
 from gansfp.runtime.command import Parser
 from gansfp.runtime.embedding import Workers
-from gansfp.runtime.embedding_blocks import Pair
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ class Halves:
 def halves(space: Space) -> Halves:
     """What `split` follows, computed once for every limit."""
     tree, distances = space.tree("ward", "euclidean"), space.distances("euclidean")
-    judges = space.leaf[space.judges]
+    judges = space.leaf[space.silhouette_sample]
     order = np.argsort(judges, kind="stable")
     of_leaf = np.split(order, np.cumsum(np.bincount(judges, minlength=len(tree) + 1))[:-1])
     members, judging = (_under(tree, one) for one in ([np.array([i]) for i in range(len(tree) + 1)], of_leaf))

@@ -100,7 +100,7 @@ class Space:
         return None if self.exact else np.bincount(self.leaf)
 
     @cached_property
-    def judges(self) -> np.ndarray:
+    def silhouette_sample(self) -> np.ndarray:
         if self.exact:
             return np.arange(len(self.x))
         return np.sort(np.random.default_rng(self.seed).permutation(len(self.x))[: centres_within(self.limit)])
@@ -113,7 +113,7 @@ class Space:
     @property
     def approximation(self) -> dict[str, int]:
         """What stands for the slices, for the record; nothing where all is exact."""
-        return {} if self.exact else {"centres": len(self.leaves), "sample": len(self.judges)}
+        return {} if self.exact else {"centres": len(self.leaves), "sample": len(self.silhouette_sample)}
 
     def tree(self, linkage: str, metric: str) -> np.ndarray:
         """The dendrogram of the leaves."""
@@ -131,7 +131,7 @@ class Space:
 
     def silhouettes(self, metric: str, labelings: Sequence[np.ndarray]) -> np.ndarray:
         """Mean silhouette over the judges of each labelling (n,) of all slices: (r,) float64."""
-        return silhouettes(self.distances(metric), [labels[self.judges] for labels in labelings])
+        return silhouettes(self.distances(metric), [labels[self.silhouette_sample] for labels in labelings])
 
     def _apart(self, metric: str, judged: bool) -> np.ndarray:
         key = metric, judged or self.exact
@@ -142,7 +142,7 @@ class Space:
                 space, rows = self._whole
                 self._distances[key] = space.distances(metric)[np.ix_(rows, rows)]
             else:
-                rows_of = self.x[self.judges] if key[1] and not self.exact else self.leaves
+                rows_of = self.x[self.silhouette_sample] if key[1] and not self.exact else self.leaves
                 self._distances[key] = self_distances(rows_of, metric, self.device)
         return self._distances[key]
 

@@ -29,7 +29,7 @@ _CELLS = 1 << 20  # numbers in one block of resamples: bounds the memory
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A value and its 95 % interval; nan where it is undefined, or where there are too few groups for an interval."""
 
     value: float
@@ -49,7 +49,7 @@ def membership_figures(
     groups: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Accuracy, precision, recall, specificity, f1, kappa, auc, tpr_at_fpr_0.01 and tpr_at_fpr_0.1 with intervals.
 
     truth: (n,) 0/1, score: (n,) float, higher means more likely used, prediction: (n,) 0/1, groups: (n,) or None.
@@ -57,7 +57,7 @@ def membership_figures(
     Percentile intervals. Groups are resampled within strata (all used, all not used, mixed), because how many used
     slices a test set has was decided by whoever made it, not by chance; so no resample misses a class. With fewer than
     two groups of a class there is no interval: one patient says nothing about others. Where a figure is perfect,
-    resamples never differ; _figure puts a bound in their place. The rates at 1 % false positives rest on a handful
+    resamples never differ; _estimate puts a bound in their place. The rates at 1 % false positives rest on a handful
     of negatives: `support` says how many.
     """
     truth, score, prediction = binary(truth, "truth"), np.asarray(score), binary(prediction, "prediction")
@@ -72,7 +72,7 @@ def membership_figures(
     used, unused = _groups_by_class(truth, codes)
     independent = {"accuracy": len(tables), "recall": used, "specificity": unused}
     return {
-        name: _figure(
+        name: _estimate(
             float(value[0]),
             samples[name],
             independent=independent.get(name, min(used, unused)) if min(used, unused) > 1 else 0,
@@ -84,7 +84,7 @@ def membership_figures(
 
 def mean_f1(
     sets: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]], resamples: int = 2000, seed: int = 0
-) -> Figure:
+) -> Estimate:
     """The mean over sets of the F1, the challenge's measure; each set is resampled by itself.
 
     sets: (truth, prediction, groups) of each, as in membership_figures.
@@ -100,7 +100,7 @@ def mean_f1(
         samples.append(_gather(decisions(w @ tables) for w in blocks)["f1"])
         values.append(decisions(tables.sum(0, keepdims=True))["f1"][0])
         fewest.append(min(_groups_by_class(truth, codes)))
-    return _figure(float(np.mean(values)), np.mean(samples, axis=0), min(fewest) if min(fewest) > 1 else 0)
+    return _estimate(float(np.mean(values)), np.mean(samples, axis=0), min(fewest) if min(fewest) > 1 else 0)
 
 
 def attribution_figures(
@@ -109,7 +109,7 @@ def attribution_figures(
     groups: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """ari, nmi, v_measure and purity with intervals. truth, labels: (n,) of any kind, groups: (n,) or None.
 
     A bootstrap resample holds the same slice twice, and a slice always agrees with itself, so the plain bootstrap of
@@ -135,7 +135,7 @@ def attribution_figures(
     for name, value in values.items():
         low, high = np.percentile(samples[name], [2.5, 97.5])
         low = min(low, failing[name]) if value > 1 - 1e-12 else min(low, value)
-        figures[name] = Figure(value, float(low), float(max(high, value))) if count > 1 else Figure(value)
+        figures[name] = Estimate(value, float(low), float(max(high, value))) if count > 1 else Estimate(value)
     return figures
 
 
@@ -162,21 +162,21 @@ def _groups_by_class(truth: np.ndarray, codes: np.ndarray) -> tuple[int, int]:
     return len(np.unique(codes[truth == 1])), len(np.unique(codes[truth == 0]))
 
 
-def _figure(value: float, samples: np.ndarray, independent: int, lowest: float = 0) -> Figure:
+def _estimate(value: float, samples: np.ndarray, independent: int, lowest: float = 0) -> Estimate:
     """Value and percentile interval of a membership figure between `lowest` and 1; no interval if `independent` is 0.
 
     A perfect value is perfect in every resample, though the next patient might fail. Its lower limit is then that for
     as many failures as `independent` groups without one leave possible; the same, turned round, at 0.
     """
     if not independent:
-        return Figure(value)
+        return Estimate(value)
     low, high = np.nanpercentile(samples, [2.5, 97.5])
     lost = _unseen_failures(independent)
     if value == 1:
         low = min(low, 1 - lost * (1 - lowest))
     if value == 0 and lowest == 0:
         high = max(high, lost)
-    return Figure(value, float(min(low, value)), float(max(high, value)))
+    return Estimate(value, float(min(low, value)), float(max(high, value)))
 
 
 def _unseen_failures(independent: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from gansfp.errors import UsageError
-from gansfp.statistics.resampling import arrangements, group_codes, permuted_labels
+from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
 
 _ROWS = 128  # permutations, and configurations, that are multiplied at once: bounds the memory,
 _CELLS = 1 << 24  # and so do these numbers in one such block, where there are many slices
@@ -131,7 +131,7 @@ def _permute(
         tried=len(rows),
         n_groups=int(codes.max()) + 1,
         permutations=permutations,
-        smallest=max(1 / (1 + permutations), 1 / arrangements(labels, codes)),
+        smallest=max(1 / (1 + permutations), 1 / count_permutations(labels, codes)),
     )
 
 

@@ -67,7 +67,7 @@ def permuted_labels(labels: np.ndarray, codes: np.ndarray, permutations: int, se
     Groups whose slices share one label exchange it among each other, whole. They may differ in size, so the number of
     groups of a label stays, the number of slices need not. In a group of several labels (some slices of a patient
     used, some not) the slices exchange theirs within the group: it has no label as a whole, and what is left to test is
-    which of its slices it was. The arrangements so reached are a group of permutations, which makes the
+    which of its slices it was. The count_permutations so reached are a group of permutations, which makes the
     p-value exact where whole groups, and the slices of a mixed group, are exchangeable.
     """
     rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ def permuted_labels(labels: np.ndarray, codes: np.ndarray, permutations: int, se
     return out
 
 
-def arrangements(labels: np.ndarray, codes: np.ndarray) -> float:
+def count_permutations(labels: np.ndarray, codes: np.ndarray) -> float:
     """The number of different labellings that permuted_labels can draw (inf above about 10^304)."""
 
     def log_orders(counts: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from gansfp.images.views import get_view
 from gansfp.networks.model_files import read_finished, read_model, write_model
 from gansfp.networks.weights import Weights, create, digest_of, has_fixed_size, translate, without_head
 from gansfp.training.examples import LabelledSlices, Masker, SliceExamples, masker_of, read_blocks, split_by_group
-from gansfp.training.heads import HEADS, Looking, SliceLearner, folded
+from gansfp.training.heads import HEADS, InputTransform, SliceLearner, folded
 from gansfp.training.loop import Report, train
 from gansfp.training.stages import Stage
 
@@ -260,8 +260,8 @@ class ClassifierTraining:
         copies = self.copies if copied >= 0 else 1
         learnt = SliceExamples(slices.take(rows[0]), masker, augmentation, copies, copied, self.seed)
         held = SliceExamples(slices.take(rows[1]), masker)
-        looking = Looking(self.backbone, self.size, self.view)
-        return SliceLearner(network, learnt, held, looking, HEADS[self.head], folded(network))
+        input_transform = InputTransform(self.backbone, self.size, self.view)
+        return SliceLearner(network, learnt, held, input_transform, HEADS[self.head], folded(network))
 
 
 def predict(
@@ -281,7 +281,7 @@ def predict(
     network = create(told["backbone"], head.outputs(len(told["classes"])), told["size"])
     _load(network, tensors, told["backbone"], headless=False)
     network = network.eval().to(device).to(memory_format=torch.channels_last)
-    looking = Looking(told["backbone"], told["size"], told["view"])
+    input_transform = InputTransform(told["backbone"], told["size"], told["view"])
     if told["mask"] and not masker:
         masker = masker_of(told["mask"])
     found = np.full((len(slices), len(told["classes"])), np.nan, np.float32)
@@ -292,7 +292,7 @@ def predict(
                 log.warning("left out: %s", line)
             if block.rows:
                 masks = torch.from_numpy(masker(block.pixels)).to(device) if masker else None
-                logits = network(looking(torch.from_numpy(block.pixels).to(device), masks)).float()
+                logits = network(input_transform(torch.from_numpy(block.pixels).to(device), masks)).float()
                 found[block.rows] = head.probabilities(logits).cpu().numpy()
     return found
 

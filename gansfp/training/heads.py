@@ -46,7 +46,7 @@ HEADS: dict[str, Head] = {
 }
 
 
-class Looking:
+class InputTransform:
     """Pixels and masks become a network's input, on their device, and as for embedding."""
 
     def __init__(self, backbone: str, size: int, view: str) -> None:
@@ -87,7 +87,7 @@ class SliceLearner:
     model: torch.nn.Module
     train: Examples
     valid: Examples
-    looking: Looking
+    input_transform: InputTransform
     head: Head
     frozen: Sequence[torch.nn.Module] = ()
 
@@ -95,14 +95,14 @@ class SliceLearner:
         """(n,) the head's loss."""
         for layer in self.frozen:
             layer.eval()
-        inputs = self.looking(batch["pixels"], batch.get("mask"))
+        inputs = self.input_transform(batch["pixels"], batch.get("mask"))
         alone = model.training and len(inputs) == 1  # batch norm has no variance to go by
         logits = model(inputs.repeat(2, 1, 1, 1))[:1] if alone else model(inputs)
         return self.head.loss(logits.float(), batch["label"])
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> Batch:
         """Sums of the loss, of right answers and of slices."""
-        logits = model(self.looking(batch["pixels"], batch.get("mask"))).float()
+        logits = model(self.input_transform(batch["pixels"], batch.get("mask"))).float()
         right = self.head.probabilities(logits).argmax(1) == batch["label"]
         count = torch.tensor(len(right), device=right.device)
         return {"loss": self.head.loss(logits, batch["label"]).sum(), "right": right.sum(), "count": count}

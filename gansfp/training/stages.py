@@ -247,7 +247,7 @@ def labelled(catalog: Catalog, target: str, set: str = "") -> LabelledSlices:
         chosen = chosen.select(role="unknown")
     elif target == "used":
         rows = pc.is_in(chosen.table["role"], pa.array(["used", "not_used"]))
-        chosen = Catalog(chosen.data, chosen.table.filter(rows))
+        chosen = chosen.where(rows)
     names, classes = _CLASSES[target](chosen)
     found = LabelledSlices(
         tuple(chosen.column("uri").tolist()),

@@ -14,12 +14,13 @@ import torch
 
 from gansfp.collection.catalog import update_catalog
 from gansfp.embedding.embedder import EmbedConfig, load_all_weights
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
 from gansfp.runtime.cluster import start_ray
 from gansfp.runtime.embedding import CPU_BATCH, GPU_BATCH, embed
 from gansfp.runtime.embedding_blocks import STEPS
 from jobs.benchmarks.limits import Crew, Rate, Work
-from jobs.benchmarks.measure import CLASS, LARGEST, Bench, Pair, Row, Target, cores
+from jobs.benchmarks.measure import CLASS, LARGEST, Bench, Row, Target, cores
 from jobs.benchmarks.runs import Run, run_embed
 
 FACTORS = (1, 4, LARGEST)  # of the smallest run's slices

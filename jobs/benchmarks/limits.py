@@ -22,12 +22,13 @@ import numpy as np
 
 from gansfp import store
 from gansfp.embedding import shards
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
 from gansfp.images.lungs import get_mask
 from gansfp.images.slices import SIDE, decode
 from gansfp.images.views import get_view
 from gansfp.runtime.embedding_blocks import decode_block
-from jobs.benchmarks.measure import Pair, cores
+from jobs.benchmarks.measure import cores
 
 MASK = "threshold"
 LOADER_BATCH, LOADER_WORKERS = 32, 2  # of a user's own loop

@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from gansfp.collection.layout import ENDINGS
+from gansfp.embedding.shards import Pair
 from gansfp.simulation.phantom import draw_patient, draw_slice
-
-Pair = tuple[str, str]
 
 DRAWN = 32  # slices that are drawn; the others are these, moved and with other noise
 MOVED = 8  # pixels by which they are moved, at most

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
 from gansfp.runtime.record import read_records
-from jobs.benchmarks.measure import CLASS, Pair
+from jobs.benchmarks.measure import CLASS
 
 EVERY = 0.1  # seconds between two looks at the memory of all processes
 LIMIT = 3600.0  # seconds after which a run is given up

@@ -14,7 +14,7 @@ from gansfp.collection.catalog import Catalog
 from gansfp.errors import GansfpError
 from gansfp.images import slices
 from gansfp.published.baselines import BASELINES, attribute_baseline, decide_baseline, grey_figures
-from gansfp.published.systems import FOLDER, LABELS, REAL, select, sets_to_decide
+from gansfp.published.systems import FOLDER, LABELS, REAL, select
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.tasks import Call, spread
 
@@ -69,14 +69,14 @@ def answers(name: str, task: str, catalog: Catalog, levels: Grey, seed: int) -> 
     """
     found: Answers = {}
     if task == "attribution":
-        test = catalog.select("attribution", split="test", role="unknown")
+        test = catalog.unattributed()
         figures, there = _figures(test, levels)
         found["attribution"] = np.zeros(len(test), np.int64)
         known = {key: values[there] for key, values in figures.items()}
         found["attribution"][there] = attribute_baseline(name, int(there.sum()), GENERATORS, known, seed)
         return found
-    for set_name in sets_to_decide(catalog):
-        real = select(Catalog(catalog.data, catalog.select("membership", set_name).table), frozenset(REAL))
+    for set_name in catalog.sets_to_decide():
+        real = select(catalog.of_set(set_name), frozenset(REAL))
         figures, there = _figures(real, levels)
         roles = real.column("role")
         labels = np.array([LABELS[role] for role in roles])

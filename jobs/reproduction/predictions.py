@@ -12,6 +12,7 @@ import ray
 
 from gansfp.collection.catalog import Catalog
 from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
 from gansfp.images.views import get_view
 from gansfp.published.recipe import Recipe
@@ -31,7 +32,6 @@ from gansfp.published.systems import (
 )
 from gansfp.published.training_plan import Planned, Planner
 from gansfp.runtime.cluster import start_ray, usable_gpus
-from gansfp.runtime.embedding_blocks import Pair
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.tasks import Call, spread
 from jobs.reproduction.prerequisites import Embedding, Supply
@@ -207,5 +207,5 @@ class Predictions:
             self.said[recipe.id].notes.append("random super-resolution")
         images = select(self.catalog, frozenset({*REAL, LEARNT_GENERATED}))
         needed = (images.column("set") == self.catalog.sets()[0]) | (images.column("role") == "unknown")
-        images = Catalog(images.data, images.table.filter(needed), images.notes)
+        images = images.where(needed)
         return enlarge(images, upscaler, self.planner.scale.size(recipe), self.work, self.start)

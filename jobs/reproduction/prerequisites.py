@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from gansfp.collection.catalog import Catalog
 from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError, WeightsError
 from gansfp.images.lungs import is_network
 from gansfp.networks.weights import Weights
 from gansfp.published.systems import Part, select
 from gansfp.runtime.embedding import Workers, embed
-from gansfp.runtime.embedding_blocks import Pair
 
 
 @dataclass

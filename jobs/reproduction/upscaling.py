@@ -52,7 +52,7 @@ def enlarge(images: Catalog, real: UpscalerWeights, size: int, work: str, start:
 
 def _real(images: Catalog) -> Catalog:
     rows = images.column("role") != "generated"
-    return Catalog(images.data, images.table.filter(rows), images.notes)
+    return images.where(rows)
 
 
 def _make(

@@ -77,7 +77,7 @@ def test_table_and_selection(data):
     assert isinstance(chosen, Catalog)
     assert chosen.ids.tolist() == ["not_used0", "not_used1", "not_used2"]
     assert catalog.select(set="b").ids.tolist() == ["membership/b/test/unknown/x0", "membership/b/train/used/used0"]
-    assert catalog.select("attribution", split="train").column("generator").tolist() == ["gan", "gan", "vae", "vae"]
+    assert catalog.select(task="attribution", split="train").column("generator").tolist() == ["gan", "gan", "vae", "vae"]
     assert catalog.column("bytes").dtype == np.int64
     none = catalog.select(set="c")
     assert (len(none), none.ids.shape, none.groups().shape, none.sets()) == (0, (0,), (0,), [])
@@ -288,14 +288,14 @@ def test_the_shared_challenge(shared, tmp_path):
     catalog = update_catalog(str(shared / "challenge"), str(tmp_path / "work"))
     assert time.monotonic() - start < 20  # 0.7 s on one core
     counts = {
-        (set_, split, role): len(catalog.select("membership", set_, split, role))
+        (set_, split, role): len(catalog.select(task="membership", set=set_, split=split, role=role))
         for set_ in ("glo", "warp")
         for split, roles in (("train", ("generated", "used", "not_used")), ("test", ("generated", "unknown")))
         for role in roles
     }
     assert set(counts.values()) == {500, 60, 300, 130}
-    assert len(catalog.select("attribution", split="train")) == 300
-    assert len(catalog.select("attribution", split="test")) == 400
+    assert len(catalog.select(task="attribution", split="train")) == 300
+    assert len(catalog.select(task="attribution", split="test")) == 400
     assert len(catalog) == 2800 == len(list((shared / "challenge").rglob("*.png")))
     assert set(catalog.column("status")) == {"ok"}
     assert set(catalog.column("width")) == set(catalog.column("height")) == {256}

@@ -108,7 +108,7 @@ def test_the_shared_truth(shared):
     catalog = read_catalog(data)
     for name in ("glo", "warp"):
         truth = read_membership_truth(data, catalog, name)
-        assert list(truth) == catalog.select("membership", name, "test", "unknown").ids.tolist()
+        assert list(truth) == catalog.unknown(name).ids.tolist()
         assert sum(truth.values()) == 65
     truth = read_attribution_truth(data, catalog)
     assert len(truth) == 400

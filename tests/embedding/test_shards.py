@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gansfp.embedding import shards
-from gansfp.embedding.shards import folder, read_embeddings, settle, write_shard
+from gansfp.embedding.shards import folder, read_embeddings, repair_and_list_done, write_shard
 from gansfp.errors import DataError
 
 IDENTITY = {"backbone": "net:map", "weights": "0123", "view": "full", "mask": "", "size": "256", "precision": "float32"}
@@ -96,7 +96,7 @@ def test_missing_images_are_an_error(tmp_path):
     write(tmp_path, {"a": "1"})
     with pytest.raises(DataError, match=r"no embedding of 2 images, such as 'b'; run jobs\.embed again"):
         read_embeddings(str(tmp_path), IDENTITY, {"a": "1", "b": "2", "c": "3"})
-    assert settle(str(tmp_path), IDENTITY, {"a": "1", "b": "2"}) == {"a"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", "b": "2"}) == {"a"}
 
 
 @pytest.mark.parametrize("field", ["weights", "mask", "precision", "size"])
@@ -106,9 +106,13 @@ def test_another_identity_is_never_mixed_in(tmp_path, caplog, field):
     with pytest.raises(DataError):
         read_embeddings(str(tmp_path), IDENTITY, {"a": "1"})
     assert "1 shards of another identity" in caplog.text
-    assert settle(str(tmp_path), IDENTITY, {"a": "1"}) == set()
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1"}) == set()
     write(tmp_path, {"a": "1"})  # the same images under both: neither overwrites the other
-    assert settle(str(tmp_path), IDENTITY, {"a": "1"}) == settle(str(tmp_path), other, {"a": "1"}) == {"a"}
+    assert (
+        repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1"})
+        == repair_and_list_done(str(tmp_path), other, {"a": "1"})
+        == {"a"}
+    )
 
 
 def test_a_foreign_parquet_file_is_left_aside(tmp_path):
@@ -122,7 +126,7 @@ def test_a_replaced_image_counts_as_missing_and_its_old_row_goes(tmp_path):
     now = {"a": "1", "b": "9"}
     with pytest.raises(DataError, match="'b'"):
         read_embeddings(str(tmp_path), IDENTITY, now)
-    assert settle(str(tmp_path), IDENTITY, now) == {"a"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, now) == {"a"}
     assert raw_ids(tmp_path) == ["a"]
     write(tmp_path, {"b": "9"})
     assert read_embeddings(str(tmp_path), IDENTITY, now).vectors.tolist() == [vector("a", "1"), vector("b", "9")]
@@ -131,11 +135,11 @@ def test_a_replaced_image_counts_as_missing_and_its_old_row_goes(tmp_path):
 
 def test_what_could_not_be_had_is_tried_again_when_it_can(tmp_path):
     write(tmp_path, {"a": "1", "b": ""}, failed=("b",))
-    assert settle(str(tmp_path), IDENTITY, {"a": "1", "b": ""}) == {"a", "b"}  # still not to be had
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", "b": ""}) == {"a", "b"}  # still not to be had
     now = {"a": "1", "b": "2"}
     assert read_embeddings(str(tmp_path), IDENTITY, now).status.tolist() == ["ok", "failed"]
-    assert settle(str(tmp_path), IDENTITY, now, retry=False) == {"a", "b"}
-    assert settle(str(tmp_path), IDENTITY, now) == {"a"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, now, retry=False) == {"a", "b"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, now) == {"a"}
     write(tmp_path, {"b": "2"})
     assert read_embeddings(str(tmp_path), IDENTITY, now).status.tolist() == ["ok", "ok"]
     assert raw_ids(tmp_path) == ["a", "b"]
@@ -159,11 +163,11 @@ def test_duplicates_are_taken_once_and_settled(tmp_path):
     before = read_embeddings(str(tmp_path), IDENTITY, images)
     assert before.vectors.tolist() == [vector(i, h) for i, h in images.items()]
     assert raw_ids(tmp_path) == ["a", "b", "b", "c", "c", "x"]
-    assert settle(str(tmp_path), IDENTITY, images) == {"a", "b", "c"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, images) == {"a", "b", "c"}
     assert raw_ids(tmp_path) == ["a", "b", "c", "x"]
     assert read_embeddings(str(tmp_path), IDENTITY, images).vectors.tolist() == before.vectors.tolist()
     names = sorted(os.listdir(folder(str(tmp_path), PAIR)))
-    assert settle(str(tmp_path), IDENTITY, images) == {"a", "b", "c"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, images) == {"a", "b", "c"}
     assert sorted(os.listdir(folder(str(tmp_path), PAIR))) == names  # what is in order is not touched
 
 
@@ -177,7 +181,7 @@ def test_a_temporary_file_is_nothing(tmp_path):
     whole = Path(place).read_bytes()
     with open(os.path.join(os.path.dirname(place), "_tmp-0123-abc.parquet"), "wb") as half:
         half.write(whole[:100])
-    assert settle(str(tmp_path), IDENTITY, {"a": "1", "b": "2"}) == {"a"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", "b": "2"}) == {"a"}
 
 
 @pytest.mark.parametrize("size", [0, 7, 400, -20])
@@ -191,7 +195,7 @@ def test_a_truncated_shard_is_named_and_its_images_made_again(tmp_path, caplog, 
     with caplog.at_level(logging.WARNING), pytest.raises(DataError, match="no embedding of 1 images, such as 'b'"):
         read_embeddings(str(tmp_path), IDENTITY, images)
     assert f"{place}: not a whole shard" in caplog.text
-    assert settle(str(tmp_path), IDENTITY, images) == {"a"}
+    assert repair_and_list_done(str(tmp_path), IDENTITY, images) == {"a"}
     assert not os.path.exists(place)  # nor does it stop other readers
     write(tmp_path, {"b": "2"})
     assert read_embeddings(str(tmp_path), IDENTITY, images).ok.all()
@@ -201,7 +205,7 @@ def test_many_shards(tmp_path):
     images = {f"i{number:04}": "1" for number in range(150)}
     for image_id, sha256 in images.items():
         write(tmp_path, {image_id: sha256})
-    assert settle(str(tmp_path), IDENTITY, images) == set(images)
+    assert repair_and_list_done(str(tmp_path), IDENTITY, images) == set(images)
     found = read_embeddings(str(tmp_path), IDENTITY, images)
     assert found.vectors.tolist() == [vector(i, h) for i, h in images.items()]
 
@@ -216,4 +220,4 @@ def test_uris_are_places_too(tmp_path):
     uri = (tmp_path / "of uri").as_uri()
     write(uri, {"a": "1"})
     assert read_embeddings(uri, IDENTITY, {"a": "1"}).vectors.tolist() == [vector("a", "1")]
-    assert settle(str(tmp_path / "of uri"), IDENTITY, {"a": "1"}) == {"a"}
+    assert repair_and_list_done(str(tmp_path / "of uri"), IDENTITY, {"a": "1"}) == {"a"}

@@ -103,7 +103,7 @@ def local_ray():
 @pytest.mark.timeout(240)
 class TestOneRun:
     def test_every_image_has_its_vector(self, work, catalog):
-        hashes = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+        hashes = catalog.hashes()
         assert len(hashes) == 65
         assert everything_once(work[0], hashes)
         slices = [load(uri) for uri in catalog.column("uri").tolist()]
@@ -200,7 +200,7 @@ class TestOnThisRay:
         expected = Embedder(pairs[:1], {})(pixels, masks)
         for pair in pairs[1:]:
             expected[pair] = np.stack([cpu_features([pair], *one)[pair] for one in zip(pixels, masks, strict=True)])
-        hashes = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+        hashes = catalog.hashes()
         for pair in pairs:
             found = shards.read_embeddings(str(tmp_path), identity(pair, config, weights), hashes)
             assert found.ok.sum() == len(pixels)

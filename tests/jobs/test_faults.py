@@ -96,7 +96,7 @@ def undisturbed(challenge, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def hashes(challenge) -> dict[str, str]:
     catalog = read_catalog(str(challenge))
-    return dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+    return catalog.hashes()
 
 
 @pytest.fixture

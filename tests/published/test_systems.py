@@ -47,7 +47,7 @@ def vectors(catalog):
 def work(catalog, vectors, tmp_path_factory):
     """WORK with those vectors in two shards, those of two slices missing because they could not be read."""
     work = str(tmp_path_factory.mktemp("systems"))
-    images = dict(zip(catalog.ids.tolist(), catalog.column("sha256").tolist(), strict=True))
+    images = catalog.hashes()
     bad = unreadable(catalog)
     names = list(images)
     for half in (names[::2], names[1::2]):
@@ -59,8 +59,8 @@ def work(catalog, vectors, tmp_path_factory):
 
 def unreadable(catalog):
     return {
-        catalog.select("membership", "warp", "test", "unknown").ids[3],
-        catalog.select("attribution", split="test").ids[5],
+        catalog.unknown("warp").ids[3],
+        catalog.select(task="attribution", split="test").ids[5],
     }
 
 
@@ -83,7 +83,7 @@ def on_disk(work):
 
 def of(found, catalog, *where):
     """(ids that have a vector, their names, their vectors)"""
-    images = catalog.select(*where)
+    images = catalog.select(**dict(zip(("task", "set", "split", "role"), where, strict=False)))
     rows = [row for row in images.table.to_pylist() if row["image_id"] in found]
     return [row["name"] for row in rows], np.stack([found[row["image_id"]] for row in rows])
 
@@ -122,7 +122,7 @@ class TestMembership:
     def test_a_slice_that_cannot_be_read_is_not_used(self, catalog, work):
         (recipe,) = find([21])
         run_system(recipe, catalog, work, SOURCE, 0)
-        unknown = catalog.select("membership", "warp", "test", "unknown")
+        unknown = catalog.unknown("warp")
         said = told(work, 21, "warp")
         assert list(said) == unknown.column("name").tolist()
         bad = next(name for image, name in zip(unknown.ids, said, strict=True) if image in unreadable(catalog))
@@ -133,7 +133,7 @@ class TestMembership:
         (recipe,) = find([21])
         keep = ~((catalog.column("set") == "warp") & (catalog.column("role") == "used"))
         with pytest.raises(UsageError, match=r"^set warp: got 0 slices labelled used and 16 not used"):
-            run_system(recipe, Catalog(catalog.data, catalog.table.filter(keep)), work, SOURCE, 0)
+            run_system(recipe, catalog.where(keep), work, SOURCE, 0)
 
     def test_fewer_slices_than_clusters_are_said(self, catalog, work):
         (recipe,) = find([26])
@@ -154,7 +154,7 @@ class TestAttribution:
                 expected = AgglomerativeClustering(k, linkage="ward").fit_predict(x)
             said = told(work, number, name)
             assert adjusted_rand_score(expected, [said[image] for image in names]) == pytest.approx(1)
-        test = catalog.select("attribution", split="test")
+        test = catalog.select(task="attribution", split="test")
         bad = test.column("name")[5]
         said = told(work, number, "attribution")
         sizes = np.bincount([value for image, value in said.items() if image != bad])
@@ -194,7 +194,7 @@ class TestWhatIsThere:
         (recipe,) = find([22])
         run_system(recipe, catalog, work, SOURCE, 0)
         with pytest.raises(DataError, match=r"warp.csv: got 32 lines, expected 144; remove its folder"):
-            read_answers(work, recipe, "warp", catalog.select("membership", "warp"))
+            read_answers(work, recipe, "warp", catalog.of_set("warp"))
 
 
 class TestParts:
@@ -204,17 +204,17 @@ class TestParts:
         assert set(found[31].column("role").tolist()) == {"unknown", "generated"}
         assert set(found[31].column("split").tolist()) == {"test"}
         assert set(found[27].column("split").tolist()) == {"test"}
-        assert len(found[53]) == len(catalog.select("attribution"))
+        assert len(found[53]) == len(catalog.select(task="attribution"))
 
     def test_generated_slices_of_the_training_where_a_set_has_none_in_its_test(self, catalog):
         keep = ~((catalog.column("set") == "warp") & (catalog.column("role") == "generated"))
         keep |= catalog.column("split") == "train"
-        found = select(Catalog(catalog.data, catalog.table.filter(keep)), parts(find([31])[0]))
+        found = select(catalog.where(keep), parts(find([31])[0]))
         generated = found.select(role="generated")
         assert set(generated.select(set="warp").column("split").tolist()) == {"train"}
         assert set(generated.select(set="clean").column("split").tolist()) == {"test"}
 
     def test_nothing_to_decide(self, catalog):
         assert [nothing_to_decide(task, catalog) for task in ("membership", "attribution")] == ["", ""]
-        assert "attribution/test" in nothing_to_decide("attribution", catalog.select("membership"))
-        assert "test/unknown" in nothing_to_decide("membership", catalog.select("attribution"))
+        assert "attribution/test" in nothing_to_decide("attribution", catalog.select(task="membership"))
+        assert "test/unknown" in nothing_to_decide("membership", catalog.select(task="attribution"))

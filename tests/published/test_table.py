@@ -1,16 +1,16 @@
 import csv
 
 from gansfp.published.table import Row, as_csv, as_markdown
-from gansfp.statistics.intervals import Figure
+from gansfp.statistics.intervals import Estimate
 
 
 class TestRows:
     ROWS = (
-        Row("all used", "membership", reproduced=Figure(2 / 3, 0.5, 0.75), chance=2 / 3, f1={"a": 2 / 3}),
-        Row("x", "membership", "1", "P", 0.5, Figure(0.25), 2 / 3, assumed=("this", "that"), seconds=3.2),
+        Row("all used", "membership", reproduced=Estimate(2 / 3, 0.5, 0.75), chance=2 / 3, f1={"a": 2 / 3}),
+        Row("x", "membership", "1", "P", 0.5, Estimate(0.25), 2 / 3, assumed=("this", "that"), seconds=3.2),
         Row("y", "attribution", "2", "P", 0.5, assumed=("that",), notes=("short", "x" * 99), published_known=1.0),
         Row("z", "attribution", "3", "P", error="no | file"),
-        Row("w", "attribution", "4", "P", 0.9, Figure(0.1, 0.0, 0.2), 0.0, notes=("random weights",)),
+        Row("w", "attribution", "4", "P", 0.9, Estimate(0.1, 0.0, 0.2), 0.0, notes=("random weights",)),
     )
 
     def test_markdown(self):

@@ -33,8 +33,8 @@ def test_the_limit_is_kept_to():
     assert Space(x[:100], limit=LIMIT).approximation == {}
     space = Space(x, limit=LIMIT)
     assert not space.exact
-    assert len(space.leaves) <= centres_within(LIMIT) == len(space.judges) < 100
-    assert space.approximation == {"centres": len(space.leaves), "sample": len(space.judges)}
+    assert len(space.leaves) <= centres_within(LIMIT) == len(space.silhouette_sample) < 100
+    assert space.approximation == {"centres": len(space.leaves), "sample": len(space.silhouette_sample)}
 
 
 def test_it_is_said_before_it_is_taken(caplog):
@@ -87,8 +87,10 @@ def test_wards_tree_goes_on_from_the_centres():
 def test_silhouettes_are_of_a_sample_of_the_slices(metric):
     x, generators = blobs(centres=CENTRES / 8)
     space = Space(x, limit=LIMIT)
-    apart = cdist(x[space.judges], x[space.judges], {"manhattan": "cityblock"}.get(metric, metric))
-    expected = silhouette_score(apart, generators[space.judges], metric="precomputed")
+    apart = cdist(
+        x[space.silhouette_sample], x[space.silhouette_sample], {"manhattan": "cityblock"}.get(metric, metric)
+    )
+    expected = silhouette_score(apart, generators[space.silhouette_sample], metric="precomputed")
     assert space.silhouettes(metric, [generators])[0] == pytest.approx(expected, abs=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from gansfp.errors import UsageError
-from gansfp.statistics.intervals import Figure, attribution_figures, mean_f1, membership_figures, support
+from gansfp.statistics.intervals import Estimate, attribution_figures, mean_f1, membership_figures, support
 from gansfp.statistics.metrics import (
     cells_by_group,
     decision_metrics,
@@ -136,7 +136,7 @@ def test_one_patient_of_a_class_gives_values_without_intervals():
 
 
 def test_figures_are_json_with_null_for_what_is_undefined():
-    assert json.loads(json.dumps(Figure(0.5).as_dict(), allow_nan=False)) == {"value": 0.5, "low": None, "high": None}
+    assert json.loads(json.dumps(Estimate(0.5).as_dict(), allow_nan=False)) == {"value": 0.5, "low": None, "high": None}
     only_used = membership_figures(np.ones(5), np.arange(5.0), np.ones(5))
     text = json.dumps({name: figure.as_dict() for name, figure in only_used.items()}, allow_nan=False)
     assert json.loads(text)["auc"]["value"] is None

@@ -8,8 +8,8 @@ import pytest
 from gansfp.errors import UsageError
 from gansfp.statistics.resampling import (
     MIXED,
-    arrangements,
     bootstrap_weights,
+    count_permutations,
     group_codes,
     group_labels,
     permuted_labels,
@@ -54,19 +54,19 @@ def test_permutations_reach_every_arrangement_of_the_groups_and_no_other():
         for mixed in every_order([1, 0, 0])
     }
     assert got == expected
-    assert arrangements(labels, codes) == len(expected) == 9
+    assert count_permutations(labels, codes) == len(expected) == 9
 
 
 def test_permutations_of_independent_slices_are_uniform():
     labels = np.array([0, 1, 2, 0])
     drawn = permuted_labels(labels, np.arange(4), 12000, seed=1)
     arranged, counts = np.unique(drawn, axis=0, return_counts=True)
-    assert len(arranged) == arrangements(labels, np.arange(4)) == 12
+    assert len(arranged) == count_permutations(labels, np.arange(4)) == 12
     assert np.all(np.abs(counts - 1000) < 150)
 
 
 def test_arrangements_of_many_slices_do_not_overflow():
-    assert arrangements(np.arange(5000) % 2, np.arange(5000)) == float("inf")
+    assert count_permutations(np.arange(5000) % 2, np.arange(5000)) == float("inf")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -22,7 +22,7 @@ from gansfp.simulation.phantom import phantoms
 from gansfp.training import classifier
 from gansfp.training.classifier import ClassifierTraining, predict
 from gansfp.training.examples import split_by_group
-from gansfp.training.heads import HEADS, Looking, SliceLearner, folded
+from gansfp.training.heads import HEADS, InputTransform, SliceLearner, folded
 from gansfp.training.loop import Settings
 from gansfp.training.stages import Stage, labelled
 
@@ -114,8 +114,8 @@ def test_inputs_are_those_of_embedding(view):
     network.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network.model.forward_features = lambda images: seen.append(images) or torch.zeros(3, 512, 1, 1)
     embedder(pixels, masks)
-    looking = Looking("test_resnet", 0, view)
-    found = looking(torch.from_numpy(pixels), None if view == "full" else torch.from_numpy(masks))
+    input_transform = InputTransform("test_resnet", 0, view)
+    found = input_transform(torch.from_numpy(pixels), None if view == "full" else torch.from_numpy(masks))
     torch.testing.assert_close(found, seen[0])
 
 
@@ -268,7 +268,7 @@ def test_losses_equal_plain_ones():
 
 def test_a_lone_example_has_a_finite_loss_and_gradient():
     network = timm.create_model("resnet10t", num_classes=2).train()
-    learner = SliceLearner(network, [], [], Looking("resnet10t", 32, "full"), HEADS["linear"])
+    learner = SliceLearner(network, [], [], InputTransform("resnet10t", 32, "full"), HEADS["linear"])
     batch = {"pixels": torch.zeros(1, 256, 256, dtype=torch.uint8), "label": torch.tensor([1])}
     losses = learner.losses(network, batch)
     assert losses.shape == (1,)
@@ -288,7 +288,7 @@ def test_folded_batch_norms_keep_their_statistics():
     assert folded(network) == layers
     network.train()
     batch = {"pixels": torch.randint(0, 256, (4, 256, 256), dtype=torch.uint8), "label": torch.tensor([0, 1, 0, 1])}
-    learner = SliceLearner(network, [], [], Looking("resnet10t", 32, "full"), HEADS["linear"], layers)
+    learner = SliceLearner(network, [], [], InputTransform("resnet10t", 32, "full"), HEADS["linear"], layers)
     losses = learner.losses(network, batch)
     torch.testing.assert_close(losses, learner.losses(network.eval(), batch))
     losses.sum().backward()
