@@ -14,7 +14,14 @@ from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.embedding import available, embed
 from gansfp.runtime.lock import held
-from gansfp.runtime.options import add_cluster_options, add_embedding_options, check_places, embed_config, embed_workers
+from gansfp.runtime.options import (
+    add_cluster_options,
+    add_embedding_options,
+    check_places,
+    cluster_config,
+    embed_config,
+    embed_workers,
+)
 
 DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = load_all_weights(config.backbones, options.weights, config.network_mask)
         work = store.absolute(options.work)
         catalog = read_collection(options.data, work, options.allow_outside)
-        embed(catalog, work, config, weights, workers, options.address, options.verbose)
+        embed(catalog, work, config, weights, workers, cluster_config(options))
 
 
 if __name__ == "__main__":

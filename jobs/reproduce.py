@@ -39,7 +39,16 @@ from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.embedding import Workers
 from gansfp.runtime.lock import held
-from gansfp.runtime.options import add_cluster_options, add_outside_option, check_places, names, positive, seed, share
+from gansfp.runtime.options import (
+    add_cluster_options,
+    add_outside_option,
+    check_places,
+    cluster_config,
+    names,
+    positive,
+    seed,
+    share,
+)
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import record_stage
 from gansfp.statistics.intervals import attribution_figures, mean_f1
@@ -160,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Names before places before weights: what is quick to tell is told first.
     recipes = find(options.systems)
     config = EmbedConfig((), options.lungs, options.precision)
-    workers = Workers(options.gpus_per_actor, None, options.gpus, options.min_actors, options.max_actors)
+    workers = Workers(options.gpus_per_actor, None, options.min_actors, options.max_actors)
     scale = Scale(options.epochs or 0, options.max_steps or 0, options.input_size or 0, options.batch_size or 0)
     check_folder(options.weights)
     if options.readme:
@@ -169,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with held(options.work, "jobs.reproduce"):
         work, started = store.absolute(options.work), time.monotonic()
         catalog = read_collection(options.data, work, options.allow_outside)
-        embedding = Embedding(work, config, workers, options.address, options.verbose)
+        embedding = Embedding(work, config, workers, cluster_config(options))
         predictions = Predictions(
             recipes,
             catalog,
@@ -178,7 +187,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.weights,
             options.random_weights,
             options.seed,
-            options.gpus,
             options.upscaler,
         )
         levels = baselines.grey(catalog, sorted({recipe.task for recipe in recipes}), work, predictions.start)

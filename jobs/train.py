@@ -34,7 +34,16 @@ from gansfp.runtime.cluster import start_ray
 from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.lock import held
-from gansfp.runtime.options import add_cluster_options, add_outside_option, check_places, count, names, positive, seed
+from gansfp.runtime.options import (
+    add_cluster_options,
+    add_outside_option,
+    check_places,
+    cluster_config,
+    count,
+    names,
+    positive,
+    seed,
+)
 from gansfp.runtime.ray_train import Training, fit
 from gansfp.runtime.record import record_stage
 from gansfp.training.autoencoder import AutoencoderTraining
@@ -89,7 +98,7 @@ def train(training: Training, name: str, told: dict[str, Any], options: argparse
     folder, started = store.join(options.work, "models", name), time.monotonic()
     facts = read_finished(folder, told)
     if facts is None:
-        start_ray(options.address, options.verbose)
+        start_ray(cluster_config(options))
         facts = fit(training, options.work, name, options.gpus)
         about = {"name": name, "kind": options.kind, **{key: facts.get(key) for key in ("epochs", "steps", "figures")}}
         record_stage(options.work, "train", time.monotonic() - started, about, facts["identity"])

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 
 START = """
 import ray
-from gansfp.runtime.cluster import start_ray
-start_ray("local")
+from gansfp.runtime.cluster import ClusterConfig, start_ray
+start_ray(ClusterConfig("local"))
 
 @ray.remote
 class Actor:

@@ -44,6 +44,7 @@ from gansfp.runtime.options import (
     add_cluster_options,
     add_embedding_options,
     check_places,
+    cluster_config,
     embed_config,
     embed_workers,
     names,
@@ -294,8 +295,8 @@ def embed_and_search(
 ) -> None:
     """Embeds what the search lacks, then searches, on the Ray that the options name."""
     images, stage = catalog.select(task=config.task), f"embed-{config.task}"
-    embed(images, work, embedding, weights, embed_workers(options), options.address, options.verbose, stage)
-    start_ray(options.address, options.verbose)
+    embed(images, work, embedding, weights, embed_workers(options), cluster_config(options), stage)
+    start_ray(cluster_config(options))
     search(catalog, work, config, embedding, weights, left_out)
 
 

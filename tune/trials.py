@@ -35,8 +35,9 @@ from ray.tune.search.optuna import OptunaSearch
 from gansfp import store
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, GansfpError, UsageError
-from gansfp.runtime.cluster import raised_in_worker, usable_gpus
+from gansfp.runtime.cluster import usable_gpus
 from gansfp.runtime.progress import Progress
+from gansfp.runtime.worker_errors import from_text
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
 from tune import evaluate
@@ -252,7 +253,7 @@ def run_trials(
         )
         tuner.fit()
     asked = len(todo) if config.algorithm == "grid" else total
-    if ours := raised_in_worker(report.error):
+    if ours := from_text(report.error):
         raise ours
     if len(report.trials) < asked:  # Tune goes on after a worker's death
         left = asked - len(report.trials)

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.data import DataContext
 
-from gansfp import errors
-from gansfp.errors import GansfpError, UsageError
+from gansfp.errors import UsageError
 from gansfp.store import one_line
 
 CONNECT_TIMEOUT = 5.0  # seconds in which a cluster must answer
@@ -29,12 +29,26 @@ PACKAGES = ("gansfp", "jobs", "tune")
 log = logging.getLogger(__name__)
 
 
-def start_ray(address: str | None = None, verbose: bool = False) -> None:
-    """Connects to `address` or RAY_ADDRESS, or starts Ray on this machine, on loopback and without a dashboard.
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Which Ray a command uses.
+
+    address: of a cluster; None: RAY_ADDRESS, or a Ray that starts on this machine. gpus: how many GPUs to plan for,
+    also those that an autoscaler has yet to start; None: those that the cluster has now. verbose: show Ray's messages.
+    """
+
+    address: str | None = None
+    gpus: int | None = None
+    verbose: bool = False
+
+
+def start_ray(cluster: ClusterConfig = ClusterConfig()) -> None:
+    """Connects to the cluster's address, or starts Ray on this machine, on loopback and without a dashboard.
 
     Does nothing where this process is connected already (a job that calls another). Raises UsageError for a cluster
     that does not answer.
     """
+    verbose = cluster.verbose
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
@@ -43,7 +57,7 @@ def start_ray(address: str | None = None, verbose: bool = False) -> None:
         logging.getLogger(name).setLevel(level)
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     # Ray hides the GPUs from CPU tasks by itself only under the old rule; under the new one it warns at every start.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not verbose:  # Ray's core calls every actor pool of Ray Data an error (issue 53727), and no logger can stop it
@@ -113,12 +127,6 @@ def _closed_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def raised_in_worker(told: str) -> GansfpError | None:
-    """The error of ours that a worker's traceback ends with; of the exception itself Ray brings only that text."""
-    found = re.search(r"^gansfp\.errors\.(\w+): (.+)$", told, re.MULTILINE)
-    return getattr(errors, found[1])(found[2]) if found else None
 
 
 def usable_gpus(asked: int | None = None) -> int:

@@ -24,11 +24,12 @@ from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights, n
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.networks.weights import Weights
-from gansfp.runtime.cluster import raised_in_worker, start_ray, usable_gpus
+from gansfp.runtime.cluster import ClusterConfig, start_ray, usable_gpus
 from gansfp.runtime.embedding_blocks import EmbedActor, decode_block, write_block
 from gansfp.runtime.embedding_stats import Tally, describe
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.record import record_stage
+from gansfp.runtime.worker_errors import from_text
 
 CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take memory and gain nothing
 CPU_BLOCK = 128  # slices a block, which is what tasks hand on and what a shard holds
@@ -48,14 +49,12 @@ log = logging.getLogger(__name__)
 class Workers:
     """How many actors embed, and on what. Raises UsageError where least is more than most.
 
-    gpus_per_actor: a share of a GPU. batch: slices on a device at once, None for what suits it. gpus: how many to count
-    on, also those that an autoscaler has yet to start; None: those that are there. least, most: actors asked for from
-    the start, and at any time; None: as many as there is room and work for.
+    gpus_per_actor: a share of a GPU. batch: slices on a device at once, None for what suits it. least, most: actors
+    asked for from the start, and at any time; None: as many as there is room and work for.
     """
 
     gpus_per_actor: float = 1.0
     batch: int | None = None
-    gpus: int | None = None
     least: int | None = None
     most: int | None = None
 
@@ -122,8 +121,7 @@ def embed(
     config: EmbedConfig,
     weights: Mapping[str, Weights],
     workers: Workers = Workers(),
-    address: str | None = None,
-    verbose: bool = False,
+    cluster: ClusterConfig = ClusterConfig(),
     stage: str = "embed",
 ) -> dict[str, Any]:
     """Embeds what is missing: on the Ray this process is connected to, else, once something is missing, on start_ray's.
@@ -138,13 +136,13 @@ def embed(
         return {}
     log.info("embed: %d pairs of backbone and view for %s slices", len(todo.pairs), f"{len(todo.images):,}")
     if not ray.is_initialized():
-        start_ray(address, verbose)
+        start_ray(cluster)
     shipped = ray.put(dict(weights))  # once into the object store, so once to each node
     tally, lanes = Tally(), 0
     with Progress(stage, len(todo.images)) as progress:
         for _ in range(ROUNDS):
             for part in todo.passes():
-                pipeline, actors = _pipeline(part, work, config, shipped, workers)
+                pipeline, actors = _pipeline(part, work, config, shipped, workers, cluster.gpus)
                 lanes = max(lanes, actors)
                 for row in _rows(pipeline):
                     tally.add(row)
@@ -158,17 +156,17 @@ def embed(
             f"{work}: got no embedding of {len(todo.images)} slices, such as {todo.images[0][0]!r}; "
             "run the command again"
         )
-    facts = tally.facts(usable_gpus(workers.gpus) > 0, lanes, progress.running)
+    facts = tally.facts(usable_gpus(cluster.gpus) > 0, lanes, progress.running)
     log.info("%s: %s", stage, describe(facts))
     record_stage(work, stage, progress.seconds, facts, asdict(config) | asdict(workers) | {"actors": lanes})
     return facts
 
 
 def _pipeline(
-    todo: Plan, work: str, config: EmbedConfig, weights: ray.ObjectRef, workers: Workers
+    todo: Plan, work: str, config: EmbedConfig, weights: ray.ObjectRef, workers: Workers, planned_gpus: int | None
 ) -> tuple[Dataset, int]:
     """Decode, embed, write, as Ray Data runs them: one row for each block; and how many actors it may have."""
-    gpus, cores = usable_gpus(workers.gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    gpus, cores = usable_gpus(planned_gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
     each = int(1 / workers.gpus_per_actor + 1e-6)  # actors on a GPU: what is left over cannot be joined with another's
     most = workers.most or (gpus * each if gpus else cores)
     batch, cpu_batch = workers.batch or GPU_BATCH, workers.batch or CPU_BATCH
@@ -216,7 +214,7 @@ def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
     try:
         yield from written.iter_rows()
     except ray.exceptions.RayTaskError as error:
-        if ours := raised_in_worker(str(error)):
+        if ours := from_text(str(error)):
             raise ours from error
         if is_out_of_memory(error):
             raise GansfpError("out of memory with a single slice on the device; use smaller backbones") from error

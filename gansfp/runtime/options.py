@@ -16,6 +16,7 @@ from gansfp.errors import DataError, UsageError
 from gansfp.images.lungs import MASK_NAMES
 from gansfp.images.views import VIEWS
 from gansfp.networks.weights import WEIGHT_ENDINGS
+from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.command import Parser
 from gansfp.runtime.embedding import Workers
 
@@ -27,6 +28,11 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         "--gpus", type=count, help="how many to count on, where a cluster starts them as needed (default: those there)"
     )
     parser.add_argument("--verbose", action="store_true", help="show what Ray and other libraries have to say")
+
+
+def cluster_config(options: argparse.Namespace) -> ClusterConfig:
+    """The cluster that those options ask for."""
+    return ClusterConfig(options.address, options.gpus, options.verbose)
 
 
 def add_outside_option(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +84,7 @@ def embed_config(options: argparse.Namespace, pairs: Sequence[Pair]) -> EmbedCon
 
 def embed_workers(options: argparse.Namespace) -> Workers:
     """The workers that those options ask for. Raises UsageError for numbers that contradict each other."""
-    return Workers(options.gpus_per_actor, options.batch, options.gpus, options.min_actors, options.max_actors)
+    return Workers(options.gpus_per_actor, options.batch, options.min_actors, options.max_actors)
 
 
 def add_final_options(parser: Parser) -> None:

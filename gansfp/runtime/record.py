@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
@@ -27,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def record_stage(
-    work: str, stage: str, seconds: float, facts: dict[str, Any], configuration: dict[str, Any] | None = None
+    work: str, stage: str, seconds: float, facts: Mapping[str, object], configuration: Mapping[str, object] | None = None
 ) -> None:
     """Adds the line of a stage that has just ended. Raises DataError where WORK cannot be written."""
     started = datetime.now(timezone.utc) - timedelta(seconds=seconds)

@@ -16,7 +16,7 @@ from gansfp.collection.catalog import update_catalog
 from gansfp.embedding.embedder import EmbedConfig, load_all_weights
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
-from gansfp.runtime.cluster import start_ray
+from gansfp.runtime.cluster import ClusterConfig, start_ray
 from gansfp.runtime.embedding import CPU_BATCH, GPU_BATCH, embed
 from gansfp.runtime.embedding_blocks import STEPS
 from jobs.benchmarks.limits import Crew, Rate, Work
@@ -221,7 +221,7 @@ def passes(bench: Bench) -> list[Row]:
         embed(catalogs[count], work, EmbedConfig(tuple(chosen), precision=sizes.precision), weights)
         return time.monotonic() - started
 
-    start_ray("local")
+    start_ray(ClusterConfig("local"))
     try:
         log.info("benchmark: %d pairs in one pass, then in a pass each", len(pairs))
         seconds(pairs[:1], counts[0])  # the first run of all starts processes that later ones find

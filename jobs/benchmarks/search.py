@@ -29,7 +29,7 @@ from sklearn.metrics import (
 
 from gansfp import store
 from gansfp.errors import GansfpError
-from gansfp.runtime.cluster import start_ray
+from gansfp.runtime.cluster import ClusterConfig, start_ray
 from gansfp.runtime.progress import Progress
 from gansfp.scoring.membership import MembershipSet, Sweep, scores
 from gansfp.statistics.intervals import membership_figures
@@ -146,7 +146,7 @@ def search(bench: Bench) -> list[Row]:
     pairs = [(f"highpass-w{2 * number + 3}-32", "full") for number in range(-(-bench.sizes.trials // 2))]
     todo = grid("membership", pairs)[: bench.sizes.trials]
     config = trials.SearchConfig("membership", gpus=0)
-    start_ray("local")
+    start_ray(ClusterConfig("local"))
     try:
         shipped = dict.fromkeys(pairs, ray.put(vectors))
         keys = {pair: json.dumps(pair) for pair in pairs}

@@ -67,7 +67,6 @@ class Predictions:
     weights: str | None
     random: bool
     seed: int
-    gpus: int | None = None
     upscaler: str = "esrgan"
 
     def __post_init__(self) -> None:
@@ -96,8 +95,8 @@ class Predictions:
     def start(self) -> int:
         """Ray, if it is not up; how many GPUs there are to count on."""
         if not ray.is_initialized():
-            start_ray(self.embedding.address, self.embedding.verbose)
-        return usable_gpus(self.gpus)
+            start_ray(self.embedding.cluster)
+        return usable_gpus(self.embedding.cluster.gpus)
 
     def _going(self, recipes: Iterable[Recipe]) -> list[Recipe]:
         return [recipe for recipe in recipes if not self.said[recipe.id].error]

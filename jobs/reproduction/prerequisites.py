@@ -14,6 +14,7 @@ from gansfp.errors import GansfpError, WeightsError
 from gansfp.images.lungs import is_network
 from gansfp.networks.weights import Weights
 from gansfp.published.systems import Part, select
+from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.embedding import Workers, embed
 
 
@@ -73,8 +74,7 @@ class Embedding:
     work: str
     config: EmbedConfig
     workers: Workers
-    address: str | None
-    verbose: bool
+    cluster: ClusterConfig
 
     def run(self, catalog: Catalog, needs: Mapping[Pair, frozenset[Part]], supply: Supply, stage: str) -> None:
         """Embeds, for each (backbone asked for, view), the slices of the parts it is needed for: all pairs that are
@@ -89,7 +89,7 @@ class Embedding:
             config = EmbedConfig(tuple(pairs), self.config.mask, self.config.precision)
             used = [*_networks(config.backbones), *filter(None, [config.network_mask])]
             weights = {network: supply.weights[network] for network in used}
-            embed(images, self.work, config, weights, self.workers, self.address, self.verbose, stage)
+            embed(images, self.work, config, weights, self.workers, self.cluster, stage)
 
 
 def _networks(backbones: Iterable[str]) -> list[str]:

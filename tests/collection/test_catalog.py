@@ -77,7 +77,12 @@ def test_table_and_selection(data):
     assert isinstance(chosen, Catalog)
     assert chosen.ids.tolist() == ["not_used0", "not_used1", "not_used2"]
     assert catalog.select(set="b").ids.tolist() == ["membership/b/test/unknown/x0", "membership/b/train/used/used0"]
-    assert catalog.select(task="attribution", split="train").column("generator").tolist() == ["gan", "gan", "vae", "vae"]
+    assert catalog.select(task="attribution", split="train").column("generator").tolist() == [
+        "gan",
+        "gan",
+        "vae",
+        "vae",
+    ]
     assert catalog.column("bytes").dtype == np.int64
     none = catalog.select(set="c")
     assert (len(none), none.ids.shape, none.groups().shape, none.sets()) == (0, (0,), (0,), [])

@@ -94,7 +94,7 @@ def catalog(data):
 
 @pytest.fixture(scope="module")
 def local_ray():
-    cluster.start_ray("local")
+    cluster.start_ray(cluster.ClusterConfig("local"))
     yield
     ray.shutdown()
 
@@ -210,7 +210,7 @@ class TestOnThisRay:
     def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
         config = EmbedConfig((("highpass", "full"),))
         todo = plan(catalog, str(tmp_path), config, {})
-        pipeline, actors = _pipeline(todo, str(tmp_path), config, ray.put({}), Workers(batch=8))
+        pipeline, actors = _pipeline(todo, str(tmp_path), config, ray.put({}), Workers(batch=8), None)
         done = pipeline.materialize()
         assert actors == ray.cluster_resources()["CPU"]
         assert "MapBatches(decode_block)" in done.stats()
@@ -339,7 +339,7 @@ def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):
 
 
 def test_nothing_to_do_needs_no_ray(data, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("jobs.embed.start_ray", lambda *_: pytest.fail("started Ray"))
+    monkeypatch.setattr("gansfp.runtime.embedding.start_ray", lambda *_: pytest.fail("started Ray"))
     with caplog.at_level(logging.INFO):
         assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) == {}
     assert "nothing to do" in caplog.text

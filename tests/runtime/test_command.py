@@ -120,7 +120,7 @@ def test_a_cluster_that_does_not_answer_is_known_soon(monkeypatch):
     monkeypatch.setattr("socket.create_connection", no_answer)
     for address in ("head.example:6379", "[::1]:6379"):
         with pytest.raises(UsageError, match="where no Ray cluster answers"):
-            cluster.start_ray(address)
+            cluster.start_ray(cluster.ClusterConfig(address))
     assert asked == [(("head.example", 6379), 5.0), (("::1", 6379), 5.0)]
 
 
@@ -249,7 +249,7 @@ class TestProgress:
 
 def test_verbose_lets_others_speak(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    cluster.start_ray(verbose=True)
+    cluster.start_ray(cluster.ClusterConfig(verbose=True))
     assert logging.getLogger("ray").level == logging.INFO
     cluster.start_ray()
     assert logging.getLogger("ray").level == logging.CRITICAL
