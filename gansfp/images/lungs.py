@@ -1,8 +1,8 @@
 """Lung masks of single slices on the CPU: where the lungs are in a 256x256 axial chest CT slice, without weights.
 
-Here are the masks that run in the decoding tasks, and the names of all of them; those of networks, which run on batches
-on the device, are in gansfp/embedding/network_masks.py. A mask is a function of one slice; an all-False mask says that no lungs
-were found.
+This file holds the masks that the decoding tasks compute on CPUs, and the names of all masks. The masks that a network
+computes, for batches of slices on the device, are in the room embedding. A mask function takes one slice; it returns an
+all-False mask where it finds no lungs.
 """
 
 from collections.abc import Callable
@@ -56,17 +56,25 @@ def threshold_mask(pixels: NDArray[np.uint8]) -> Mask:
 
 
 MASKS: dict[str, Callable[[NDArray[np.uint8]], Mask]] = {"threshold": threshold_mask}
-NETWORK_MASKS = ("lungmask", "unet:FOLDER")  # as a user writes them
-MASK_NAMES = sorted([*MASKS, *NETWORK_MASKS])
+NETWORK_MASKS: dict[str, bool] = {"lungmask": False, "unet": True}  # kind -> whether a folder follows it: `unet:FOLDER`
+MASK_NAMES = sorted(
+    [*MASKS, *(f"{kind}:FOLDER" if takes_folder else kind for kind, takes_folder in NETWORK_MASKS.items())]
+)
+
+
+def mask_kind(name: str) -> str:
+    """Returns the kind of a lung mask, the part of its name before a colon: "unet" for `unet:FOLDER`."""
+    return name.partition(":")[0]
 
 
 def is_network(name: str) -> bool:
-    """True for the name of a mask that a network makes, on the device: `lungmask`, or `unet:` and a folder."""
-    return name == "lungmask" or (name.startswith("unet:") and name != "unet:")
+    """Returns True for the name of a mask that a network computes on the device: `lungmask` or `unet:FOLDER`."""
+    kind, colon, folder = name.partition(":")
+    return kind in NETWORK_MASKS and bool(folder) == bool(colon) == NETWORK_MASKS[kind]
 
 
 def check_mask(name: str) -> None:
-    """Raises UsageError, which lists the names, for one that no mask has."""
+    """Raises UsageError, which lists the names, where no mask has this name."""
     if name not in MASKS and not is_network(name):
         raise UsageError(f"lung mask: got {name!r}, expected one of {MASK_NAMES}")
 
@@ -75,7 +83,7 @@ def get_mask(name: str) -> Callable[[NDArray[np.uint8]], Mask]:
     """The mask of that name that runs on the CPU, slice by slice. Raises UsageError for any other."""
     check_mask(name)
     if name not in MASKS:
-        raise UsageError(f"lung mask {name!r} runs on a device, by gansfp.embedding.network_masks")
+        raise UsageError(f"lung mask: got {name!r}, which a network computes, expected one of {sorted(MASKS)}")
     return MASKS[name]
 
 

@@ -48,10 +48,19 @@ class Slice:
     mode: str = ""
     width: int = 0
     height: int = 0
+    needs_package: str = ""  # the package without which this file cannot be decoded; once it is there, try again
 
 
 class _NoSliceError(Exception):
     """The reason why a file is not one slice."""
+
+
+class _MissingPackageError(_NoSliceError):
+    """A decoder's package is not installed; the file itself may be fine."""
+
+    def __init__(self, package: str, message: str) -> None:
+        super().__init__(message)
+        self.package = package
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,8 @@ def decode(data: bytes, name: str = "") -> Slice:
                 return Slice(pixels, "ok", "", mode, width, height)
             return Slice(_resize(pixels), "resized", "", mode, width, height)
     except Exception as error:  # decoders raise anything at all on a bad file, and one bad file must not end the run
-        return Slice(None, "failed", _reason(error), mode, width, height)
+        package = error.package if isinstance(error, _MissingPackageError) else ""
+        return Slice(None, "failed", _reason(error), mode, width, height, package)
 
 
 def load(uri: str) -> Slice:
@@ -184,7 +194,7 @@ def _open_dicom(data: bytes) -> _Opened:
     try:
         import pydicom
     except ImportError:
-        raise _NoSliceError("DICOM needs pydicom: install gansfp[dicom]") from None
+        raise _MissingPackageError("pydicom", "DICOM needs pydicom: install gansfp[dicom]") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     if _DEFLATED in data:  # pydicom inflates all of it before anything can be asked, whatever comes out
         raise _NoSliceError("deflated DICOM, which is not read; store it uncompressed")

@@ -169,11 +169,11 @@ def test_masks_by_name():
     for name in ("lungmask", "unet:work/models/unet", "unet:s3://bucket/unet"):
         assert lungs.is_network(name)
         lungs.check_mask(name)
-        with pytest.raises(UsageError, match="runs on a device"):
+        with pytest.raises(UsageError, match=r"which a network computes, expected one of \['threshold'\]"):
             lungs.get_mask(name)
 
 
-@pytest.mark.parametrize("name", ["unet9", "unet", "unet:", "Threshold", ""])
+@pytest.mark.parametrize("name", ["unet9", "unet", "unet:", "lungmask:", "lungmask:x", "Threshold", ""])
 def test_unknown_masks(name):
     for asked in (lungs.check_mask, lungs.get_mask):
         with pytest.raises(

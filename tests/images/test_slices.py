@@ -211,6 +211,8 @@ def test_dicom_without_pydicom_says_what_to_install(monkeypatch):
     data = dicom(np.zeros((SIDE, SIDE), np.int16))
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert decode(data).error == "DICOM needs pydicom: install gansfp[dicom]"
+    assert decode(data).needs_package == "pydicom"
+    assert decode(b"text").needs_package == decode(encode(GREY)).needs_package == ""
     assert inspect(data) == ("", 0, 0, "DICOM needs pydicom: install gansfp[dicom]")
 
 
