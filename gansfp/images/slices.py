@@ -15,7 +15,6 @@ How grey levels are made, whatever the file (every choice is the same for each i
 
 import io
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from gansfp import store
+from gansfp.quiet import discard_stderr
 
 SIDE = 256
 MAX_SIDE = 8192  # 64 megapixels once padded to a square; more is a decompression bomb, not a slice
@@ -158,7 +158,7 @@ def _open_tiff(data: bytes) -> _Opened:
         return opened
 
     def grey() -> np.ndarray:
-        with _closed_stderr():
+        with discard_stderr():  # libtiff writes what it finds wrong in a file to file descriptor 2
             return opened.grey()
 
     return _Opened(opened.mode, opened.width, opened.height, opened.frames, grey)
@@ -240,19 +240,6 @@ def _quietly() -> Iterator[None]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("error", "Corrupt EXIF data|Truncated File Read|Tag data larger than file")
         yield
-
-
-@contextmanager
-def _closed_stderr() -> Iterator[None]:
-    """libtiff, unlike the other decoders, writes what it thinks of a damaged file to file descriptor 2."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _reason(error: Exception) -> str:

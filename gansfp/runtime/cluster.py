@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ray._private import ray_constants
 from ray.data import DataContext
 
 from gansfp.errors import UsageError
+from gansfp.quiet import discard_stderr
 from gansfp.store import one_line
 
 CONNECT_TIMEOUT = 5.0  # seconds in which a cluster must answer
@@ -73,7 +73,8 @@ def start_ray(cluster: ClusterConfig = ClusterConfig()) -> None:
             options["runtime_env"] = {"py_modules": [str(root / name) for name in PACKAGES]}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with nullcontext() if verbose else _closed_stderr(), _on_loopback() if address == "local" else nullcontext():
+        # Ray's core, as it starts, writes to file descriptor 2, although it was told to be quiet.
+        with nullcontext() if verbose else discard_stderr(), _on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, logging_level=level, log_to_driver=verbose, configure_logging=verbose, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(_no_cluster(address, one_line(error))) from error
@@ -113,20 +114,6 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _closed_stderr() -> Iterator[None]:
-    """While it starts, Ray's core writes to file descriptor 2 that it was told to be quiet."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def usable_gpus(asked: int | None = None) -> int:
