@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gansfp.decision.stacking import REFITS, Combined, combine, p_value_refitted
-from gansfp.decision.thresholds import choose_threshold
-from gansfp.errors import UsageError
+from gansfp.decision.thresholds import DEFAULT_RULE, choose_threshold, threshold_rule
 from gansfp.labels import UNKNOWN
 from gansfp.statistics.intervals import Estimate, attribution_figures, membership_figures, support
 from gansfp.statistics.metrics import attribution_chance, f1_all_used, membership_chance
 from gansfp.statistics.permutation import p_values_ari, p_values_auc
-
-BY_LABELS = ("f1", "balanced_accuracy")  # rules whose threshold comes from the labelled slices
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class FinalConfig:
     """How the final decisions are made. combine: best, stack, or None for whichever cross-validates better."""
 
     combine: str | None = None
-    rule: str | float = "balanced_accuracy"
+    rule: str | float = DEFAULT_RULE
     permutations: int = 1000
     seed: int = 0
 
@@ -48,7 +44,7 @@ def decide_membership(
     labels: np.ndarray,
     folds: np.ndarray,
     wanted: str | None = None,
-    rule: str | float = BY_LABELS[1],
+    rule: str | float = DEFAULT_RULE,
     learns: np.ndarray | None = None,
 ) -> Verdict:
     """Combines the scores (c, n) of all configurations and decides.
@@ -64,7 +60,7 @@ def decide_membership(
     labelled = labels != UNKNOWN
     decision = np.zeros(len(labels), np.int64)
     decision[labelled] = decide_by_other_folds(combined.score[labelled], labels[labelled], folds[labelled], rule)
-    ruling = labelled if rule in BY_LABELS or labelled.all() else ~labelled
+    ruling = labelled if threshold_rule(rule).needs_labels or labelled.all() else ~labelled
     threshold = choose_threshold(combined.score[ruling], labels[ruling], rule)
     decision[~labelled] = combined.score[~labelled] >= threshold
     return Verdict(combined, threshold, decision, combined.areas)
@@ -174,15 +170,3 @@ def _beside_chance(figures: dict[str, Estimate], chance: dict[str, float]) -> di
         name: {**figure.as_dict(), "chance": Estimate(chance[name]).as_dict()["value"]}
         for name, figure in figures.items()
     }
-
-
-def parse_rule(text: str) -> str | float:
-    """A threshold rule of a command line: a name, or a rate such as 0.5. Raises UsageError for anything else."""
-    try:
-        rule: str | float = float(text)
-    except ValueError:
-        rule = text
-    known: Sequence[str] = (*BY_LABELS, "median")
-    if rule not in known and not (isinstance(rule, float) and 0 <= rule <= 1):
-        raise UsageError(f"--decide: got {text!r}, expected one of {list(known)} or a rate from 0 to 1")
-    return rule

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gansfp import store
-from gansfp.decision.decision import FinalConfig, parse_rule
+from gansfp.decision.decision import FinalConfig
 from gansfp.decision.stacking import COMBINATIONS
+from gansfp.decision.thresholds import DEFAULT_RULE, RULES, parse_rule
 from gansfp.embedding.embedder import PRECISIONS, EmbedConfig
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
@@ -90,9 +91,7 @@ def embed_workers(options: argparse.Namespace) -> Workers:
 def add_final_options(parser: Parser) -> None:
     """How decisions are made, for every command that makes them."""
     parser.add_argument("--combine", choices=COMBINATIONS, help="default: whichever cross-validates better")
-    parser.add_argument(
-        "--decide", default="balanced_accuracy", help="threshold: f1, balanced_accuracy, median, or a rate"
-    )
+    parser.add_argument("--decide", default=DEFAULT_RULE, help=f"threshold: {', '.join(RULES)}, or a rate")
     parser.add_argument("--permutations", type=positive, default=1000, help="of the p-values")
 
 

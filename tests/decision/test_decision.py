@@ -10,10 +10,9 @@ from gansfp.decision.decision import (
     decide_by_other_folds,
     decide_membership,
     membership_report,
-    parse_rule,
 )
 from gansfp.decision.stacking import combine
-from gansfp.decision.thresholds import choose_threshold
+from gansfp.decision.thresholds import choose_threshold, parse_rule
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.permutation import p_values_auc
