@@ -160,7 +160,7 @@ def read_catalog(
         "name": [image.name for image in images],
         "uri": [image.uri for image in images],
         **{
-            name: [getattr(image.part, name) for image in images]
+            name: [getattr(image.purpose, name) for image in images]
             for name in ("task", "set", "split", "role", "generator")
         },
         "group": groups,

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pyarrow as pa
 
-from gansfp.collection.layout import Part
+from gansfp.collection.layout import Purpose
 
 USED_NOT_USED = "used / not used"
 GENERATORS = "two generators"
@@ -60,22 +60,22 @@ def first_of_same(table: pa.Table) -> list[str]:
     return found
 
 
-def _same(table: pa.Table) -> Iterable[dict[Part, list[str]]]:
+def _same(table: pa.Table) -> Iterable[dict[Purpose, list[str]]]:
     """For each content that is there more than once: the ids that have it, by what they are there for."""
-    by_content: dict[str, list[tuple[str, Part]]] = defaultdict(list)
-    names = ("image_id", "sha256", "status", *Part._fields)
+    by_content: dict[str, list[tuple[str, Purpose]]] = defaultdict(list)
+    names = ("image_id", "sha256", "status", *Purpose._fields)
     for image_id, sha256, status, *part in zip(*(table[name].to_pylist() for name in names), strict=True):
         if status == "ok":
-            by_content[sha256].append((image_id, Part(*part)))
+            by_content[sha256].append((image_id, Purpose(*part)))
     for images in by_content.values():
         if len(images) > 1:
-            parts: dict[Part, list[str]] = defaultdict(list)
+            parts: dict[Purpose, list[str]] = defaultdict(list)
             for image_id, part_of_it in images:
                 parts[part_of_it].append(image_id)
             yield parts
 
 
-def _kind(one: Part, other: Part) -> str:
+def _kind(one: Purpose, other: Purpose) -> str:
     """How two different parts that share an image go together."""
     made = [part.task == "attribution" or part.role == "generated" for part in (one, other)]
     if made[0] != made[1]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from gansfp import store
-from gansfp.collection.layout import ENDINGS
 from gansfp.errors import DataError
+from gansfp.images.slices import ENDINGS
 
 
 def submission(values: Mapping[str, int]) -> bytes:

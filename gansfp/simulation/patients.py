@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gansfp import store
-from gansfp.collection.layout import ENDINGS
 from gansfp.errors import DataError
 from gansfp.images import slices
+from gansfp.images.slices import ENDINGS
 
 _READERS = 4  # threads
 

@@ -30,9 +30,8 @@ import pyarrow.compute as pc
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
-from gansfp.collection.layout import ENDINGS
 from gansfp.errors import DataError, UsageError
-from gansfp.images.slices import MAX_BYTES
+from gansfp.images.slices import ENDINGS, MAX_BYTES
 from gansfp.training.examples import READERS, LabelledSlices
 from gansfp.training.loop import Settings
 

@@ -6,19 +6,19 @@ import random
 import pyarrow as pa
 
 from gansfp.collection.duplicates import KINDS, find_duplicates, first_of_same
-from gansfp.collection.layout import Part
+from gansfp.collection.layout import Purpose
 
 PARTS = {
-    "used": Part("membership", "a", "train", "used", ""),
-    "not_used": Part("membership", "a", "train", "not_used", ""),
-    "unknown": Part("membership", "a", "test", "unknown", ""),
-    "generated": Part("membership", "a", "train", "generated", ""),
-    "generated test": Part("membership", "a", "test", "generated", ""),
-    "other used": Part("membership", "b", "train", "used", ""),
-    "other generated": Part("membership", "b", "train", "generated", ""),
-    "gan": Part("attribution", "", "train", "generated", "gan"),
-    "vae": Part("attribution", "", "train", "generated", "vae"),
-    "attribution test": Part("attribution", "", "test", "unknown", ""),
+    "used": Purpose("membership", "a", "train", "used", ""),
+    "not_used": Purpose("membership", "a", "train", "not_used", ""),
+    "unknown": Purpose("membership", "a", "test", "unknown", ""),
+    "generated": Purpose("membership", "a", "train", "generated", ""),
+    "generated test": Purpose("membership", "a", "test", "generated", ""),
+    "other used": Purpose("membership", "b", "train", "used", ""),
+    "other generated": Purpose("membership", "b", "train", "generated", ""),
+    "gan": Purpose("attribution", "", "train", "generated", "gan"),
+    "vae": Purpose("attribution", "", "train", "generated", "vae"),
+    "attribution test": Purpose("attribution", "", "test", "unknown", ""),
 }
 EXPECTED = {  # by name, as a reader of the issue would sort them
     "used / not used": [("used", "not_used")],

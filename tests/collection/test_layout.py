@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gansfp.collection.layout import Part, find_images
+from gansfp.collection.layout import Purpose, find_images
 from gansfp.errors import DataError
 
 
@@ -15,7 +15,7 @@ def place(data, *paths, content=b"x"):
 
 
 def parts(data, **options):
-    return {image.image_id: tuple(image.part) for image in find_images(str(data), **options)[0]}
+    return {image.image_id: tuple(image.purpose) for image in find_images(str(data), **options)[0]}
 
 
 def refused(data, **options):
@@ -81,7 +81,7 @@ def test_ids_are_names_and_paths_only_where_names_collide(tmp_path):
 def test_two_endings_of_one_name_are_an_id_twice(tmp_path, other):
     place(tmp_path, "attribution/test/1.png", f"attribution/test/{other}")
     message = refused(tmp_path)
-    assert "'attribution/test/1' is there twice" in message
+    assert "two images have the image_id 'attribution/test/1'" in message
     assert str(tmp_path / "attribution/test/1.png") in message
     assert str(tmp_path / "attribution/test" / other) in message
 
@@ -103,8 +103,8 @@ def test_other_files_are_passed_by_and_counted(tmp_path):
     images, notes = find_images(str(tmp_path))
     assert [image.image_id for image in images] == ["1"]
     assert notes == [
-        "1 files that are no images ignored, such as attribution/test/readme.txt",
-        "4 images outside the layout ignored, such as attribution/train/loose.png",
+        "ignored 1 files that are not images, such as attribution/test/readme.txt",
+        "ignored 4 images outside the layout, such as attribution/train/loose.png",
     ]
 
 
@@ -114,7 +114,7 @@ def test_links_and_folders_that_are_no_images_get_their_row(tmp_path):
     (tmp_path / "attribution/test/folder.png").mkdir()
     (tmp_path / "attribution/train").mkdir()
     (tmp_path / "attribution/train/linked").symlink_to(tmp_path / "real")
-    found = {image.image_id: (image.part.split, image.bytes) for image in find_images(str(tmp_path))[0]}
+    found = {image.image_id: (image.purpose.split, image.bytes) for image in find_images(str(tmp_path))[0]}
     assert found == {
         "1": ("test", 1),
         "2": ("train", 1),
@@ -142,7 +142,7 @@ def test_no_images_no_data(tmp_path):
     )
     place(tmp_path, "1.png", "train/used/2.png")
     assert refused(tmp_path) == message
-    assert refused(tmp_path / "nothing") == f"{tmp_path / 'nothing'}: the data folder is not there"
+    assert refused(tmp_path / "nothing") == f"{tmp_path / 'nothing'}: the data folder does not exist"
     assert refused(tmp_path / "1.png") == f"{tmp_path / '1.png'}: the data folder is not a folder"
 
 
@@ -162,16 +162,16 @@ def table(data, text=ROWS):
 
 def check_rows(data):
     images, notes = find_images(str(data))
-    assert [(image.image_id, image.name, image.part, image.group, image.bytes) for image in images] == [
-        ("four", "4", Part("attribution", "", "test", "unknown", ""), "", 1),
-        ("one", "1", Part("membership", "a", "train", "used", ""), "p1", 1),
-        ("three", "3", Part("attribution", "", "train", "generated", "gan"), "p1", 1),
-        ("two", "2", Part("membership", "a", "train", "generated", ""), "", 1),
+    assert [(image.image_id, image.name, image.purpose, image.group, image.bytes) for image in images] == [
+        ("four", "4", Purpose("attribution", "", "test", "unknown", ""), "", 1),
+        ("one", "1", Purpose("membership", "a", "train", "used", ""), "p1", 1),
+        ("three", "3", Purpose("attribution", "", "train", "generated", "gan"), "p1", 1),
+        ("two", "2", Purpose("membership", "a", "train", "generated", ""), "", 1),
     ]
     assert [image.uri for image in images] == [str(data / f"images/{number}.png") for number in (4, 1, 3, 2)]
     assert all(image.mtime > 0 for image in images)
     assert len(notes) == 1
-    assert "the generators given for 1 test slices are not used" in notes[0]
+    assert "ignored the generators of 1 test slices" in notes[0]
 
 
 def test_table_as_csv_and_as_parquet(tmp_path):
@@ -206,7 +206,7 @@ def test_a_table_goes_before_the_folders(tmp_path):
         ("image_id,uri", "id,uri", "no column 'image_id'"),
         (",set,", ",sets,", "no column 'set'"),
         (",role,", ",class,", "no column 'role'"),
-        ("two,", "one,", "the image_id 'one' is there twice"),
+        ("two,", "one,", "two images have the image_id 'one'"),
         ("two,", ",", "a row has no image_id"),
         (
             "membership,a,train,used",
@@ -224,9 +224,13 @@ def test_a_table_goes_before_the_folders(tmp_path):
             "membership,a,test,used",
             "'one' has role 'used', expected one of generated, unknown",
         ),
-        ("membership,a,train,used", "membership,,train,used", "'one' is of the membership task and has no set"),
+        ("membership,a,train,used", "membership,,train,used", "'one' belongs to the membership task and has no set"),
         ("membership,a,train,used", "membership,../a,train,used", "'one' has set '../a', expected a name without /"),
-        ("train,generated,gan,p1", "train,generated,,p1", "'three' is a training slice of attribution and has no gen"),
+        (
+            "train,generated,gan,p1",
+            "train,generated,,p1",
+            "'three' is a training slice of attribution, expected its generator",
+        ),
         ("images/1.png", "../1.png", "the uri '../1.png' leads out of"),
         ("images/1.png", "images/../../1.png", "leads out of"),
         ("images/1.png", "/etc/1.png", "the uri '/etc/1.png' leads out of"),
@@ -255,7 +259,7 @@ def test_links_that_lead_out_are_followed_and_told(tmp_path):
     place(tmp_path, "other/2.png", "other/3.png")
     place(data, "attribution/test/1.png", "attribution/real/5.png")
     (data / "attribution/test/within.png").symlink_to(data / "attribution/real/5.png")
-    assert find_images(str(data))[1] == ["1 images outside the layout ignored, such as attribution/real/5.png"]
+    assert find_images(str(data))[1] == ["ignored 1 images outside the layout, such as attribution/real/5.png"]
     (data / "attribution/test/file.png").symlink_to(tmp_path / "other/2.png")
     (data / "attribution/test/nowhere.png").symlink_to(tmp_path / "nothing")
     (data / "attribution/train").mkdir()
