@@ -18,7 +18,7 @@ from processes import alive, descendants, end
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from gansfp import store
-from gansfp.collection.catalog import read_known
+from gansfp.collection.catalog import read_previous
 from gansfp.collection.layout import find_images
 from gansfp.decision.result_files import read_search
 from gansfp.embedding import shards
@@ -186,7 +186,7 @@ def test_a_shard_is_not_run_but_removed(malicious, trap, tmp_path, caplog):
 
 def test_a_catalog_and_a_search_in_work_are_not_run(malicious, trap, tmp_path):
     (tmp_path / "catalog.parquet").write_bytes(malicious)
-    assert read_known(str(tmp_path)) is None
+    assert read_previous(str(tmp_path)) is None
     folder = tmp_path / "search" / "membership"
     folder.mkdir(parents=True)
     (folder / "best.json").write_text("{}")

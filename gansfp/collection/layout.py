@@ -144,7 +144,7 @@ def _check_folder(data: str) -> None:
 
 
 def _from_folders(data: str) -> tuple[list[Image], list[str]]:
-    """Returns the images in the folders of the layout, and notes. Raises DataError for a class folder without images."""
+    """Returns the images in the folders of the layout, and notes. Raises DataError for an empty class folder."""
     file_system, base = store.open_store(data)
     listed: list[_Listed] = []
     class_sizes: dict[str, int] = {}  # class folder below DATA -> images in it

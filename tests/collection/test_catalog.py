@@ -13,7 +13,7 @@ from PIL import Image
 
 from gansfp import store
 from gansfp.collection import catalog as module
-from gansfp.collection.catalog import SCHEMA, Catalog, read_catalog, read_known, update_catalog, write_catalog
+from gansfp.collection.catalog import SCHEMA, Catalog, read_catalog, read_previous, update_catalog, write_catalog
 from gansfp.errors import DataError, UsageError
 
 
@@ -137,7 +137,7 @@ def test_what_one_run_was_allowed_the_next_is_not(data, tmp_path):
     with pytest.raises(DataError, match="leads out of"):
         update_catalog(str(collection), work)
     assert update_catalog(str(collection), work, allow_outside=True).column("uri").tolist() == [str(outside)]
-    assert read_known(work).num_rows == 1
+    assert read_previous(work).num_rows == 1
     with pytest.raises(DataError, match="--allow-outside"):
         update_catalog(str(collection), work)
 
@@ -225,7 +225,7 @@ def test_a_second_reading_opens_only_what_is_new(data, tmp_path, monkeypatch):
     )
     (data / "attribution/test/t9.png").write_bytes(b"broken")
     work = str(tmp_path / "work")
-    assert read_known(work) is None
+    assert read_previous(work) is None
     first = update_catalog(str(data), work)
     assert len([name for name in opened if name.endswith(".png")]) == 22
     assert pq.read_table(tmp_path / "work/catalog.parquet").equals(first.table)
@@ -259,11 +259,11 @@ def test_without_a_time_nothing_is_taken_over(data):
 def test_a_known_catalog_of_another_version_is_not_used(tmp_path):
     for content in (b"", b"no parquet"):
         (tmp_path / "catalog.parquet").write_bytes(content)
-        assert read_known(str(tmp_path)) is None
+        assert read_previous(str(tmp_path)) is None
     pq.write_table(SCHEMA.empty_table().drop_columns(["mtime"]), tmp_path / "catalog.parquet")
-    assert read_known(str(tmp_path)) is None
+    assert read_previous(str(tmp_path)) is None
     pq.write_table(SCHEMA.empty_table(), tmp_path / "catalog.parquet")
-    assert read_known(str(tmp_path)).num_rows == 0
+    assert read_previous(str(tmp_path)).num_rows == 0
 
 
 def test_work_must_not_be_data(data):

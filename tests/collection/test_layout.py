@@ -1,4 +1,4 @@
-"""gansfp.collection.layout: which images DATA has, by folders and by tables, and every way in which DATA can be wrong."""
+"""gansfp.collection.layout: the images of DATA, by folders and by tables, and every way in which DATA can be wrong."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
