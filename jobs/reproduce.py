@@ -51,7 +51,7 @@ from gansfp.runtime.options import (
 )
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import record_stage
-from gansfp.statistics.intervals import attribution_figures, mean_f1
+from gansfp.statistics.intervals import SetDecisions, attribution_figures, mean_f1
 from gansfp.statistics.metrics import decision_metrics, f1_all_used, partition_metrics
 from jobs.reproduction import baselines
 from jobs.reproduction.predictions import Predictions, Said
@@ -99,9 +99,10 @@ def scored(row: Row, answers: baselines.Answers, truth: Truth, seed: int) -> Row
     if not of:
         return row
     each = {name: decision_metrics(labels, answer) for name, (labels, _, answer) in of.items()}
+    decided = [SetDecisions(truth=labels, prediction=answer, groups=groups) for labels, groups, answer in of.values()]
     return replace(
         row,
-        reproduced=mean_f1([(labels, answer, groups) for labels, groups, answer in of.values()], seed=seed),
+        reproduced=mean_f1(decided, seed=seed),
         chance=float(np.mean([f1_all_used(labels) for labels, _, _ in of.values()])),
         f1={name: figures["f1"] for name, figures in each.items()},
         accuracy={name: figures["accuracy"] for name, figures in each.items()},

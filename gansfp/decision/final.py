@@ -34,7 +34,7 @@ from gansfp.scoring.attribution import prepare
 from gansfp.scoring.distances import nearest
 from gansfp.scoring.known_generators import name_clusters
 from gansfp.scoring.membership import learns_from_labels
-from gansfp.statistics.intervals import mean_f1
+from gansfp.statistics.intervals import SetDecisions, mean_f1
 
 NEAREST = 3  # generated slices named beside each decision
 
@@ -97,7 +97,7 @@ def _membership(data: str, catalog: Catalog, work: str, found: Found, config: Fi
                 known = np.array(list(truth.values()))
                 arguments = (known, answers["score"], answers["prediction"], test.groups(), answers["tried"])
                 report |= membership_report(*arguments, config.permutations, config.seed)
-                scored.append((known, answers["prediction"], test.groups()))
+                scored.append(SetDecisions(truth=known, prediction=answers["prediction"], groups=test.groups()))
         sets[name] = report
     result: dict[str, Any] = {"sets": sets}
     if scored:

@@ -1,8 +1,14 @@
 """Metrics from counts and ranks: of one labelling, or of thousands of weighted resamples at once.
 
-The plain functions take truth and predictions and return numbers. Each stands on a function that takes rows of weights,
-one row a resample, so that an interval costs a few matrix products and not thousands of calls.
+The plain functions take truth and predictions and return numbers. Each calls a function that takes rows of weights, one
+row for each resample, so that an interval costs a few matrix products instead of thousands of calls.
+
+MEMBERSHIP_METRICS lists the membership figures of metrics.json. A new figure is one entry there.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,163 +18,229 @@ from gansfp.statistics.resampling import permuted_labels
 FALSE_POSITIVE_RATES = (0.01, 0.1)
 
 
-def decision_metrics(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Accuracy, precision, recall, specificity, f1, kappa (Cohen) of 0/1 predictions. truth, prediction: (n,) 0/1.
+@dataclass(frozen=True)
+class Shares:
+    """What a chance level depends on. used: share of slices that were used; called: share of slices that are called
+    used; negatives: number of slices that were not used."""
 
-    Where nothing is called used, precision and f1 are 0; what has no slices to rest on is nan.
+    used: float
+    called: float
+    negatives: int
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """Numbers of groups. total: all of them; used: those with a used slice; not_used: those with one not used."""
+
+    total: int
+    used: int
+    not_used: int
+
+    @property
+    def fewest(self) -> int:
+        """The number of groups of the rarer class."""
+        return min(self.used, self.not_used)
+
+
+@dataclass(frozen=True)
+class MembershipMetric:
+    """One membership figure of metrics.json; its largest possible value is 1.
+
+    chance: computes the value that a guess without any knowledge reaches. of_counts: computes the figure from true
+    positives, false positives, false negatives and true negatives, (b,) float64 each; None for a figure that `ranking`
+    computes from scores. lowest: the smallest possible value. independent: how many groups could each have shown a
+    failure; these bound the interval of a perfect figure (intervals.py).
+    """
+
+    chance: Callable[[Shares], float]
+    of_counts: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    lowest: float = 0
+    independent: Callable[[GroupCounts], int] = lambda groups: groups.fewest
+
+
+def _accuracy(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    return (tp + tn) / (tp + fp + fn + tn)
+
+
+def _precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    return np.where(tp == 0, 0.0, tp / (tp + fp))
+
+
+def _recall(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    return tp / (tp + fn)
+
+
+def _specificity(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    return tn / (tn + fp)
+
+
+def _f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    return np.where(tp == 0, 0.0, 2 * tp / (2 * tp + fp + fn))
+
+
+def _kappa(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    """Cohen's kappa."""
+    agreed = _accuracy(tp, fp, fn, tn)
+    by_chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / (tp + fp + fn + tn) ** 2
+    return (agreed - by_chance) / (1 - by_chance)
+
+
+def _chance_of_rate(rate: float, shares: Shares) -> float:
+    """The expectation of tpr_at_fpr for scores without ties: (m + 1) / (N + 1) with m of N negatives allowed. It is
+    near the rate itself unless negatives are few."""
+    return (negatives_allowed(shares.negatives, rate) + 1) / (shares.negatives + 1)
+
+
+def _f1_all_used(share: float) -> float:
+    return 2 * share / (1 + share)
+
+
+MEMBERSHIP_METRICS: dict[str, MembershipMetric] = {
+    # the chance level of accuracy is that of calling every slice what most slices are
+    "accuracy": MembershipMetric(lambda s: max(s.used, 1 - s.used), _accuracy, independent=lambda g: g.total),
+    "precision": MembershipMetric(lambda s: s.used, _precision),
+    "recall": MembershipMetric(lambda s: s.called, _recall, independent=lambda g: g.used),
+    "specificity": MembershipMetric(lambda s: 1 - s.called, _specificity, independent=lambda g: g.not_used),
+    "f1": MembershipMetric(lambda s: _f1_all_used(s.used), _f1),
+    "kappa": MembershipMetric(lambda s: 0.0, _kappa, lowest=-1),
+    "auc": MembershipMetric(lambda s: 0.5),
+    **{f"tpr_at_fpr_{rate:g}": MembershipMetric(partial(_chance_of_rate, rate)) for rate in FALSE_POSITIVE_RATES},
+}
+
+
+def decision_metrics(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """Returns the figures of MEMBERSHIP_METRICS that 0/1 predictions have. truth, prediction: (n,) 0/1.
+
+    Where no slice is called used, precision and f1 are 0; a figure whose denominator is 0 is nan.
     """
     truth, prediction = binary(truth, "truth"), binary(prediction, "prediction")
     table = confusion_by_group(truth, prediction, np.zeros(len(truth), dtype=np.int64))
     return {name: float(value[0]) for name, value in decisions(table).items()}
 
 
-def auc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a used slice scores above one not used, ties half. nan for one
-    class."""
-    return float(ranking(binary(truth, "truth"), np.asarray(score), np.ones((1, len(truth))))["auc"][0])
-
-
-def tpr_at_fpr(truth: np.ndarray, score: np.ndarray, rate: float) -> float:
-    """The largest share of used slices that a threshold finds while it calls at most `rate` of the others used.
-
-    The convention of Carlini et al. 2022, without interpolation; tied scores are called used together or not at all.
-    """
-    truth = binary(truth, "truth")
-    return float(ranking(truth, np.asarray(score), np.ones((1, len(truth))), (rate,))[f"tpr_at_fpr_{rate:g}"][0])
-
-
 def partition_metrics(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """ari (Hubert and Arabie 1985), nmi (arithmetic mean), v_measure, purity. truth, labels: (n,) of any kind.
+    """Returns ari (Hubert and Arabie 1985), nmi (arithmetic mean), v_measure and purity. truth, labels: (n,) of any
+    kind.
 
-    v_measure with equal weights is nmi with the arithmetic mean, by algebra; both names are reported because both are
-    used.
+    v_measure with equal weights equals nmi with the arithmetic mean, by algebra. Both are reported, because papers use
+    both names.
     """
     table = cells_by_group(truth, labels, np.zeros(len(truth), dtype=np.int64))
     return {name: float(value[0]) for name, value in partitions(np.ones((1, 1)), table).items()}
 
 
 def membership_chance(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """What each membership figure is worth without knowing anything, under the same names.
+    """Returns what each membership figure reaches without any knowledge, under the same names.
 
-    accuracy: calling all of the majority; f1: calling every slice used (f1_all_used); precision: the share used;
-    recall, specificity: the share called used, or not; tpr_at_fpr: the expectation for scores without ties, (m + 1) /
-    (N + 1) with m of N negatives allowed, near the rate itself unless negatives are few.
+    truth, prediction: (n,) 0/1. For accuracy that is calling every slice what most slices are, for f1 calling every
+    slice used, for the other figures the expectation of a random guess.
     """
     truth, prediction = binary(truth, "truth"), binary(prediction, "prediction")
-    used, called = float(truth.mean()), float(prediction.mean())
-    negatives = int((truth == 0).sum())
-    return {
-        "accuracy": max(used, 1 - used),
-        "precision": used,
-        "recall": called,
-        "specificity": 1 - called,
-        "f1": f1_all_used(truth),
-        "kappa": 0.0,
-        "auc": 0.5,
-        **{
-            f"tpr_at_fpr_{rate:g}": (negatives_allowed(negatives, rate) + 1) / (negatives + 1)
-            for rate in FALSE_POSITIVE_RATES
-        },
-    }
+    shares = Shares(float(truth.mean()), float(prediction.mean()), int((truth == 0).sum()))
+    return {name: metric.chance(shares) for name, metric in MEMBERSHIP_METRICS.items()}
 
 
 def attribution_chance(
     truth: np.ndarray, labels: np.ndarray, permutations: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """The mean of each attribution figure when the generators are permuted among the slices: ari 0, the others
-    above."""
+    """Returns the mean of each attribution figure when the generators are permuted among the slices. That of ari is 0,
+    the others are above 0."""
     codes = np.unique(truth, return_inverse=True)[1]
-    arranged = permuted_labels(codes, np.arange(len(codes)), permutations, seed)
-    drawn = [partition_metrics(row, labels) for row in arranged]
-    return {name: 0.0 if name == "ari" else float(np.mean([d[name] for d in drawn])) for name in drawn[0]}
+    permuted = permuted_labels(codes, np.arange(len(codes)), permutations, seed)
+    figures = [partition_metrics(row, labels) for row in permuted]
+    return {name: 0.0 if name == "ari" else float(np.mean([row[name] for row in figures])) for name in figures[0]}
 
 
 def f1_all_used(truth: np.ndarray) -> float:
-    """The F1 of calling every slice used: 2p / (1 + p), with p the share used. truth: (n,) 0/1."""
-    used = float(binary(truth, "truth").mean())
-    return 2 * used / (1 + used)
+    """Returns the F1 of calling every slice used: 2p / (1 + p) for a share p of used slices. truth: (n,) 0/1."""
+    return _f1_all_used(float(binary(truth, "truth").mean()))
 
 
 def negatives_allowed(negatives: int, rate: float) -> int:
-    """How many slices not used may be called used at that false positive rate: what tpr_at_fpr rests on."""
+    """Returns how many slices that were not used may be called used at a false positive rate. tpr_at_fpr rests on
+    so many slices."""
     return int(np.floor(rate * negatives + 1e-9))
 
 
 def binary(labels: np.ndarray, name: str) -> np.ndarray:
-    """Labels as (n,) int64 after checking that they are 0 and 1, and that there are any."""
+    """Returns labels as (n,) int64. Raises UsageError unless they are 0 and 1, and there is at least one."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not labels.size or not np.isin(labels, (0, 1)).all():
-        found = np.unique(labels)[:5].tolist()
-        raise UsageError(f"{name}: got values {found} of shape {labels.shape}, expected 0 and 1 of shape (n,)")
+        values = np.unique(labels)[:5].tolist()
+        raise UsageError(f"{name}: got values {values} of shape {labels.shape}, expected 0 and 1 of shape (n,)")
     return labels.astype(np.int64)
 
 
 def confusion_by_group(truth: np.ndarray, prediction: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """True positives, false positives, false negatives, true negatives of each group: (G, 4) float64."""
-    outcome = 2 * (1 - truth) + (1 - prediction)  # 0: used and called so, 1: missed, 2: wrongly called, 3: rightly not
+    """Returns true positives, false positives, false negatives and true negatives of each group: (G, 4) float64."""
+    outcome = 2 * (1 - truth) + (1 - prediction)  # 0 true positive, 1 false negative, 2 false positive, 3 true negative
     table = np.bincount(4 * codes + outcome, minlength=4 * (int(codes.max()) + 1)).reshape(-1, 4)
     return table[:, [0, 2, 1, 3]].astype(np.float64)
 
 
 def decisions(tables: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of decision_metrics from confusion counts (b, 4), (b,) each."""
+    """Returns the figures of decision_metrics from confusion counts (b, 4), (b,) each."""
     tp, fp, fn, tn = tables.T
-    n = tp + fp + fn + tn
     with np.errstate(invalid="ignore", divide="ignore"):
-        agreed = (tp + tn) / n
-        by_chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / n**2
         return {
-            "accuracy": agreed,
-            "precision": np.where(tp == 0, 0.0, tp / (tp + fp)),
-            "recall": tp / (tp + fn),
-            "specificity": tn / (tn + fp),
-            "f1": np.where(tp == 0, 0.0, 2 * tp / (2 * tp + fp + fn)),
-            "kappa": (agreed - by_chance) / (1 - by_chance),
+            name: metric.of_counts(tp, fp, fn, tn)
+            for name, metric in MEMBERSHIP_METRICS.items()
+            if metric.of_counts is not None
         }
 
 
 def ranking(
     truth: np.ndarray, score: np.ndarray, weights: np.ndarray, rates: tuple[float, ...] = FALSE_POSITIVE_RATES
 ) -> dict[str, np.ndarray]:
-    """auc and tpr_at_fpr of each row of weights, (b,) each. truth: (n,) 0/1, score: (n,), weights: (b, n) whole
-    numbers."""
+    """Returns auc and tpr_at_fpr_<rate> of each row of weights, (b,) each; nan where a class is missing.
+
+    truth: (n,) 0/1, score: (n,), weights: (b, n) whole numbers. auc: the area under the ROC curve, which is the
+    probability that a used slice scores above one that was not used; ties count half. tpr_at_fpr (the convention of
+    Carlini et al. 2022, without interpolation): the largest share of used slices that any threshold finds while it
+    calls at most `rate` of the other slices used; tied scores are called used together or not at all.
+    """
     if not np.isfinite(score).all():
         raise UsageError("scores: got values that are not finite; leave out slices that could not be scored")
     order = np.argsort(-score, kind="stable")
     levels = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # the last slice of each distinct score
     weights = weights[:, order]
-    # used and not used above each threshold: the corners of the ROC curve
-    found = np.cumsum(weights * truth[order], axis=1)[:, levels]
-    wrong = np.cumsum(weights * (1 - truth[order]), axis=1)[:, levels]
-    used, unused = found[:, -1], wrong[:, -1]
-    steps = np.diff(wrong, axis=1, prepend=0)
-    heights = found - np.diff(found, axis=1, prepend=0) / 2
+    # positives at or above each distinct score: the corners of the ROC curve
+    true_positives = np.cumsum(weights * truth[order], axis=1)[:, levels]
+    false_positives = np.cumsum(weights * (1 - truth[order]), axis=1)[:, levels]
+    positives, negatives = true_positives[:, -1], false_positives[:, -1]
+    steps = np.diff(false_positives, axis=1, prepend=0)
+    heights = true_positives - np.diff(true_positives, axis=1, prepend=0) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        out = {"auc": (steps * heights).sum(1) / (used * unused)}
+        figures = {"auc": (steps * heights).sum(1) / (positives * negatives)}
         for rate in rates:
-            allowed = (wrong <= rate * unused[:, None] + 1e-9).sum(1)
-            best = np.where(allowed > 0, found[np.arange(len(found)), allowed - 1], 0.0)
-            out[f"tpr_at_fpr_{rate:g}"] = np.where(unused > 0, best / used, np.nan)
-    return out
+            allowed = (false_positives <= rate * negatives[:, None] + 1e-9).sum(1)
+            best = np.where(allowed > 0, true_positives[np.arange(len(weights)), allowed - 1], 0.0)
+            figures[f"tpr_at_fpr_{rate:g}"] = np.where(negatives > 0, best / positives, np.nan)
+    return figures
 
 
 def cells_by_group(truth: np.ndarray, labels: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Contingency table of each group: (G, classes, clusters) float64. truth, labels: (n,) of any kind, codes: (n,)."""
+    """Returns the contingency table of each group: (G, classes, clusters) float64.
+
+    truth, labels: (n,) of any kind, codes: (n,) of group_codes. Raises UsageError for different lengths, or for 0.
+    """
     classes, rows = np.unique(truth, return_inverse=True)
     clusters, columns = np.unique(labels, return_inverse=True)
     if rows.shape != columns.shape or not rows.size:
-        raise UsageError(f"clusters: got {rows.size} true labels and {columns.size} cluster labels, expected as many")
+        raise UsageError(
+            f"clusters: got {rows.size} true labels and {columns.size} cluster labels, expected equally many"
+        )
     table = np.zeros((int(codes.max()) + 1, len(classes), len(clusters)))
     np.add.at(table, (codes, rows, columns), 1)
     return table
 
 
 def partitions(weights: np.ndarray, table: np.ndarray, between: float = 1.0) -> dict[str, np.ndarray]:
-    """The metrics of partition_metrics for each row of weights, (b,) each. weights: (b, G), table: (G, classes,
-    clusters).
+    """Returns the figures of partition_metrics for each row of weights, (b,) each.
 
-    The pairs of the Rand index are those within a group, once for each time it was drawn, and those between different
-    groups, times `between`; pairs of two copies of one group are none.
+    weights: (b, G), table: (G, classes, clusters). The Rand index counts the pairs within a group once for each time
+    that the group was drawn, and the pairs between different groups `between` times. It does not count pairs of two
+    copies of one group.
     """
 
     def pairs(counts: np.ndarray) -> np.ndarray:
@@ -183,7 +255,7 @@ def partitions(weights: np.ndarray, table: np.ndarray, between: float = 1.0) -> 
 
 
 def partition_of_shares(shares: np.ndarray) -> dict[str, float]:
-    """The metrics of partition_metrics for endlessly many slices. shares: (classes, clusters), sum 1."""
+    """Returns the limit of partition_metrics for infinitely many slices. shares: (classes, clusters), sum 1."""
     ari = _adjusted(
         (shares**2).sum(keepdims=True)[0],
         (shares.sum(1) ** 2).sum(keepdims=True),
@@ -194,21 +266,21 @@ def partition_of_shares(shares: np.ndarray) -> dict[str, float]:
 
 
 def _adjusted(index: np.ndarray, rows: np.ndarray, columns: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Adjusted Rand index from numbers of pairs, (b,) each."""
+    """Returns the adjusted Rand index from numbers of pairs, (b,) each."""
     expected = rows * columns / np.maximum(total, 1e-300)
-    room = (rows + columns) / 2 - expected
-    # no room: both are one cluster, or both all singletons, and agree
-    return np.where(room == 0, 1.0, (index - expected) / np.where(room == 0, 1.0, room))
+    span = (rows + columns) / 2 - expected
+    # a span of 0: both partitions are one cluster, or both are all singletons, so they agree
+    return np.where(span == 0, 1.0, (index - expected) / np.where(span == 0, 1.0, span))
 
 
 def _information(shares: np.ndarray) -> dict[str, np.ndarray]:
-    """nmi, v_measure and purity of contingency tables given as shares (b, classes, clusters), (b,) each."""
+    """Returns nmi, v_measure and purity of contingency tables given as shares (b, classes, clusters), (b,) each."""
 
     def entropy(p: np.ndarray) -> np.ndarray:
         return -(p * np.log(np.where(p > 0, p, 1))).reshape(len(p), -1).sum(1)
 
     total = entropy(shares.sum(2)) + entropy(shares.sum(1))
-    shared = total - entropy(shares)
-    # no entropy in either: both are one cluster, and agree; rounding may leave -1e-17
-    nmi = np.where(total < 1e-12, 1.0, np.clip(2 * shared / np.maximum(total, 1e-12), 0, 1))
+    mutual_information = total - entropy(shares)
+    # a total of 0: both partitions are one cluster, so they agree; rounding may leave -1e-17
+    nmi = np.where(total < 1e-12, 1.0, np.clip(2 * mutual_information / np.maximum(total, 1e-12), 0, 1))
     return {"nmi": nmi, "v_measure": nmi, "purity": shares.max(1).sum(1)}

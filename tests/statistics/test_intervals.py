@@ -7,10 +7,20 @@ import pytest
 from sklearn import metrics as sk
 
 from gansfp.errors import UsageError
-from gansfp.statistics.intervals import Estimate, attribution_figures, mean_f1, membership_figures, support
+from gansfp.statistics.intervals import (
+    Estimate,
+    SetDecisions,
+    attribution_figures,
+    mean_f1,
+    membership_figures,
+    support,
+)
 from gansfp.statistics.metrics import (
+    MEMBERSHIP_METRICS,
+    MembershipMetric,
     cells_by_group,
     decision_metrics,
+    membership_chance,
     partition_metrics,
     partition_of_shares,
     partitions,
@@ -146,14 +156,32 @@ def test_mean_f1_is_the_mean_and_narrower_than_its_sets():
     sets = []
     for seed in (0, 1, 2):
         truth, score, groups = challenge(seed)
-        sets.append((truth, (score > 0.5).astype(int), groups))
+        sets.append(SetDecisions(truth=truth, prediction=(score > 0.5).astype(int), groups=groups))
     got = mean_f1(sets, 500)
     single = [mean_f1([s], 500) for s in sets]
-    assert got.value == pytest.approx(np.mean([sk.f1_score(t, p) for t, p, _ in sets]))
+    assert got.value == pytest.approx(np.mean([sk.f1_score(s.truth, s.prediction) for s in sets]))
     assert got.value == pytest.approx(np.mean([s.value for s in single]))
     assert got.high - got.low < min(s.high - s.low for s in single)
     with pytest.raises(UsageError, match="no sets"):
         mean_f1([])
+
+
+def test_a_figure_more_is_one_entry_of_the_table(monkeypatch):
+    """Matthews' correlation: its value, chance level, and the bound of its interval come from the entry alone."""
+
+    def mcc(tp, fp, fn, tn):
+        return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+
+    monkeypatch.setitem(MEMBERSHIP_METRICS, "mcc", MembershipMetric(lambda s: 0.0, mcc, lowest=-1))
+    truth, score, groups = challenge(3)
+    prediction = (score > 0.5).astype(int)
+    got = membership_figures(truth, score, prediction, groups, 200)
+    assert list(got) == [*MEMBERSHIP, "mcc"]
+    assert got["mcc"].value == pytest.approx(sk.matthews_corrcoef(truth, prediction))
+    assert got["mcc"].low < got["mcc"].value < got["mcc"].high
+    assert list(membership_chance(truth, prediction)) == [*MEMBERSHIP, "mcc"]
+    perfect = membership_figures(truth, score, truth, groups, 200)
+    assert perfect["mcc"].low == perfect["kappa"].low < 1
 
 
 def test_support_counts_the_negatives_behind_the_rates():

@@ -8,7 +8,6 @@ from sklearn.metrics.cluster import pair_confusion_matrix
 from gansfp.errors import UsageError
 from gansfp.statistics.metrics import (
     attribution_chance,
-    auc,
     cells_by_group,
     confusion_by_group,
     decision_metrics,
@@ -20,7 +19,6 @@ from gansfp.statistics.metrics import (
     partition_of_shares,
     partitions,
     ranking,
-    tpr_at_fpr,
 )
 
 
@@ -42,6 +40,11 @@ def sklearn_decisions(truth, prediction, weights=None):
         "f1": sk.f1_score(truth, prediction, zero_division=0, **w),
         "kappa": sk.cohen_kappa_score(truth, prediction, **w),
     }
+
+
+def rank(truth, score, *rates):
+    """auc and tpr_at_fpr of slices that all count once."""
+    return {name: value[0] for name, value in ranking(truth, score, np.ones((1, len(truth))), rates).items()}
 
 
 def plain_tpr(truth, score, rate):
@@ -73,11 +76,13 @@ def test_decisions_of_one_class_are_undefined_where_nothing_supports_them():
 @pytest.mark.parametrize("n", [2, 40, 301])
 def test_auc_and_tpr_equal_sklearn_and_a_loop(n, levels):
     truth, score = scored(n, n, levels)
-    assert auc(truth, score) == pytest.approx(sk.roc_auc_score(truth, score), abs=1e-12)
+    rates = (0.0, 0.01, 0.1, 0.5, 1.0)
+    got = rank(truth, score, *rates)
+    assert got["auc"] == pytest.approx(sk.roc_auc_score(truth, score), abs=1e-12)
     fpr, tpr, _ = sk.roc_curve(truth, score, drop_intermediate=False)
-    for rate in (0.0, 0.01, 0.1, 0.5, 1.0):
+    for rate in rates:
         expected = plain_tpr(truth, score, rate)
-        assert tpr_at_fpr(truth, score, rate) == pytest.approx(expected, abs=1e-12)
+        assert got[f"tpr_at_fpr_{rate:g}"] == pytest.approx(expected, abs=1e-12)
         assert expected == pytest.approx(tpr[fpr <= rate + 1e-12].max(), abs=1e-12)
 
 
@@ -85,7 +90,7 @@ def test_a_rate_that_is_a_whole_number_of_negatives_allows_all_of_them():
     # 0.01 * 2900 is 28.999999999999996 in floating point
     truth = np.r_[np.zeros(2900, int), 1]
     score = np.r_[np.arange(2900.0), 2900 - 29.5]
-    assert tpr_at_fpr(truth, score, 0.01) == 1
+    assert rank(truth, score, 0.01)["tpr_at_fpr_0.01"] == 1
     assert negatives_allowed(2900, 0.01) == 29
     assert negatives_allowed(99, 0.01) == 0
 
@@ -194,7 +199,7 @@ def test_attribution_chance_is_the_mean_over_permuted_generators():
     ("call", "message"),
     [
         (lambda: decision_metrics(np.array([0, 2]), np.array([0, 1])), "truth: got values .*2.*expected 0 and 1"),
-        (lambda: auc(np.array([0, 1]), np.array([0.0, np.nan])), "not finite"),
+        (lambda: rank(np.array([0, 1]), np.array([0.0, np.nan])), "not finite"),
         (lambda: f1_all_used(np.array([])), "expected 0 and 1"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from gansfp.collection.catalog import read_catalog
 from gansfp.embedding.embedder import EmbedConfig
@@ -17,7 +18,6 @@ from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.labels import UNKNOWN
 from gansfp.runtime.progress import Progress
 from gansfp.scoring.membership import learns_from_labels
-from gansfp.statistics.metrics import auc
 from tune import search
 from tune.search import best_rows, choose_pairs
 from tune.trials import Problem, SearchConfig, run_trials
@@ -73,7 +73,7 @@ class TestMembership:
         for row in rows(searched, "membership")[::50]:
             labels = np.array(best["ids"]["sets"][row["set"]]["labels"])
             known = labels != UNKNOWN
-            assert row["auc"] == pytest.approx(auc(labels[known], np.array(row["scores"])[known]))
+            assert row["auc"] == pytest.approx(roc_auc_score(labels[known], np.array(row["scores"])[known]))
 
     def test_the_best_is_the_best_and_finds_the_leak(self, searched):
         best = json.loads((searched / "search/membership/best.json").read_text())
