@@ -1,20 +1,15 @@
-"""Features that are computed on CPUs, one slice at a time: local binary patterns, for attribution. Without PyTorch.
+"""Local binary patterns, for attribution: features that CPUs compute, one slice at a time, without PyTorch.
 
-They run in the tasks that decode, whose worker processes are many and import no more than they need.
+The tasks that decode slices compute them. There are many such worker processes, so each imports only what it needs.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gansfp.errors import UsageError
-from gansfp.images.views import get_view, regions
-
-Output = Literal["histogram", "mean"]
-
-LBP: dict[str, Output] = {"lbp": "histogram", "lbp-mean": "mean"}  # backbone -> what is told of its codes
+from gansfp.images.views import View, regions
 
 _DIAGONAL = 0.70711  # pixels down and across to a neighbour at distance 1; five decimals, as scikit-image has it
 _STRIP = 32  # rows at once, whose intermediate results stay in the processor's cache
@@ -29,19 +24,16 @@ def _uniform_codes() -> NDArray[np.uint8]:
 _CODES = _uniform_codes()
 
 
-def cpu_features(
-    pairs: Sequence[tuple[str, str]], pixels: NDArray[np.uint8], mask: NDArray[np.bool_]
-) -> dict[tuple[str, str], NDArray[np.float32]]:
-    """The `lbp` pairs of one slice: {(backbone, view): (d,) float32}.
+def lbp_features(
+    outputs_and_views: Sequence[tuple[str, View]], pixels: NDArray[np.uint8], mask: NDArray[np.bool_]
+) -> list[NDArray[np.float32]]:
+    """Summarises the patterns of one slice by each output ("histogram" or "mean") and view: one (d,) float32 for each.
 
-    pixels: (256, 256) uint8; mask: (256, 256) bool, its lungs. Raises UsageError for an unknown view.
+    pixels: (256, 256) uint8; mask: (256, 256) bool, its lungs. Raises UsageError for another output.
     """
-    wanted = [(name, view) for name, view in pairs if name in LBP]
-    if not wanted:
-        return {}
     codes = lbp_codes(pixels)
-    shown = {view: regions(mask[None], get_view(view))[0] for _, view in wanted}
-    return {(name, view): summarise_lbp(codes, shown[view], LBP[name]) for name, view in wanted}
+    region_of = {view: regions(mask[None], view)[0] for _, view in outputs_and_views}
+    return [summarise_lbp(codes, region_of[view], output) for output, view in outputs_and_views]
 
 
 def lbp_codes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -82,7 +74,7 @@ def lbp_codes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return codes
 
 
-def lbp(pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: Output = "histogram") -> NDArray[np.float32]:
+def lbp(pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: str = "histogram") -> NDArray[np.float32]:
     """Local binary patterns of one slice over a region: their histogram, or their mean code as one number.
 
     Codes are taken on the whole slice, so that the region's outline makes none. pixels: (256, 256) uint8; region:
@@ -93,7 +85,7 @@ def lbp(pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: Output = "
 
 
 def summarise_lbp(
-    codes: NDArray[np.uint8], region: NDArray[np.bool_], output: Output = "histogram"
+    codes: NDArray[np.uint8], region: NDArray[np.bool_], output: str = "histogram"
 ) -> NDArray[np.float32]:
     """What lbp returns, from lbp_codes: for several regions of one slice, since the codes are what takes the time."""
     counts = np.bincount(codes[region], minlength=10)

@@ -16,6 +16,7 @@ import numpy as np
 
 from gansfp import store
 from gansfp.embedding import shards
+from gansfp.embedding.backbones import cpu_features, is_on_cpu
 from gansfp.embedding.shards import Pair
 from gansfp.images.lungs import get_mask, is_network
 from gansfp.images.slices import MAX_BYTES, SIDE, decode
@@ -98,10 +99,8 @@ def waiting_for_masks(pairs: Sequence[Pair], mask_name: str) -> list[Pair]:
 
 def _on_cpu(pairs: Sequence[Pair], wanted: Sequence[Pair], pixels: np.ndarray, masks: np.ndarray) -> Batch:
     """The columns of the wanted pairs that CPUs compute, slice by slice; pairs: all, by which columns are named."""
-    if not any(backbone.startswith("lbp") for backbone, _ in wanted):
+    if not any(is_on_cpu(backbone) for backbone, _ in wanted):
         return {}
-    from gansfp.embedding.lbp import cpu_features
-
     rows = [cpu_features(wanted, *one) for one in zip(pixels, masks, strict=True)]
     return {vector_column(pairs, pair): np.stack([row[pair] for row in rows]) for pair in rows[0]}
 
@@ -121,7 +120,6 @@ class EmbedActor:
         import torch
 
         from gansfp.device import keep_memory
-        from gansfp.embedding.backbones import parse_backbone
         from gansfp.embedding.embedder import Embedder
 
         self.no_cuda = gpu and not torch.cuda.is_available()
@@ -136,7 +134,7 @@ class EmbedActor:
             from gansfp.embedding.network_masks import Segmenter
 
             self.segmenter = Segmenter(mask_name, loaded[mask_name], device, self.batch)
-        on_device = [pair for pair in pairs if parse_backbone(pair[0]).kind != "lbp"]
+        on_device = [pair for pair in pairs if not is_on_cpu(pair[0])]
         self.embedder = Embedder(on_device, loaded, device, precision, self.batch)
 
     def __call__(self, batch: Batch) -> Batch:

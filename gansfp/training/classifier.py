@@ -15,7 +15,8 @@ import torch
 from torch import distributed
 
 from gansfp import store
-from gansfp.embedding.backbones import parse_backbone, preparation
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.preparation import preparation
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.images.augmentation import get_augmentation
 from gansfp.images.lungs import check_mask, is_network
@@ -60,7 +61,7 @@ class ClassifierTraining:
 
     def __post_init__(self) -> None:
         parsed = parse_backbone(self.backbone)
-        if (parsed.kind, parsed.model) != ("timm", self.backbone):
+        if (parsed.kind.name, parsed.model) != ("timm", self.backbone):
             raise UsageError(f"backbone: got {self.backbone!r}, expected the name of a timm model alone")
         if self.size:
             parse_backbone(f"{self.backbone}:{self.size}")

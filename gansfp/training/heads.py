@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from gansfp.embedding.backbones import preparation
+from gansfp.embedding.preparation import preparation
 from gansfp.images.views import boxes, get_view, regions
 from gansfp.training.loop import Batch, Examples
 

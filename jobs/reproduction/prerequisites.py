@@ -94,4 +94,4 @@ class Embedding:
 
 def _networks(backbones: Iterable[str]) -> list[str]:
     parsed = map(parse_backbone, backbones)
-    return list(dict.fromkeys(backbone.network for backbone in parsed if backbone.kind == "timm"))
+    return list(dict.fromkeys(backbone.network for backbone in parsed if backbone.needs_weights))

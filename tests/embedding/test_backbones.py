@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from gansfp.embedding.backbones import Network, check_runs, parse_backbone, preparation
+from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.embedder import Embedder, load_all_weights
+from gansfp.embedding.preparation import preparation
+from gansfp.embedding.timm_network import TimmNetwork, check_runs
 from gansfp.errors import UsageError
 from gansfp.images.slices import decode
 from gansfp.networks.weights import load_weights
@@ -119,8 +121,8 @@ def test_own_size_takes_the_whole_slice(pixels):
         ("conv5:flat:64@WORK/models/a", {"features": "flat", "size": 64, "trained": "WORK/models/a", "random": False}),
         ("resnet18@my, own/a", {"trained": "my, own/a", "size": 0}),
         ("resnet18@s3://bucket/a?b=c", {"trained": "s3://bucket/a?b=c", "network": "resnet18@s3://bucket/a?b=c"}),
-        ("resnet18:map", {"features": "map", "stage": 2}),
-        ("resnet18:map0:64", {"features": "map", "stage": 0, "size": 64}),
+        ("resnet18:map", {"features": "map", "level": 2}),
+        ("resnet18:map0:64", {"features": "map", "level": 0, "size": 64}),
         ("highpass", {"kind": "highpass", "window": 31, "size": 64}),
         ("highpass-w15-128", {"window": 15, "size": 128}),
         ("highpass-w0-32", {"window": 0, "size": 32}),
@@ -131,14 +133,15 @@ def test_own_size_takes_the_whole_slice(pixels):
 )
 def test_names(name, fields):
     backbone = parse_backbone(name)
-    assert {field: getattr(backbone, field) for field in fields} == fields
+    values = {field: getattr(backbone, field) for field in fields} | {"kind": backbone.kind.name}
+    assert values == {"kind": backbone.kind.name} | fields
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("resnt50", "got 'resnt50', expected a timm model"),
-        ("mobilenetv2", "near: mobilenetv2_035"),
+        ("mobilenetv2", "similar timm models: mobilenetv2_035"),
         ("resnet50.nobody", "got 'resnet50.nobody'"),
         ("resnet50@two\nlines", "got 'resnet50@two\\nlines', expected a timm model"),
         ("resnet50@", "got 'resnet50@'"),
@@ -159,7 +162,7 @@ def test_bad_names_are_one_line(name, said):
 
 def test_flat_vgg16_has_25088_numbers(pixels):
     backbone = parse_backbone("vgg16:flat@random")
-    network = Network(backbone, load_weights("vgg16", None, random=True), "cpu", "float32")
+    network = TimmNetwork(backbone, load_weights("vgg16", None, random=True), "cpu", "float32")
     inputs = network.preparation.apply(torch.from_numpy(pixels[:1]).float())
     assert inputs.shape == (1, 224, 224)
     assert network(inputs, [backbone])[backbone.name].shape == (1, 25_088)
@@ -201,9 +204,11 @@ def test_a_model_without_feature_maps():
     class Bare(torch.nn.Module):
         pass
 
-    network = Network(parse_backbone("test_resnet@random"), load_weights("test_resnet", None, True), "cpu", "float32")
+    network = TimmNetwork(
+        parse_backbone("test_resnet@random"), load_weights("test_resnet", None, True), "cpu", "float32"
+    )
     network.model = Bare()
-    with pytest.raises(UsageError, match="':map', which timm does not offer of a Bare"):
+    with pytest.raises(UsageError, match="':map', which timm does not offer for Bare"):
         network(torch.zeros(1, 160, 160), [parse_backbone("test_resnet:map@random")])
 
 
@@ -216,7 +221,7 @@ def test_vision_transformer_at_another_size(pixels):
 def test_one_forward_gives_all_kinds_of_features(pixels, monkeypatch):
     names = ["test_resnet@random", "test_resnet:flat@random", "test_resnet:map1@random", "test_resnet:map@random"]
     backbones = [parse_backbone(name) for name in names]
-    network = Network(backbones[0], load_weights("test_resnet", None, True), "cpu", "float32")
+    network = TimmNetwork(backbones[0], load_weights("test_resnet", None, True), "cpu", "float32")
     stems = []
     network.model.conv1.register_forward_hook(lambda *_: stems.append(1))
     inputs = network.preparation.apply(torch.from_numpy(pixels).float())
@@ -238,7 +243,7 @@ def test_bfloat16_is_near_and_float32_in_type(pixels):
 @pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bfloat16", True)])
 def test_float32_on_a_gpu_is_no_tensorfloat_32(precision, tf32):
     backbone = parse_backbone("test_resnet@random")
-    network = Network(backbone, load_weights("test_resnet", None, random=True), "cpu", precision)
+    network = TimmNetwork(backbone, load_weights("test_resnet", None, random=True), "cpu", precision)
     network.device_type = "cuda"  # as far as a machine without one can go
     seen = []
 
@@ -251,7 +256,7 @@ def test_float32_on_a_gpu_is_no_tensorfloat_32(precision, tf32):
 
 
 def test_check_runs_costs_nothing_where_nothing_can_go_wrong(monkeypatch):
-    monkeypatch.setattr("gansfp.embedding.backbones.Network", None)
+    monkeypatch.setattr("gansfp.embedding.timm_network.TimmNetwork", None)
     backbone = parse_backbone("test_resnet@random")
     start = time.monotonic()
     check_runs(backbone, load_weights("test_resnet", None, True))

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from gansfp.device import is_out_of_memory
-from gansfp.embedding import embedder as module
 from gansfp.embedding import weight_free
 from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_weights
+from gansfp.embedding.timm_network import TimmNetwork
 from gansfp.errors import UsageError
 from gansfp.images.lungs import threshold_mask
 from gansfp.images.views import VIEWS, boxes, get_view, regions
+from gansfp.networks import weights as weights_module
 from gansfp.simulation.phantom import draw_patient, draw_slice
 
 PAIRS = [
@@ -98,7 +99,7 @@ def test_lungs_fill_the_input(slices, weights, monkeypatch):
         seen["inputs"] = inputs
         return {b.name: inputs.flatten(1) for b in wanted}
 
-    monkeypatch.setattr(module.Network, "__call__", remember)
+    monkeypatch.setattr(TimmNetwork, "__call__", remember)
     Embedder([("test_resnet@random", "lungs")], weights)(slices[0][:8], slices[1][:8])
     inputs = seen["inputs"].numpy()
     assert inputs.shape == (8, 160, 160)
@@ -133,7 +134,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(slices, weights, monkeypatch
     pair = ("test_resnet@random", "full")
     expected = Embedder([pair], weights, precision="float32")(*slices)[pair]
     embedder, tried = Embedder([pair], weights, precision="float32"), []
-    network = module.Network.__call__
+    network = TimmNetwork.__call__
 
     def short_of_memory(self, inputs, wanted):
         tried.append(len(inputs))
@@ -141,7 +142,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(slices, weights, monkeypatch
             raise error
         return network(self, inputs, wanted)
 
-    monkeypatch.setattr(module.Network, "__call__", short_of_memory)
+    monkeypatch.setattr(TimmNetwork, "__call__", short_of_memory)
     found = embedder(*slices)[pair]
     assert tried == [9, 4, 2, 2, 2, 2, 1]
     assert relative(found, expected) < 1e-5
@@ -156,7 +157,7 @@ def test_a_single_slice_too_much_is_an_error_and_so_is_anything_else(slices, wei
         def raised(*_):
             raise error
 
-        monkeypatch.setattr(module.Network, "__call__", raised)
+        monkeypatch.setattr(TimmNetwork, "__call__", raised)
 
     embedder = Embedder([("test_resnet@random", "full")], weights)
     fail(torch.OutOfMemoryError("CUDA out of memory"))
@@ -205,8 +206,8 @@ def test_unknown_names(fields, said):
 
 def test_weights_are_loaded_once_a_network(monkeypatch):
     loaded = []
-    real = module.load_weights
-    monkeypatch.setattr(module, "load_weights", lambda *given: loaded.append(given[0]) or real(*given))
+    real = weights_module.load_weights
+    monkeypatch.setattr(weights_module, "load_weights", lambda *given: loaded.append(given[0]) or real(*given))
     found = load_all_weights(["test_resnet@random", "test_resnet:map@random", "highpass", "lbp"], None)
     assert loaded == ["test_resnet"]
     assert list(found) == ["test_resnet@random"]

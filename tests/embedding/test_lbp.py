@@ -9,6 +9,7 @@ from scipy import ndimage
 from skimage.feature import local_binary_pattern
 
 from gansfp.embedding import lbp
+from gansfp.embedding.backbones import cpu_features
 from gansfp.errors import UsageError
 from gansfp.images.views import VIEWS, get_view, regions
 
@@ -71,12 +72,12 @@ def test_another_output_is_refused():
 def test_the_pairs_of_a_slice():
     pixels, mask = some_slice(), lungs()
     pairs = [("lbp", "full"), ("lbp", "lungs"), ("lbp-mean", "outer"), ("highpass", "full"), ("resnet50", "outer")]
-    found = lbp.cpu_features(pairs, pixels, mask)
+    found = cpu_features(pairs, pixels, mask)
     assert list(found) == pairs[:3]
     np.testing.assert_array_equal(found["lbp", "full"], lbp.lbp(pixels, np.ones((256, 256), bool)))
     np.testing.assert_array_equal(found["lbp", "lungs"], lbp.lbp(pixels, mask))
     np.testing.assert_array_equal(found["lbp-mean", "outer"], lbp.lbp(pixels, ~mask, "mean"))
-    assert lbp.cpu_features(pairs[3:], pixels, mask) == {}
+    assert cpu_features(pairs[3:], pixels, mask) == {}
 
 
 @pytest.mark.parametrize("view", sorted(VIEWS))
@@ -86,5 +87,5 @@ def test_they_see_the_regions_that_the_device_sees(view):
     np.testing.assert_array_equal(regions(masks, get_view(view)), on_device)
     for mask, region in zip(masks, on_device, strict=True):
         pixels = some_slice()
-        found = lbp.cpu_features([("lbp", view)], pixels, mask)["lbp", view]
+        found = cpu_features([("lbp", view)], pixels, mask)["lbp", view]
         np.testing.assert_array_equal(found, lbp.lbp(pixels, region))

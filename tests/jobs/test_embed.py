@@ -18,8 +18,8 @@ from runs import ROOT, draw, rows_on_disk
 
 from gansfp.collection.catalog import read_catalog
 from gansfp.embedding import shards
+from gansfp.embedding.backbones import cpu_features
 from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_weights
-from gansfp.embedding.lbp import cpu_features
 from gansfp.embedding.network_masks import Segmenter
 from gansfp.errors import DataError, GansfpError
 from gansfp.images.lungs import threshold_mask

@@ -7,7 +7,9 @@ from timm.models import vgg
 from timm.models.vgg import ConvMlp
 from torch import nn
 
-from gansfp.embedding.backbones import Network, parse_backbone, preparation
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.preparation import preparation
+from gansfp.embedding.timm_network import TimmNetwork
 from gansfp.errors import WeightsError
 from gansfp.networks.architectures import CLASSES, HIDDEN, WIDTHS, timm
 from gansfp.networks.weights import create, load_weights
@@ -88,7 +90,7 @@ def test_vgg11_1000_takes_the_file_of_vgg11(tmp_path):
     original = timm.create_model("vgg11").eval()
     safetensors.torch.save_file(original.state_dict(), tmp_path / "vgg11.safetensors")
     backbone = parse_backbone("vgg11_1000:64")
-    network = Network(backbone, load_weights("vgg11_1000", str(tmp_path)), "cpu", "float32")
+    network = TimmNetwork(backbone, load_weights("vgg11_1000", str(tmp_path)), "cpu", "float32")
     inputs = torch.rand(2, 64, 64) * 255
     prepared = preparation("vgg11")
     assert prepared == preparation("vgg11_1000")

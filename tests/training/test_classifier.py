@@ -10,8 +10,9 @@ import torch
 from torch import distributed
 
 from gansfp.collection.catalog import read_catalog
-from gansfp.embedding.backbones import parse_backbone, preparation
+from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.embedder import Embedder, load_all_weights
+from gansfp.embedding.preparation import preparation
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.images.lungs import threshold_mask
 from gansfp.images.slices import load

@@ -19,9 +19,9 @@ def test_default_pairs_are_backbones_and_views_that_exist(task):
     pairs = DEFAULT_PAIRS[task]
     assert len(set(pairs)) == len(pairs) >= 5
     for backbone, view in pairs:
-        assert parse_backbone(backbone).kind
+        assert parse_backbone(backbone).name == backbone
         assert get_view(view)
-    assert any(parse_backbone(backbone).kind != "timm" for backbone, _ in pairs)  # something without weights
+    assert any(not parse_backbone(backbone).needs_weights for backbone, _ in pairs)  # something without weights
 
 
 @pytest.mark.parametrize("task", TASKS)
