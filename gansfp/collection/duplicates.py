@@ -1,7 +1,10 @@
-"""Which images are the same, byte for byte, and how bad that is: a slice on both sides of a question gives it away."""
+"""Finds byte-identical images and says how bad they are.
+
+A slice that is there twice with different purposes, such as used and unknown, gives the answer away.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,70 +21,76 @@ ELSEWHERE = "different sets or tasks"
 WITHIN = "within one class"
 KINDS = (USED_NOT_USED, GENERATORS, LABELLED_UNKNOWN, GENERATED_REAL, TRAIN_TEST, ELSEWHERE, WITHIN)  # the worst first
 
-SHOWN = 3
+SHOWN = 3  # pairs that the text of a finding names
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """One kind of finding. ids: for each shared content one image of either side; within one class, first and copy."""
+    """The byte-identical images of one kind.
+
+    ids: for each shared content, one image of each of the two purposes; within one class, the first image and a copy.
+    """
 
     kind: str  # of KINDS
     ids: tuple[tuple[str, str], ...]
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of pairs."""
         return len(self.ids)
 
     def __str__(self) -> str:
-        pairs = ", ".join(f"{one} = {other}" for one, other in self.ids[:SHOWN])
+        pairs = ", ".join(f"{first} = {second}" for first, second in self.ids[:SHOWN])
         return f"byte-identical images, {self.kind}: {self.count} ({pairs}{', ...' if self.count > SHOWN else ''})"
 
 
 def find_duplicates(table: pa.Table) -> list[Duplicates]:
-    """The findings in a catalog's table (n rows), the worst kind first. Images that cannot be read are left out."""
+    """Returns the kinds of duplicates in a catalog's table, the worst kind first. Unreadable images are left out."""
     pairs: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
-    for parts in _same(table):
-        for ids in parts.values():
+    for ids_of_purpose in _shared_contents(table):
+        for ids in ids_of_purpose.values():
             pairs[WITHIN] += ((ids[0], copy) for copy in ids[1:])
-        for (one, ids), (other, others) in combinations(parts.items(), 2):
-            pairs[_kind(one, other)].append((ids[0], others[0]))  # not each with each: empty slices come by thousands
-    return [Duplicates(kind, tuple(found)) for kind, found in pairs.items() if found]
+        for (first, first_ids), (second, second_ids) in combinations(ids_of_purpose.items(), 2):
+            # One pair for a content, not all pairs: a collection may hold thousands of identical empty slices.
+            pairs[_kind(first, second)].append((first_ids[0], second_ids[0]))
+    return [Duplicates(kind, tuple(ids)) for kind, ids in pairs.items() if ids]
 
 
 def first_of_same(table: pa.Table) -> list[str]:
-    """For each row the image_id of the first row with the same bytes, "" where it is the first (or cannot be read)."""
-    first: dict[str, str] = {}
-    found = []
+    """Returns, for each row, the image_id of the first row with the same bytes, "" for that row and unreadable ones."""
+    first_of_content: dict[str, str] = {}
+    firsts = []
     columns = (table[name].to_pylist() for name in ("image_id", "sha256", "status"))
     for image_id, sha256, status in zip(*columns, strict=True):
-        earlier = first.setdefault(sha256, image_id) if status == "ok" else image_id
-        found.append("" if earlier == image_id else earlier)
-    return found
+        first = first_of_content.setdefault(sha256, image_id) if status == "ok" else image_id
+        firsts.append("" if first == image_id else first)
+    return firsts
 
 
-def _same(table: pa.Table) -> Iterable[dict[Purpose, list[str]]]:
-    """For each content that is there more than once: the ids that have it, by what they are there for."""
+def _shared_contents(table: pa.Table) -> Iterator[dict[Purpose, list[str]]]:
+    """Yields, for each content that several images have, their ids by purpose."""
     by_content: dict[str, list[tuple[str, Purpose]]] = defaultdict(list)
     names = ("image_id", "sha256", "status", *Purpose._fields)
-    for image_id, sha256, status, *part in zip(*(table[name].to_pylist() for name in names), strict=True):
+    for image_id, sha256, status, *purpose in zip(*(table[name].to_pylist() for name in names), strict=True):
         if status == "ok":
-            by_content[sha256].append((image_id, Purpose(*part)))
+            by_content[sha256].append((image_id, Purpose(*purpose)))
     for images in by_content.values():
         if len(images) > 1:
-            parts: dict[Purpose, list[str]] = defaultdict(list)
-            for image_id, part_of_it in images:
-                parts[part_of_it].append(image_id)
-            yield parts
+            ids_of_purpose: dict[Purpose, list[str]] = defaultdict(list)
+            for image_id, purpose_of_image in images:
+                ids_of_purpose[purpose_of_image].append(image_id)
+            yield ids_of_purpose
 
 
-def _kind(one: Purpose, other: Purpose) -> str:
-    """How two different parts that share an image go together."""
-    made = [part.task == "attribution" or part.role == "generated" for part in (one, other)]
-    if made[0] != made[1]:
+def _kind(first: Purpose, second: Purpose) -> str:
+    """Returns the kind of a duplicate between two different purposes."""
+    first_generated, second_generated = (
+        purpose.task == "attribution" or purpose.role == "generated" for purpose in (first, second)
+    )
+    if first_generated != second_generated:
         return GENERATED_REAL
-    if (one.task, one.set) != (other.task, other.set):
+    if (first.task, first.set) != (second.task, second.set):
         return ELSEWHERE
-    if made[0]:
-        return GENERATORS if one.split == other.split else TRAIN_TEST
-    return USED_NOT_USED if {one.role, other.role} == {"used", "not_used"} else LABELLED_UNKNOWN
+    if first_generated:
+        return GENERATORS if first.split == second.split else TRAIN_TEST
+    return USED_NOT_USED if {first.role, second.role} == {"used", "not_used"} else LABELLED_UNKNOWN

@@ -1,6 +1,7 @@
-"""The answers, for scoring alone: only jobs/final.py imports this file, and a test sees to it.
+"""Reads the truth files of DATA, with which predictions are scored after they are made.
 
-An image_id of a truth file may be a file name without ending, if one test image alone has it, or the catalog's own.
+Only gansfp/decision/final.py and jobs/reproduce.py import this file; a test checks it. An image_id of a truth file is
+the catalog's image_id, or a file name without ending that only one test image has.
 """
 
 from collections import Counter
@@ -11,25 +12,24 @@ from gansfp.errors import DataError
 
 
 def read_membership_truth(data: str, catalog: Catalog, set: str) -> dict[str, int] | None:
-    """{image_id: 1 used, 0 not} of every unknown slice of one set, or None where DATA has no truth for it.
+    """Returns {image_id: 1 for used, 0 for not used} for every unknown slice of a set, or None without a truth file.
 
-    catalog: the whole catalog of DATA. Raises DataError for an unknown, missing or repeated id, a value but 0 and 1, a
-    missing column.
+    catalog: the whole catalog of DATA. Raises DataError for an unknown, missing or repeated id, a value other than 0
+    and 1, and a missing column.
     """
     uri = store.join(data, "membership", set, "test", "truth.csv")
     answers = _read(uri, catalog.unknown(set), "used")
     if answers is None:
         return None
-    wrong = [image_id for image_id, value in answers.items() if value not in ("0", "1")]
-    if wrong:
-        raise DataError(
-            f"{uri}: {len(wrong)} values of `used` are not 0 or 1, such as {answers[wrong[0]]!r} of {wrong[0]!r}"
-        )
+    invalid = [image_id for image_id, value in answers.items() if value not in ("0", "1")]
+    if invalid:
+        example = f"{answers[invalid[0]]!r} of {invalid[0]!r}"
+        raise DataError(f"{uri}: {len(invalid)} values of `used` are not 0 or 1, such as {example}")
     return {image_id: int(value) for image_id, value in answers.items()}
 
 
 def read_attribution_truth(data: str, catalog: Catalog) -> dict[str, str] | None:
-    """{image_id: generator} of every test slice of attribution, or None where DATA has no truth for it.
+    """Returns {image_id: generator} for every test slice of attribution, or None without a truth file.
 
     catalog: the whole catalog of DATA. Raises DataError as read_membership_truth does, and for an empty generator.
     """
@@ -42,28 +42,27 @@ def read_attribution_truth(data: str, catalog: Catalog) -> dict[str, str] | None
 
 
 def _read(uri: str, images: Catalog, column: str) -> dict[str, str] | None:
-    """{image_id: value}, in the order of the catalog."""
+    """Returns {image_id: value of the column} for all `images`, in their order, or None if there is no file."""
     if not store.exists(uri):
         return None
     columns = store.read_csv(uri, ("image_id", column))
     ids, names = images.ids.tolist(), images.column("name").tolist()
     counts = Counter(names)
-    resolve = {name: image_id for image_id, name in zip(ids, names, strict=True) if counts[name] == 1}
-    resolve |= dict(zip(ids, ids, strict=True))
-    given = columns["image_id"]
-    _refuse(
-        uri,
-        "ids are of several test images, give the path",
-        [name for name in given if counts[name] > 1 and name not in resolve],
-    )
-    _refuse(uri, "ids are of no test image", [image_id for image_id in given if image_id not in resolve])
-    resolved = [resolve[image_id] for image_id in given]
-    _refuse(uri, "ids are given twice", [image_id for image_id, count in Counter(resolved).items() if count > 1])
-    answers = dict(zip(resolved, columns[column], strict=True))
+    id_of_name = {name: image_id for image_id, name in zip(ids, names, strict=True) if counts[name] == 1}
+    id_of_name |= dict(zip(ids, ids, strict=True))
+    file_ids = columns["image_id"]
+    ambiguous = [name for name in file_ids if counts[name] > 1 and name not in id_of_name]
+    _refuse(uri, "ids fit several test images, give their paths", ambiguous)
+    _refuse(uri, "ids fit no test image", [name for name in file_ids if name not in id_of_name])
+    resolved_ids = [id_of_name[name] for name in file_ids]
+    repeated = [image_id for image_id, count in Counter(resolved_ids).items() if count > 1]
+    _refuse(uri, "ids are there more than once", repeated)
+    answers = dict(zip(resolved_ids, columns[column], strict=True))
     _refuse(uri, "test images are missing", [image_id for image_id in ids if image_id not in answers])
     return {image_id: answers[image_id] for image_id in ids}
 
 
-def _refuse(uri: str, what: str, ids: list[str]) -> None:
+def _refuse(uri: str, problem: str, ids: list[str]) -> None:
+    """Raises DataError if there are any ids with a problem."""
     if ids:
-        raise DataError(f"{uri}: {len(ids)} {what}, such as {ids[0]!r}")
+        raise DataError(f"{uri}: {len(ids)} {problem}, such as {ids[0]!r}")

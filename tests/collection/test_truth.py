@@ -1,4 +1,4 @@
-"""gansfp.collection.truth: what a truth file may say, and that nothing that chooses, fits or predicts can get at it."""
+"""gansfp.collection.truth: which truth files are accepted; and no code that chooses, fits or predicts reads them."""
 
 import ast
 import io
@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gansfp.collection import truth
 from gansfp.collection.catalog import read_catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
 from gansfp.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-# They score what was predicted before: the audit's decisions, and those of the published systems.
+# They score decisions that are already made: the audit's, and those of the published systems.
 SCORERS = {"gansfp/decision/final.py", "jobs/reproduce.py"}
-# Reads it, passes it by, writes it.
+# They read the file, leave it out of the notes about ignored files, and write it.
 NAMERS = {"gansfp/collection/truth.py", "gansfp/collection/layout.py", "gansfp/simulation/challenge.py"}
 
 
@@ -64,13 +65,13 @@ def test_names_and_ids(data):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image_id,used\nx,1\ny,0\nz,1\n", "1 ids are of no test image, such as 'z'"),
-        ("image_id,used\nx,1\ny,0\nu,1\n", "1 ids are of no test image, such as 'u'"),
-        ("image_id,used\nx,1\ny,0\nt1,1\n", "1 ids are of no test image, such as 't1'"),
+        ("image_id,used\nx,1\ny,0\nz,1\n", "1 ids fit no test image, such as 'z'"),
+        ("image_id,used\nx,1\ny,0\nu,1\n", "1 ids fit no test image, such as 'u'"),
+        ("image_id,used\nx,1\ny,0\nt1,1\n", "1 ids fit no test image, such as 't1'"),
         ("image_id,used\nx,1\n", "1 test images are missing, such as 'y'"),
         ("image_id,used\n", "2 test images are missing"),
-        ("image_id,used\nx,1\ny,0\nmembership/a/test/unknown/x,1\n", "1 ids are given twice"),
-        ("image_id,used\nx,1\ny,0\ny,0\n", "1 ids are given twice, such as 'y'"),
+        ("image_id,used\nx,1\ny,0\nmembership/a/test/unknown/x,1\n", "1 ids are there more than once"),
+        ("image_id,used\nx,1\ny,0\ny,0\n", "1 ids are there more than once, such as 'y'"),
         ("image_id,used\nx,1\ny,2\n", "1 values of `used` are not 0 or 1, such as '2' of 'y'"),
         ("image_id,used\nx,1.0\ny,yes\n", "2 values of `used` are not 0 or 1"),
         ("image_id,label\nx,1\ny,0\n", "no column 'used'"),
@@ -89,7 +90,7 @@ def test_a_name_that_two_test_images_have(data):
     other = data / "membership/a/test/unknown/patient/y.png"
     other.parent.mkdir()
     other.write_bytes((data / "membership/a/test/unknown/y.png").read_bytes())
-    with pytest.raises(DataError, match="1 ids are of several test images, give the path, such as 'y'"):
+    with pytest.raises(DataError, match="1 ids fit several test images, give their paths, such as 'y'"):
         membership(data, "image_id,used\nx,1\ny,0\n")
     unknown = "membership/a/test/unknown"
     text = f"image_id,used\nx,1\n{unknown}/y,0\n{unknown}/patient/y,1\n"
@@ -99,7 +100,7 @@ def test_a_name_that_two_test_images_have(data):
 def test_bad_attribution_truth(data):
     with pytest.raises(DataError, match="1 values of `generator` are empty, such as that of 't2'"):
         attribution(data, "image_id,generator\nt1,vae\nt2,\n")
-    with pytest.raises(DataError, match="1 ids are of no test image, such as 'x'"):
+    with pytest.raises(DataError, match="1 ids fit no test image, such as 'x'"):
         attribution(data, "image_id,generator\nt1,vae\nt2,gan\nx,gan\n")
 
 
@@ -107,24 +108,24 @@ def test_the_shared_truth(shared):
     data = str(shared / "challenge")
     catalog = read_catalog(data)
     for name in ("glo", "warp"):
-        truth = read_membership_truth(data, catalog, name)
-        assert list(truth) == catalog.unknown(name).ids.tolist()
-        assert sum(truth.values()) == 65
-    truth = read_attribution_truth(data, catalog)
-    assert len(truth) == 400
-    assert len(set(truth.values())) == 4
+        used = read_membership_truth(data, catalog, name)
+        assert list(used) == catalog.unknown(name).ids.tolist()
+        assert sum(used.values()) == 65
+    generators = read_attribution_truth(data, catalog)
+    assert len(generators) == 400
+    assert len(set(generators.values())) == 4
 
 
 def imports(source):
     """Every module that a source file may import, `from a import b` as both a and a.b."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ("gansfp." if node.level else "") + (node.module or "")
-            found |= {base.rstrip("."), *(f"{base.rstrip('.')}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {base.rstrip("."), *(f"{base.rstrip('.')}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def strings(source):
@@ -138,12 +139,14 @@ def strings(source):
     ]
 
 
-def opens_the_door(source):
+def imports_the_truth(source):
+    """True where the source imports gansfp.collection.truth, or holds its name in a string."""
     named = any("truth" in name.split(".") for name in imports(source))
     return named or any(re.search(r"gansfp[.\w]*\.truth", text) for text in strings(source))
 
 
-def knows_the_file(source):
+def names_the_file(source):
+    """True where a string of the source, other than a docstring, holds the name of a truth file."""
     return any("truth.csv" in text for text in strings(source))
 
 
@@ -160,32 +163,30 @@ def knows_the_file(source):
         "importlib.import_module('gansfp.collection.truth')",
     ],
 )
-def test_the_watch_sees_every_way_in(line):
-    assert opens_the_door(line)
+def test_every_form_of_import_is_seen(line):
+    assert imports_the_truth(line)
 
 
-def test_the_watch_sees_the_file_and_not_the_innocent():
-    assert knows_the_file("open(f'{data}/test/truth.csv')")
-    assert not knows_the_file('"""Never reads truth.csv."""\ndef f():\n    """Nor truth.csv."""\n')
-    assert not opens_the_door("from gansfp import catalog\nimport gansfp.collection.catalog\ntruth = {}")
+def test_the_name_of_the_file_is_seen_in_strings_but_not_in_docstrings():
+    assert names_the_file("open(f'{data}/test/truth.csv')")
+    assert not names_the_file('"""Never reads truth.csv."""\ndef f():\n    """Nor truth.csv."""\n')
+    assert not imports_the_truth("from gansfp import catalog\nimport gansfp.collection.catalog\ntruth = {}")
 
 
 def modules():
     """{path below the repository: source} of every module of the product."""
-    found = {}
-    for folder in ("gansfp", "jobs", "tune"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            found[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
-    return found
+    paths = [path for folder in ("gansfp", "jobs", "tune") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
-def test_only_jobs_that_score_import_the_truth():
+def test_only_what_scores_imports_the_truth():
     sources = modules()
     assert "gansfp/collection/truth.py" in sources
-    assert {path for path, source in sources.items() if opens_the_door(source)} <= SCORERS
+    assert set(re.findall(r"[\w/]+\.py", truth.__doc__)) == SCORERS
+    assert {path for path, source in sources.items() if imports_the_truth(source)} <= SCORERS
 
 
-def test_what_predicts_for_the_published_systems_cannot_get_at_the_truth():
+def test_what_predicts_for_the_published_systems_cannot_read_the_truth():
     scorers = {path.removesuffix(".py").replace("/", ".") for path in SCORERS}
     checked = 0
     for path, source in modules().items():
@@ -197,7 +198,7 @@ def test_what_predicts_for_the_published_systems_cannot_get_at_the_truth():
 
 def test_only_the_truth_its_maker_and_the_layout_name_the_file():
     sources = modules()
-    named = {path for path, source in sources.items() if knows_the_file(source)}
+    named = {path for path, source in sources.items() if names_the_file(source)}
     assert {"gansfp/collection/truth.py", "gansfp/collection/layout.py"} <= named <= NAMERS
 
 
