@@ -1,1 +1,1 @@
-"""The measurements of jobs.benchmark."""
+"""The measurements of jobs.benchmark, one module a kind, and the table that they fill."""

@@ -1,4 +1,4 @@
-"""How near embedding comes to what these cores or this GPU can do, where its time goes, what it takes of memory."""
+"""How near embedding comes to the limit of these cores or this GPU, where its time goes, and its peak memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from statistics import median
 
 import ray
@@ -19,38 +20,48 @@ from gansfp.errors import GansfpError
 from gansfp.runtime.cluster import ClusterConfig, start_ray
 from gansfp.runtime.embedding import CPU_BATCH, GPU_BATCH, embed
 from gansfp.runtime.embedding_blocks import STEPS
-from jobs.benchmarks.limits import Crew, Rate, Work
-from jobs.benchmarks.measure import CLASS, LARGEST, Bench, Row, Target, cores
+from jobs.benchmarks.limits import LOADER_BATCH, LOADER_WORKERS, Crew, Rate, Work
+from jobs.benchmarks.machine import cores
+from jobs.benchmarks.measure import LARGEST, Bench, Row, Sizes, Target
 from jobs.benchmarks.runs import Run, run_embed
+from jobs.benchmarks.slices import CLASS
 
 FACTORS = (1, 4, LARGEST)  # of the smallest run's slices
 PASSES = 5  # the same, for one pass against many
 MEGABYTE = 1e6
+FULL_SLICES, FULL_SECONDS = 40_000, 90  # a GPU must embed so many slices in so many seconds
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Round:
-    """One turn of everything that is compared. runs: of jobs.embed, by FACTORS; the others: of a crew."""
+class Turn:
+    """One turn of everything that is compared. runs: of jobs.embed, by FACTORS; the rates: of a crew of processes.
+
+    together: bare forward in one single-threaded process a core; alone: bare forward in one process with as many
+    threads; prepare: read, decode and mask; loop: the loop of jobs.embed without Ray; loader: a user's own loop.
+    """
 
     runs: list[Run]
-    together: Rate = field(default_factory=Rate)  # bare forward, a single-threaded process a core
-    alone: Rate = field(default_factory=Rate)  # bare forward, one process with as many threads
+    together: Rate = field(default_factory=Rate)
+    alone: Rate = field(default_factory=Rate)
     prepare: Rate = field(default_factory=Rate)
     loop: Rate = field(default_factory=Rate)
     loader: Rate = field(default_factory=Rate)
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU, of all processes of a run together, for one more slice."""
+        """Seconds of CPU time of all processes of a run together, for one more slice."""
         first, last = self.runs[0], self.runs[-1]
         return (last.cpu - first.cpu) / (last.slices - first.slices)
 
     @property
     def rate(self) -> float:
-        """Slices a second in the steady state: what more slices cost, so that start-up is apart, and so is what was
-        decoded while the actors started. Raises GansfpError where that cannot be told."""
+        """Slices a second in the steady state, from the seconds that more slices take.
+
+        So the rate leaves out start-up, and what was decoded while the actors started. Raises GansfpError where more
+        slices took no longer.
+        """
         first, last = self.runs[0], self.runs[-1]
         spent = last.embedding - first.embedding
         if spent <= 0:
@@ -61,12 +72,14 @@ class Round:
 
     @property
     def forward(self) -> float:
-        """Slices a second of the bare forward in the better arrangement."""
+        """Slices a second of the bare forward in the faster arrangement."""
         return max(self.together.per_second, self.alone.per_second)
 
     def bound(self, device: str) -> float:
-        """Slices a second that cannot be exceeded: on cores decoding, masking and forward share them; a GPU computes
-        while all cores decode and mask."""
+        """Returns the upper limit in slices a second.
+
+        On a CPU decoding, masking and forward share the cores. A GPU computes while all cores decode and mask.
+        """
         prepare = (self.prepare.milliseconds("decode") + self.prepare.milliseconds("mask")) / 1000
         if device == "cpu":
             return cores() / (prepare + cores() / self.forward)
@@ -74,225 +87,233 @@ class Round:
 
 
 def device() -> str:
-    """Where networks run on this machine."""
+    """Returns the device on which networks run on this machine."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def batch_of(device: str) -> int:
-    """What jobs.embed puts on such a device at once."""
+    """Returns the number of slices that jobs.embed puts on such a device at once."""
     return CPU_BATCH if device == "cpu" else GPU_BATCH
 
 
 def run_all(bench: Bench, factors: Sequence[int] = FACTORS) -> list[Run]:
     """Runs jobs.embed on each number of slices."""
-    sizes, found = bench.sizes, []
+    sizes, runs = bench.sizes, []
     for factor in factors:
         log.info("benchmark: jobs.embed of %s slices", f"{factor * sizes.slices:,}")
         data = bench.slices(factor * sizes.slices)
-        found.append(run_embed(data, sizes.pairs, sizes.precision, batch_of(device())))
-    return found
+        runs.append(run_embed(data, sizes.pairs, sizes.precision, batch_of(device())))
+    return runs
 
 
-def rounds(bench: Bench) -> list[Round]:
-    """Everything in turn, several times."""
+def measure_turns(bench: Bench) -> list[Turn]:
+    """Measures everything in turn, several times."""
     sizes, data = bench.sizes, bench.slices(FACTORS[-1] * bench.sizes.slices)
     uris = [entry.path for entry in os.scandir(os.path.join(data, CLASS))]
     shards = os.path.join(bench.folder, "loop")
     work = Work(sizes.pairs, sizes.precision, device(), batch_of(device()), sorted(uris), shards)
-    found = []
+    turns = []
     with Crew(work) as crew, Crew(replace(work, tuned=False)) as plain:
         for number in range(sizes.repeats):
             log.info("benchmark: parts and loops of embedding, turn %d of %d", number + 1, sizes.repeats)
-            one = Round([])
-            one.together = crew.rate("forward", sizes.seconds)
-            one.prepare = crew.rate("prepare", sizes.seconds)
-            one.loop = crew.rate("loop", sizes.seconds)
-            one.loader = plain.rate("loader", sizes.seconds, threads=cores())
+            turn = Turn([])
+            turn.together = crew.rate("forward", sizes.seconds)
+            turn.prepare = crew.rate("prepare", sizes.seconds)
+            turn.loop = crew.rate("loop", sizes.seconds)
+            turn.loader = plain.rate("loader", sizes.seconds, threads=cores())
             if crew.size > 1:
-                one.alone = crew.rate("forward", sizes.seconds, members=1, threads=cores())
-            # For a rate two are enough; the third, for memory alone, is run once.
-            one.runs = run_all(bench, FACTORS if number + 1 == sizes.repeats else (FACTORS[0], FACTORS[-1]))
-            found.append(one)
-    bench.runs += [one.runs for one in found]
-    return found
+                turn.alone = crew.rate("forward", sizes.seconds, members=1, threads=cores())
+            # Two runs are enough for a rate. The third is for memory only and is done once.
+            turn.runs = run_all(bench, FACTORS if number + 1 == sizes.repeats else (FACTORS[0], FACTORS[-1]))
+            turns.append(turn)
+    bench.runs += [turn.runs for turn in turns]
+    return turns
 
 
 def embedding(bench: Bench) -> list[Row]:
-    """The steady rate against three others, the whole of the largest run, and where the time goes."""
-    found, where = rounds(bench), device()
-    sizes, name = bench.sizes, _named(bench.sizes.pairs)
-    rate = median(one.rate for one in found)
-    decode, mask = (median(one.prepare.milliseconds(step) for one in found) for step in ("decode", "mask"))
-    forward = median(one.forward for one in found)
-    bound = (
-        f"bound = cores / (decode + mask + cores / forward) = {cores()} / ({decode:.2f} ms + {mask:.2f} ms + "
-        f"{cores()} / {forward:.3g}/s)"
-        if where == "cpu"
-        else f"bound = min(forward, cores / (decode + mask)) = min({forward:.3g}/s, {cores()} / {decode + mask:.2f} ms)"
-    )
-    arrangement = (
-        f"; forward: {median(one.together.per_second for one in found):.3g}/s in {cores()} processes of one thread, "
-        f"{median(one.alone.per_second for one in found):.3g}/s in one of {cores()}"
-        if where == "cpu"
-        else ""
-    )
+    """Compares the steady rate with three others, times the largest run, and says where the time goes."""
+    turns, where = measure_turns(bench), device()
+    rate = median(turn.rate for turn in turns)
+    last = turns[-1]
+    return [
+        *_compared_rates(turns, bench.sizes, where),
+        _largest_run([turn.runs[-1] for turn in turns], bench.sizes, where),
+        *where_time_goes(last.runs[-1], cores() / rate, last),
+    ]
+
+
+def _compared_rates(turns: Sequence[Turn], sizes: Sizes, where: str) -> list[Row]:
+    """Returns the steady rate beside the bound, a user's own loop, and the same functions without Ray."""
+    on_cpu = where == "cpu"
     steady = (
         f"steady rate = ({FACTORS[-1] * sizes.slices:,} - {sizes.slices:,} slices) / the difference of the seconds "
         "from catalog to last shard, of whole runs of jobs.embed"
     )
-
-    def row(against: str, other: list[float], target: float, note: str) -> Row:
-        ratio = median(one.rate / value for one, value in zip(found, other, strict=True))
-        text = f"embedding, {name}"
-        return Row("embedding", text, rate, "slices/s", against, median(other), ratio, Target(target), note)
-
-    last = [one.runs[-1] for one in found]
-    return [
-        row("(a) the bound", [one.bound(where) for one in found], 0.9, f"{bound}{arrangement}; {steady}"),
-        row(
-            "(b) DataLoader and timm, float32",
-            [one.loader.per_second for one in found],
-            3.0,
-            "2 workers, timm's transform, batches of "
-            f"{32 if where == 'cpu' else batch_of(where)}, PyTorch's own threads; start-up apart",
-        ),
-        row(
-            "(c) the same functions, no Ray",
-            [one.loop.per_second for one in found],
-            1.0,
-            "decode_block, Embedder and write_shard, in one single-threaded process a core"
-            if where == "cpu"
-            else "decode_block in a DataLoader on all other cores, Embedder, write_shard in a thread",
-        ),
-        Row(
-            "embedding",
-            f"{last[0].slices:,} slices, {name}, start to finish",
-            median(run.whole for run in last),
-            "s",
-            target=Target(90, at_least=False, of_value=True) if where == "cuda" and last[0].slices == 40_000 else None,
-            note="from the command to its end, with imports, catalog, Ray and the end of all processes",
-        ),
-        *where_time_goes(last[-1], cores() / rate, found[-1]),
-    ]
+    loader = (
+        f"{LOADER_WORKERS} workers, timm's transform, batches of {LOADER_BATCH if on_cpu else batch_of(where)}, "
+        "PyTorch's own threads; start-up apart"
+    )
+    loop = (
+        "decode_block, Embedder and write_shard, in one single-threaded process a core"
+        if on_cpu
+        else "decode_block in a DataLoader on all other cores, Embedder, write_shard in a thread"
+    )
+    comparisons = (
+        ("(a) the bound", [turn.bound(where) for turn in turns], 0.9, f"{_bound_note(turns, where)}; {steady}"),
+        ("(b) DataLoader and timm, float32", [turn.loader.per_second for turn in turns], 3.0, loader),
+        ("(c) the same functions, no Ray", [turn.loop.per_second for turn in turns], 1.0, loop),
+    )
+    rates, name = [turn.rate for turn in turns], f"embedding, {_named(sizes.pairs)}"
+    rows = []
+    for against, others, target, note in comparisons:
+        ratio = median(rate / other for rate, other in zip(rates, others, strict=True))
+        row = Row("embedding", name, median(rates), "slices/s", against, median(others), ratio, Target(target), note)
+        rows.append(row)
+    return rows
 
 
-def where_time_goes(run: Run, core_seconds: float, alone: Round) -> list[Row]:
-    """Milliseconds of one worker for one slice by step, as the run's own record has them, beside the step alone.
+def _bound_note(turns: Sequence[Turn], where: str) -> str:
+    """Returns how the bound comes about, with its numbers."""
+    decode, mask = (median(turn.prepare.milliseconds(step) for turn in turns) for step in ("decode", "mask"))
+    forward = median(turn.forward for turn in turns)
+    if where != "cpu":
+        return (
+            f"bound = min(forward, cores / (decode + mask)) = min({forward:.3g}/s, {cores()} / {decode + mask:.2f} ms)"
+        )
+    return (
+        f"bound = cores / (decode + mask + cores / forward) = {cores()} / ({decode:.2f} ms + {mask:.2f} ms + "
+        f"{cores()} / {forward:.3g}/s); "
+        f"forward: {median(turn.together.per_second for turn in turns):.3g}/s in {cores()} processes of one thread, "
+        f"{median(turn.alone.per_second for turn in turns):.3g}/s in one of {cores()}"
+    )
 
-    core_seconds: of all cores together for one slice in the steady state; what no step accounts for is Ray's.
+
+def _largest_run(runs: Sequence[Run], sizes: Sizes, where: str) -> Row:
+    """Returns the seconds of a whole command."""
+    slices = runs[0].slices
+    target = Target(FULL_SECONDS, at_least=False, of_value=True) if (where, slices) == ("cuda", FULL_SLICES) else None
+    name = f"{slices:,} slices, {_named(sizes.pairs)}, start to finish"
+    note = "from the command to its end, with imports, catalog, Ray and the end of all processes"
+    return Row("embedding", name, median(run.whole for run in runs), "s", target=target, note=note)
+
+
+def where_time_goes(run: Run, core_seconds: float, turn: Turn) -> list[Row]:
+    """Returns milliseconds of one worker for one slice by step, from the run's own record, beside the step alone.
+
+    core_seconds: of all cores together for one slice in the steady state; no step contains the time of Ray itself.
     """
-    if "work_seconds" not in run.record:
+    if run.record is None:
         raise GansfpError("jobs.embed left no record of its work_seconds in WORK/log/stages.jsonl")
-    spent = {step: 1000 * seconds / run.slices for step, seconds in run.record["work_seconds"].items()}
-    by_itself = {step: alone.prepare.milliseconds(step) for step in ("read", "decode", "mask") if alone.prepare.slices}
-    if alone.forward:
-        by_itself["forward"] = 1000 * cores() / alone.forward if alone.alone.slices else 1000 / alone.forward
+    spent = {step: 1000 * seconds / run.slices for step, seconds in run.record.work_seconds.items()}
+    alone = _steps_alone(turn)
     rows = []
     for step in STEPS:
-        ratio = spent[step] / by_itself[step] if by_itself.get(step) and spent.get(step) else None
+        ratio = spent[step] / alone[step] if alone.get(step) and spent.get(step) else None
         against = "alone, on all cores" if ratio else ""
-        other = by_itself[step] if ratio else None
+        other = alone[step] if ratio else None
         rows.append(Row("time", f"of a slice: {step}", spent.get(step, 0.0), "ms", against, other, ratio))
-    rest = 1000 * core_seconds - sum(spent.values())
+    unaccounted = 1000 * core_seconds - sum(spent.values())
     note = (
         f"cores / steady rate = {1000 * core_seconds:.2f} ms, less the steps above; the step that binds is "
-        f"{run.record.get('bottleneck', 'not recorded')}"
+        f"{run.record.bottleneck}"
     )
-    rows.append(Row("time", "of a slice: Ray, copies between processes, idle cores", rest, "ms", note=note))
-    needed = sum(by_itself.get(step, 0.0) for step in ("decode", "mask", "forward"))
+    rows.append(Row("time", "of a slice: Ray, copies between processes, idle cores", unaccounted, "ms", note=note))
+    needed = sum(alone.get(step, 0.0) for step in ("decode", "mask", "forward"))
     name, against = "of a slice: CPU time of all processes", "decode, mask and forward alone"
-    spent_by_all = 1000 * alone.cpu
-    return [*rows, Row("time", name, spent_by_all, "ms", against, needed, spent_by_all / needed if needed else None)]
+    cpu = 1000 * turn.cpu
+    return [*rows, Row("time", name, cpu, "ms", against, needed, cpu / needed if needed else None)]
+
+
+def _steps_alone(turn: Turn) -> dict[str, float]:
+    """Returns milliseconds of one core for one slice in the steps that were measured alone."""
+    steps = {}
+    if turn.prepare.slices:
+        steps = {step: turn.prepare.milliseconds(step) for step in ("read", "decode", "mask")}
+    if turn.forward:
+        steps["forward"] = 1000 * cores() / turn.forward if turn.alone.slices else 1000 / turn.forward
+    return steps
 
 
 def passes(bench: Bench) -> list[Row]:
-    """All pairs in one pass against a pass for each, on a Ray that is up."""
+    """Compares one pass for all pairs with one pass for each pair, on a Ray that runs already."""
     sizes, pairs = bench.sizes, bench.sizes.small_pairs
     weights = load_all_weights([backbone for backbone, _ in pairs], None)
-    works = iter(range(10**6))
-    counts = (sizes.slices, PASSES * sizes.slices)
-    catalogs = {}
-    for count in counts:
-        catalogs[count] = update_catalog(bench.slices(count), os.path.join(bench.folder, f"catalog-{count}"))
+    numbers = count()
+    few, many = sizes.slices, PASSES * sizes.slices
+    catalogs = {n: update_catalog(bench.slices(n), os.path.join(bench.folder, f"catalog-{n}")) for n in (few, many)}
 
-    def seconds(chosen: Sequence[Pair], count: int) -> float:
-        work = os.path.join(bench.folder, f"pass-{next(works)}")
+    def seconds(chosen: Sequence[Pair], slices: int) -> float:
+        work = os.path.join(bench.folder, f"pass-{next(numbers)}")
         started = time.monotonic()
-        embed(catalogs[count], work, EmbedConfig(tuple(chosen), precision=sizes.precision), weights)
+        embed(catalogs[slices], work, EmbedConfig(tuple(chosen), precision=sizes.precision), weights)
         return time.monotonic() - started
 
     start_ray(ClusterConfig("local"))
     try:
         log.info("benchmark: %d pairs in one pass, then in a pass each", len(pairs))
-        seconds(pairs[:1], counts[0])  # the first run of all starts processes that later ones find
-        starts = {backbone: seconds([(backbone, view)], counts[0]) for backbone, view in dict(pairs).items()}
-        one = seconds(pairs, counts[1]) - seconds(pairs, counts[0])
-        each = sum(seconds([pair], counts[1]) - starts[pair[0]] for pair in pairs)
+        seconds(pairs[:1], few)  # the very first run starts processes that later runs use again
+        start_ups = {backbone: seconds([(backbone, view)], few) for backbone, view in dict(pairs).items()}
+        one_pass = seconds(pairs, many) - seconds(pairs, few)
+        pass_each = sum(seconds([pair], many) - start_ups[pair[0]] for pair in pairs)
     finally:
         ray.shutdown()
-    if min(one, each) <= 0:
-        raise GansfpError(
-            f"embedding {counts[1]:,} slices took no longer than {counts[0]:,}; ask for more with --slices"
-        )
+    if min(one_pass, pass_each) <= 0:
+        raise GansfpError(f"embedding {many:,} slices took no longer than {few:,}; ask for more with --slices")
     note = (
-        f"seconds for {counts[1]:,} slices less those for {counts[0]:,}, so that start-up is apart (of one view for "
+        f"seconds for {many:,} slices less those for {few:,}, so that start-up is apart (of one view for "
         "all views of a backbone)"
     )
-    name = f"{len(pairs)} pairs in one pass, {_named(pairs)}"
-    against = f"{len(pairs)} passes"
-    return [Row("passes", name, one, "s", against, each, one / each, Target(0.75, at_least=False), note)]
+    name, against = f"{len(pairs)} pairs in one pass, {_named(pairs)}", f"{len(pairs)} passes"
+    target = Target(0.75, at_least=False)
+    return [Row("passes", name, one_pass, "s", against, pass_each, one_pass / pass_each, target, note)]
 
 
 def _runs(bench: Bench) -> list[list[Run]]:
-    """Runs of each number of slices, those of `embedding` where it was measured."""
+    """Returns runs of each number of slices: those of `embedding`, or new ones where it was not measured."""
     if not bench.runs:
         bench.runs.append(run_all(bench))
     return bench.runs
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Peak memory of driver, workers and object store as the collection grows."""
-    whole = [runs for runs in _runs(bench) if len(runs) == len(FACTORS)]
-    peaks = [[runs[index].memory for runs in whole] for index in range(len(FACTORS))]
+    """Measures the peak memory of driver, workers and object store as the collection grows."""
+    complete_turns = [runs for runs in _runs(bench) if len(runs) == len(FACTORS)]
+    peaks = [[runs[index].memory for runs in complete_turns] for index in range(len(FACTORS))]
     if not peaks[0][0].driver:
         raise GansfpError("memory is read from /proc, which this system does not have")
-    grown = Target(1.2, at_least=False)
+    growth = Target(1.2, at_least=False)
     parts = (
-        ("driver", "driver", grown),
-        ("all workers", "workers", grown),
+        ("driver", "driver", growth),
+        ("all workers", "workers", growth),
         ("largest worker", "worker", None),
         ("object store", "store", None),
-        ("driver, workers and object store", "together", grown),
+        ("driver, workers and object store", "together", growth),
     )
     counts = [factor * bench.sizes.slices for factor in FACTORS]
-    found = {part: [median(getattr(one, part) for one in each) / MEGABYTE for each in peaks] for _, part, _ in parts}
-    middle = ", ".join(f"{name} {found[part][1]:,.0f} MB" for name, part, _ in parts)
+    megabytes = {
+        part: [median(getattr(peak, part) for peak in of_turns) / MEGABYTE for of_turns in peaks]
+        for _, part, _ in parts
+    }
+    middle = ", ".join(f"{name} {megabytes[part][1]:,.0f} MB" for name, part, _ in parts)
     note = (
         f"at {counts[1]:,} slices: {middle}. Resident memory without the pages of the object store, which has as many "
         "as were ever written to; small collections do not fill it"
     )
-    return [
-        Row(
-            "memory",
-            f"peak memory at {counts[-1]:,} slices: {name}",
-            found[part][-1],
-            "MB",
-            f"at {counts[0]:,} slices",
-            found[part][0],
-            found[part][-1] / found[part][0] if found[part][0] else None,
-            target,
-            note,
-        )
-        for name, part, target in parts
-    ]
+    rows = []
+    for name, part, target in parts:
+        least, largest = megabytes[part][0], megabytes[part][-1]
+        name, against = f"peak memory at {counts[-1]:,} slices: {name}", f"at {counts[0]:,} slices"
+        ratio = largest / least if least else None
+        rows.append(Row("memory", name, largest, "MB", against, least, ratio, target, note))
+    return rows
 
 
 def start(bench: Bench) -> list[Row]:
-    """Seconds from a command to what it has to show first."""
-    first = [one[0].first_shard for one in _runs(bench)]
+    """Measures the seconds from a command to its first shard."""
+    seconds = median(runs[0].first_shard for runs in _runs(bench))
     name = f"first shard of {bench.sizes.slices:,} slices, {_named(bench.sizes.pairs)}"
     target = Target(15, at_least=False, of_value=True)
-    return [Row("start", name, median(first), "s", target=target, note="from the command, a process of its own")]
+    return [Row("start", name, seconds, "s", target=target, note="from the command, a process of its own")]
 
 
 def _named(pairs: Sequence[Pair]) -> str:

@@ -1,7 +1,7 @@
 """How fast embedding could be here: its parts alone, the same loop without Ray, a user's own loop.
 
-A crew of processes stays up, one single-threaded process a core (one process where there is a GPU), and is told what
-to do for some seconds, so that what is compared can be measured in turn, within one run and without start-up.
+A crew of processes stays up: one single-threaded process a core, or one process where there is a GPU. It repeats one
+task for some seconds, then the next. So tasks can be compared in turn, within one run and without start-up.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,20 +29,29 @@ from gansfp.images.lungs import get_mask
 from gansfp.images.slices import SIDE, decode
 from gansfp.images.views import get_view
 from gansfp.runtime.embedding_blocks import decode_block
-from jobs.benchmarks.measure import cores
+from jobs.benchmarks.machine import cores
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 MASK = "threshold"
 LOADER_BATCH, LOADER_WORKERS = 32, 2  # of a user's own loop
 BLOCK = 64  # slices that are decoded, embedded and written at once, as jobs.embed does with some thousand on CPUs
-AHEAD = 2  # batches that a worker of a DataLoader prepares before they are asked for, PyTorch's default
+AHEAD = 2  # batches that a worker of a DataLoader prepares in advance, PyTorch's default
 ENDLESS = 1 << 30
-CHECK = 8  # batches between two looks at the clock, for which a GPU must be waited for
+CHECK = 8  # batches between two looks at the clock: before each look the process must wait for the GPU
+
+Measured = tuple[int, float, Counter[str]]  # slices done, seconds of all of it, seconds of each step
+Block = dict[str, np.ndarray]  # the columns of a block of slices, as decode_block gives them
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a crew works on. uris: of slices; device: "cpu" or "cuda"; folder: for shards; tuned: False for a single
-    process with PyTorch's and the C library's own settings."""
+    """What a crew works on. uris: of slices; device: "cpu" or "cuda"; folder: for shards.
+
+    tuned: False for a single process with PyTorch's and the C library's own settings.
+    """
 
     pairs: Sequence[Pair]
     precision: str
@@ -53,25 +63,26 @@ class Work:
 
     @property
     def mask(self) -> str:
-        """The lung mask that these pairs need, "" for none."""
+        """The lung mask that these pairs need, "" where they need none."""
         return MASK if any(get_view(view).region != "all" for _, view in self.pairs) else ""
 
 
 @dataclass
 class Rate:
-    """Slices done in so many seconds, by all processes together; steps: seconds of each step."""
+    """Slices a second of all processes together, and how many slices were done; steps: seconds of each step."""
 
     per_second: float = 0.0
     slices: int = 0
     steps: Counter[str] = field(default_factory=Counter)
 
     def add(self, slices: int, seconds: float, steps: Counter[str]) -> None:
+        """Adds what one process has done."""
         self.per_second += slices / seconds
         self.slices += slices
         self.steps.update(steps)
 
     def milliseconds(self, step: str) -> float:
-        """Of one core, for one slice."""
+        """Returns the milliseconds of one core that the step takes for one slice."""
         return 1000 * self.steps[step] / self.slices
 
 
@@ -80,34 +91,37 @@ class Crew:
 
     def __init__(self, work: Work) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._members: list[tuple[Any, Connection]] = []
+        self._members: list[tuple[SpawnProcess, Connection]] = []
         self.work = work
         self.size = cores() if work.device == "cpu" and work.tuned else 1
 
     def __enter__(self) -> Crew:
         for number in range(self.size):
-            here, there = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(there, self.work, number, self.size))
+            pipe, end_of_member = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(end_of_member, self.work, number, self.size))
             process.start()
-            there.close()
-            self._members.append((process, here))
+            end_of_member.close()
+            self._members.append((process, pipe))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process, pipe in self._members:
-            pipe.close()  # its end of file is what a member leaves on
+            pipe.close()  # a member ends when its pipe ends
             process.join(10)
             if process.is_alive():
                 process.kill()
 
     def rate(self, task: str, seconds: float, members: int | None = None, threads: int = 1) -> Rate:
-        """What the first `members` processes (all) reach together at forward, prepare, loop or loader."""
+        """Returns the rate that the first `members` processes (by default all) reach together at a task.
+
+        task: the name of a method of _Member: forward, prepare, loop or loader. Raises GansfpError where one fails.
+        """
         chosen = self._members[:members]
         for _, pipe in chosen:
             pipe.send((task, seconds, threads))
-        found = Rate()
+        rate = Rate()
         try:
             answers = [pipe.recv() for _, pipe in chosen]
         except EOFError as error:
@@ -115,12 +129,12 @@ class Crew:
         for answer in answers:
             if isinstance(answer, str):
                 raise GansfpError(f"benchmark: measuring {task!r} failed: {answer}")
-            found.add(*answer)
-        return found
+            rate.add(*answer)
+        return rate
 
 
 def _serve(pipe: Connection, work: Work, number: int, size: int) -> None:
-    """The life of a process of a crew."""
+    """Runs in a process of a crew: takes tasks from the pipe and answers each with its figures, or with its error."""
     import torch
 
     member = _Member(work, number, size)
@@ -132,20 +146,18 @@ def _serve(pipe: Connection, work: Work, number: int, size: int) -> None:
         torch.set_num_threads(threads)
         try:
             pipe.send(getattr(member, task)(seconds))
-        except Exception as error:  # whatever it is, the benchmark goes on with its next measurement
+        except Exception as error:  # any failure: the benchmark continues with its next measurement
             pipe.send(f"{type(error).__name__}: {store.one_line(error)}")
 
 
-Result = tuple[int, float, Counter[str]]
-
-
 class _Member:
-    """One process of a crew."""
+    """The tasks of one process of a crew, on its share of the slices."""
 
     def __init__(self, work: Work, number: int, size: int) -> None:
         from gansfp.device import keep_memory
-        from gansfp.embedding.backbones import Network, parse_backbone
+        from gansfp.embedding.backbones import parse_backbone
         from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_weights
+        from gansfp.embedding.timm_network import TimmNetwork
 
         if work.device == "cpu" and work.tuned:
             keep_memory()
@@ -155,22 +167,22 @@ class _Member:
         weights = load_all_weights(config.backbones, None)
         self.embedder = Embedder(work.pairs, weights, work.device, work.precision, work.batch)
         self.networks = {
-            name: Network(parse_backbone(name), weights[parse_backbone(name).network], work.device, work.precision)
+            name: TimmNetwork(parse_backbone(name), weights[parse_backbone(name).network], work.device, work.precision)
             for name in config.backbones
         }
         self.identities = {pair: identity(pair, config, weights) for pair in work.pairs}
         self.folder = os.path.join(work.folder, f"member-{number}")
 
-    def forward(self, seconds: float) -> Result:
-        """The bare networks, once for each pair, on random images that lie on the device as they want them."""
+    def forward(self, seconds: float) -> Measured:
+        """Measures the bare networks, once for each pair, on random images that are on the device in their format."""
         import torch
 
         exact = self.work.precision == "float32"
         images = {}
         for network in self.networks.values():
             side = network.preparation.size
-            one = torch.randn(self.work.batch, 3, side, side, device=self.work.device)
-            images[side] = one.contiguous(memory_format=torch.channels_last)
+            noise = torch.randn(self.work.batch, 3, side, side, device=self.work.device)
+            images[side] = noise.contiguous(memory_format=torch.channels_last)
 
         def step() -> tuple[int, Counter[str]]:
             with torch.inference_mode(), torch.autocast(self.work.device, torch.bfloat16, enabled=not exact):
@@ -181,8 +193,8 @@ class _Member:
 
         return self._repeat(step, seconds)
 
-    def prepare(self, seconds: float) -> Result:
-        """Reading, decoding and, where a view needs it, masking."""
+    def prepare(self, seconds: float) -> Measured:
+        """Measures reading, decoding and, where a view needs it, masking."""
         mask = get_mask(self.work.mask) if self.work.mask else None
         uris = cycle(self.uris)
 
@@ -200,13 +212,13 @@ class _Member:
 
         return self._repeat(step, seconds)
 
-    def loop(self, seconds: float) -> Result:
-        """Everything that jobs.embed does for a slice, with the same functions, in a plain loop without Ray."""
+    def loop(self, seconds: float) -> Measured:
+        """Measures everything that jobs.embed does for a slice, with the same functions, in a loop without Ray."""
         blocks = _Blocks(self.uris, self.work.pairs, self.work.mask, max(BLOCK, self.work.batch))
         on_gpu = self.work.device == "cuda"
         decoded = blocks.decoded_elsewhere() if on_gpu else blocks.decoded_here()
         with ThreadPoolExecutor(1) as writer:
-            writing: list[Any] = []
+            writing: list[Future[None]] = []
 
             def step() -> tuple[int, Counter[str]]:
                 block = next(decoded)
@@ -222,21 +234,23 @@ class _Member:
 
             return self._repeat(step, seconds)
 
-    def _write(self, block: dict[str, Any], vectors: dict[Pair, np.ndarray]) -> None:
+    def _write(self, block: Block, vectors: dict[Pair, np.ndarray]) -> None:
         images = dict(zip(block["image_id"].tolist(), block["sha256"].tolist(), strict=True))
-        for pair, found in vectors.items():
-            identity = self.identities[pair]
-            shards.write_shard(self.folder, identity, images, block["status"], block["error"], found)
+        statuses, errors = block["status"].tolist(), block["error"].tolist()
+        for pair, of_pair in vectors.items():
+            shards.write_shard(self.folder, self.identities[pair], images, statuses, errors, of_pair)
 
-    def loader(self, seconds: float) -> Result:
-        """What somebody would write who knows PyTorch and timm: a DataLoader with two workers, timm's transform and
-        model, float32; once for each pair of backbone and view."""
+    def loader(self, seconds: float) -> Measured:
+        """Measures the loop that a user of PyTorch and timm would write, once for each pair of backbone and view.
+
+        It has a DataLoader with two workers, timm's transform and model, and computes in float32.
+        """
         share = seconds / len(self.networks)
-        spent = {backbone: self._loader(backbone, share) for backbone in self.networks}
+        spent = {backbone: self._seconds_a_slice(backbone, share) for backbone in self.networks}
         return 1, sum(spent[backbone] for backbone, _ in self.work.pairs), Counter()
 
-    def _loader(self, backbone: str, seconds: float) -> float:
-        """Seconds for a slice."""
+    def _seconds_a_slice(self, backbone: str, seconds: float) -> float:
+        """Repeats the user's loop with one backbone for some seconds; returns its seconds for a slice."""
         import timm
         import torch
         from timm.data import create_transform, resolve_model_data_config
@@ -253,13 +267,13 @@ class _Member:
             return len(model(batch).cpu().numpy()), Counter()
 
         with torch.inference_mode():
-            for _ in range(AHEAD * LOADER_WORKERS):  # prepared while the first one was waited for
+            for _ in range(AHEAD * LOADER_WORKERS):  # the workers prepared these while the first one was waited for
                 step()
             count, spent, _ = self._repeat(step, seconds)
         return spent / count
 
-    def _repeat(self, step: Callable[[], tuple[int, Counter[str]]], seconds: float) -> Result:
-        """Repeats a step for so many seconds; the first time, which takes memory and caches, does not count."""
+    def _repeat(self, step: Callable[[], tuple[int, Counter[str]]], seconds: float) -> Measured:
+        """Repeats a step for some seconds. The first time does not count, because it takes memory and fills caches."""
         step()
         self._wait()
         started, count, steps = time.perf_counter(), 0, Counter[str]()
@@ -281,7 +295,7 @@ class _Member:
 
 @dataclass
 class _Blocks:
-    """Decoded blocks of slices, as gansfp.runtime.embedding_blocks.decode_block makes them, again and again; a dataset of PyTorch's."""
+    """An endless dataset of PyTorch: blocks of slices as decode_block makes them; the slices repeat."""
 
     uris: list[str]
     pairs: Sequence[Pair]
@@ -291,40 +305,40 @@ class _Blocks:
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> Block:
         places = range(number * self.size, (number + 1) * self.size)
         uris = [self.uris[place % len(self.uris)] for place in places]
         names = np.array([f"slice_{place}" for place in places], object)
         return decode_block({"image_id": names, "uri": np.array(uris), "sha256": names}, self.pairs, self.mask)
 
-    def decoded_here(self) -> Iterator[dict[str, Any]]:
-        """Each block decoded by this process when it is asked for."""
+    def decoded_here(self) -> Iterator[Block]:
+        """Decodes each block in this process, when it is asked for."""
         return (self[number] for number in range(ENDLESS))
 
-    def decoded_elsewhere(self) -> Iterator[dict[str, Any]]:
-        """Decoded by processes on all other cores. What they had ready when the first one came is passed over."""
+    def decoded_elsewhere(self) -> Iterator[Block]:
+        """Decodes blocks in processes on all other cores. Leaves out those that were ready when the first one came."""
         from torch.utils.data import DataLoader
 
         workers = max(1, cores() - 1)
-        loader: Any = DataLoader(self, None, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        loader: Iterable[Block] = DataLoader(self, None, num_workers=workers, collate_fn=_unchanged)  # type: ignore
         return islice(iter(loader), AHEAD * workers, None)
 
 
-def _as_it_is(block: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(block: Block) -> Block:
     return block
 
 
 @dataclass
 class _Images:
-    """The dataset of a user's own loop, again and again."""
+    """An endless dataset of PyTorch for a user's own loop; the slices repeat."""
 
     uris: list[str]
-    transform: Callable[[Any], Any]
+    transform: Callable[[Image.Image], torch.Tensor]
 
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: int) -> torch.Tensor:
         from PIL import Image
 
         return self.transform(Image.open(self.uris[number % len(self.uris)]).convert("RGB"))
