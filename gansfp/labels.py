@@ -1,3 +1,3 @@
-"""The label of a real slice, as numbers in arrays: used (a member of the training set), not used, unknown."""
+"""The integer labels of real slices: used (members of the training data), not used (non-members), unknown."""
 
 USED, NOT_USED, UNKNOWN = 1, 0, -1

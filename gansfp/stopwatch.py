@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by step of a piece of work, on the clock of whoever does it."""
+"""Measures the seconds that each step of a piece of work takes, on a CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 
 class Stopwatch:
-    """Seconds since the last mark, added up by step.
+    """Adds up the seconds between marks, by step.
 
-    A GPU works on after the call that asked it has returned, so its steps are timed by events in its own stream, which
-    cost no waiting. device: "cpu", "cuda", "cuda:1", ... clock: of "cpu", by default the time for which this thread had
-    a core, whatever else the machine does; time.perf_counter for what waits for disks and networks.
+    A GPU still works after a call has returned. Its steps are therefore timed by events in its own stream, which do not
+    make the caller wait.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", ...
+        clock: for "cpu". The default is the time during which this thread had a core, so that other work on the machine
+            does not count. Use time.perf_counter for steps that wait for disks and networks.
     """
 
     def __init__(self, device: str = "cpu", clock: Callable[[], float] = time.thread_time) -> None:
@@ -21,20 +25,20 @@ class Stopwatch:
         self._marks: list[tuple[str, Any]] = [("", self._now())]
 
     def mark(self, step: str) -> None:
-        """What was done since the last mark was `step`."""
+        """Ends a step: the time since the last mark counts as `step`."""
         self._marks.append((step, self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by step. On a GPU only once it is synchronised."""
-        total: Counter[str] = Counter()
+        """Returns the seconds by step. A GPU must be synchronised before the call."""
+        totals: Counter[str] = Counter()
         for (_, before), (step, after) in zip(self._marks, self._marks[1:], strict=False):
-            total[step] += after - before if self._device == "cpu" else before.elapsed_time(after) / 1000
-        return dict(total)
+            totals[step] += after - before if self._device == "cpu" else before.elapsed_time(after) / 1000
+        return dict(totals)
 
     def _now(self) -> Any:
         if self._device == "cpu":
             return self._clock()
-        import torch  # not needed by those who time CPUs alone
+        import torch  # imported here, because timing a CPU does not need it
 
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))

@@ -1,7 +1,7 @@
-"""Where files are: the one place in which a path or a URI becomes a file system (local, S3, GCS, ...).
+"""Opens files on local disks and in object stores: only this file turns a path or a URI into a file system.
 
-Everything else hands strings around: an absolute local path, or a URI that pyarrow's file systems open, options
-included (`s3://bucket/data?region=eu-west-1`). Key names inside a URI are percent-encoded, as pyarrow expects them.
+All other files pass strings: an absolute local path, or a URI that pyarrow's file systems open, with its options
+(`s3://bucket/data?region=eu-west-1`). The names of keys inside a URI are percent-encoded, as pyarrow expects.
 """
 
 import csv
@@ -23,47 +23,47 @@ from pyarrow import fs
 
 from gansfp.errors import DataError, UsageError
 
-TEMPORARY = "_tmp-"  # how the names of unfinished files begin; no listing shows them
-UNFINISHED_FOR = 3600.0  # seconds in which any file is written; an older unfinished one is a killed writer's
+TEMPORARY = "_tmp-"  # prefix of the names of unfinished files, which no listing shows
+UNFINISHED_FOR = 3600.0  # seconds in which any file is written; an older unfinished file is from a killed writer
 
 _UNFINISHED = re.compile(TEMPORARY + r"(probe-)?[0-9a-f]{12}")
 _LOCAL = fs.LocalFileSystem()
-_UNPICKLES = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"  # of Ray's: opening a Parquet file may run code in it
+_UNPICKLES = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"  # with it, Ray may run code in a Parquet file on opening
 
 
 def absolute(uri: str) -> str:
-    """The form in which a place is remembered: an absolute path for local ones (also `file://`), else the URI without a
-    closing slash.
+    """Returns the one form in which a place is stored: an absolute path for a local one (also for `file://`), otherwise
+    the URI without a slash at its end.
 
-    Raises UsageError for an empty string, a `file://` URI that names another machine, a URI with a password in it.
+    Raises UsageError for an empty string, a `file://` URI that names another machine, and a URI with a password in it.
     """
     if not uri:
         raise UsageError("got an empty path, expected a folder or a URI such as s3://bucket/folder")
     if uri.startswith("file:"):
         path = uri.removeprefix("file:").removeprefix("//localhost")
         if path.startswith("//") and not path.startswith("///"):
-            raise UsageError(f"got {uri!r}, expected file:///, with three slashes, before an absolute path")
+            raise UsageError(f"got {uri!r}, expected file:/// (three slashes) and an absolute path")
         return os.path.abspath(unquote(path.removeprefix("//")))
     if is_remote(uri):
         base, mark, options = uri.partition("?")
         user, at, _ = base.partition("://")[2].partition("/")[0].rpartition("@")
-        if at and ":" in user:  # uris are written into catalogs, logs and results
+        if at and ":" in user:  # URIs are written into catalogs, logs and results
             raise UsageError(
-                "got a URI with a secret in it, expected keys in the environment or in the cloud's own files"
+                "got a URI with a secret in it, expected access keys in the environment or in the cloud's own files"
             )
         return base.rstrip("/") + mark + options
     return os.path.abspath(uri)
 
 
 def is_remote(uri: str) -> bool:
-    """True for a URI of another scheme than `file`."""
+    """Returns True for a URI with another scheme than `file`."""
     return "://" in uri and not uri.startswith("file:")
 
 
 def open_store(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system that holds `uri`, and the path of `uri` in it.
+    """Returns the file system that holds `uri`, and the path of `uri` in it.
 
-    Raises UsageError for a scheme that pyarrow does not understand, DataError where the store cannot be reached.
+    Raises UsageError for a scheme that pyarrow does not know, DataError where the store cannot be reached.
     """
     uri = absolute(uri)
     if not is_remote(uri):
@@ -71,13 +71,12 @@ def open_store(uri: str) -> tuple[fs.FileSystem, str]:
     base, mark, options = uri.partition("?")
     scheme, _, place = base.partition("://")
     root, _, key = place.partition("/")
-    store, path = _open_root(f"{scheme}://{root}{mark}{options}")
-    return store, f"{path.rstrip('/')}/{unquote(key)}" if key else path
+    file_system, path = _open_root(f"{scheme}://{root}{mark}{options}")
+    return file_system, f"{path.rstrip('/')}/{unquote(key)}" if key else path
 
 
-@lru_cache(
-    maxsize=64
-)  # a client, and for S3 the look-up of the bucket's region, is made once a bucket, not once a file
+# Cached: one client (and for S3 one look-up of the bucket's region) for each bucket, not for each file.
+@lru_cache(maxsize=64)
 def _open_root(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
@@ -90,7 +89,7 @@ def _open_root(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` with `parts` below it: a path stays a path, in a URI the parts are percent-encoded and its options kept."""
+    """Returns `uri` with `parts` appended. In a URI, the parts are percent-encoded and the options stay at the end."""
     uri = absolute(uri)
     if not is_remote(uri):
         return os.path.abspath(os.path.join(uri, *parts))
@@ -98,78 +97,79 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base, *(quote(part.strip("/")) for part in parts)]) + mark + options
 
 
-def read_bytes(uri: str, most: int | None = None) -> bytes:
-    """The bytes of a file. Raises OSError (FileNotFoundError, PermissionError, ...) where it cannot be read.
+def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
+    """Returns the bytes of a file. Raises OSError (FileNotFoundError, PermissionError, ...) where it cannot be read.
 
-    most: nothing is read of a larger file, nor of a pipe or device, which might not end; OSError too.
+    max_bytes: with it, a larger file is not read, nor a pipe or device, which may have no end; both raise OSError.
     """
-    store, path = open_store(uri)
-    if store is _LOCAL:  # twice as fast as pyarrow's stream for small files
-        if most is not None:
-            about = os.stat(path)
-            if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+    file_system, path = open_store(uri)
+    if file_system is _LOCAL:  # for small files, this is twice as fast as pyarrow's stream
+        if max_bytes is not None:
+            status = os.stat(path)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 raise OSError(errno.EINVAL, "neither a file nor a folder")
-            _check_size(about.st_size, most)
+            _check_size(status.st_size, max_bytes)
         with open(path, "rb") as file:
             return file.read()
-    with store.open_input_file(path) as source:
-        if most is not None:
-            _check_size(source.size(), most)
+    with file_system.open_input_file(path) as source:
+        if max_bytes is not None:
+            _check_size(source.size(), max_bytes)
         return source.read()
 
 
-def _check_size(size: int, most: int) -> None:
-    if size > most:
-        raise OSError(errno.EFBIG, f"{size} bytes, at most {most} are read")
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise OSError(errno.EFBIG, f"{size} bytes, at most {max_bytes} are read")
 
 
 def write_bytes_atomically(uri: str, data: bytes | pa.Buffer) -> None:
-    """Writes a file that is there whole or not at all: under a temporary name beside it, then moved. Makes its folder.
+    """Writes a file completely or not at all: it is written under a temporary name beside it, then moved.
 
-    Raises DataError where that fails; nothing is left behind then.
+    Makes the folder. Raises DataError where writing fails; then it leaves nothing behind.
     """
-    store, path = open_store(uri)
+    file_system, path = open_store(uri)
     folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex[:12]}-{name}.part"  # an ending that no glob of readers takes
+    temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex[:12]}-{name}.part"  # no reader looks for this ending
     try:
-        store.create_dir(folder, recursive=True)
+        file_system.create_dir(folder, recursive=True)
         try:
-            with store.open_output_stream(temporary) as stream:
+            with file_system.open_output_stream(temporary) as stream:
                 stream.write(data)
-            store.move(temporary, path)
+            file_system.move(temporary, path)
         except OSError:
-            if store.get_file_info(temporary).type == fs.FileType.File:
-                store.delete_file(temporary)
+            if file_system.get_file_info(temporary).type == fs.FileType.File:
+                file_system.delete_file(temporary)
             raise
     except OSError as error:
         raise DataError(f"{uri}: cannot be written ({one_line(error)})") from error
 
 
 def remove(uri: str) -> None:
-    """Removes a file, or a folder and all below it; what is not there is gone already. Raises DataError where that
-    fails."""
-    store, path = open_store(uri)
+    """Removes a file, or a folder with all its files. Does nothing where there is neither. Raises DataError where
+    removing fails."""
+    file_system, path = open_store(uri)
     try:
-        (store.delete_dir if store.get_file_info(path).type == fs.FileType.Directory else store.delete_file)(path)
+        is_folder = file_system.get_file_info(path).type == fs.FileType.Directory
+        (file_system.delete_dir if is_folder else file_system.delete_file)(path)
     except FileNotFoundError:
-        pass  # another run has tidied up at the same time
+        pass  # another run removed it at the same time
     except OSError as error:
         raise DataError(f"{uri}: cannot be removed ({one_line(error)})") from error
 
 
 def clear_unfinished(uri: str, recursive: bool = False, older: float = UNFINISHED_FOR) -> int:
-    """Removes what killed writers left unfinished in a folder, or also below; returns how many files that were.
+    """Removes the unfinished files that killed writers left in a folder. Returns how many it removed.
 
-    Those changed in the last `older` seconds stay: somebody may be writing them. Raises DataError where the folder
-    cannot be listed.
+    recursive: also in folders below. older: files that changed in the last so many seconds stay, because a writer may
+    be at work. Raises DataError where the folder cannot be listed.
     """
-    store, path = open_store(uri)
+    file_system, path = open_store(uri)
     removed = 0
     try:
-        for info in store.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True)):
+        for info in file_system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True)):
             if _UNFINISHED.match(info.base_name) and info.mtime and time.time() - info.mtime.timestamp() > older:
-                with suppress(OSError):  # what cannot be removed does no harm
-                    store.delete_file(info.path)
+                with suppress(OSError):  # an unfinished file that stays does no harm
+                    file_system.delete_file(info.path)
                     removed += 1
     except OSError as error:
         raise DataError(f"{uri}: cannot be listed ({one_line(error)})") from error
@@ -177,23 +177,23 @@ def clear_unfinished(uri: str, recursive: bool = False, older: float = UNFINISHE
 
 
 def exists(uri: str) -> bool:
-    """True where a file or a folder is. Raises DataError where that cannot be told."""
-    store, path = open_store(uri)
+    """Returns True where there is a file or a folder. Raises DataError where the store cannot answer."""
+    file_system, path = open_store(uri)
     try:
-        return store.get_file_info(path).type != fs.FileType.NotFound
+        return file_system.get_file_info(path).type != fs.FileType.NotFound
     except OSError as error:
         raise DataError(f"{uri}: cannot be read ({one_line(error)})") from error
 
 
 def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]:
-    """The files in a folder whose names end with `ending`, sorted, each as `join(uri, ...)` would name it.
+    """Returns the files in a folder whose names end with `ending`, sorted, each as `join(uri, ...)` writes it.
 
-    Hidden and unfinished (`_tmp-`) files are left out; a folder that is not there has none. Raises DataError where it
+    Hidden and unfinished (`_tmp-`) files are left out. A missing folder has no files. Raises DataError where the folder
     cannot be listed.
     """
-    store, path = open_store(uri)
+    file_system, path = open_store(uri)
     try:
-        infos = store.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        infos = file_system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     except OSError as error:
         raise DataError(f"{uri}: cannot be listed ({one_line(error)})") from error
     return sorted(
@@ -204,12 +204,12 @@ def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]
 
 
 def check_writable(work: str) -> None:
-    """Makes the folder `work` if it is not there and proves by a small file that it can be written, or DataError."""
+    """Makes the folder `work` if it is missing; writes and removes a small file. Raises DataError where that fails."""
     probe = join(work, f"{TEMPORARY}probe-{uuid.uuid4().hex[:12]}")
     try:
         write_bytes_atomically(probe, b"gansfp")
-        store, path = open_store(probe)
-        store.delete_file(path)
+        file_system, path = open_store(probe)
+        file_system.delete_file(path)
     except (DataError, OSError) as error:
         raise DataError(
             f"{work}: the work folder cannot be made or written ({one_line(error.__cause__ or error)})"
@@ -217,15 +217,16 @@ def check_writable(work: str) -> None:
 
 
 def read_parquet(uri: str) -> pa.Table:
-    """A whole Parquet file. Raises what open_parquet raises."""
+    """Returns a whole Parquet file. Raises the errors of read_bytes and open_parquet."""
     return open_parquet(pa.BufferReader(read_bytes(uri))).read()
 
 
 def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
-    """A Parquet file of plain columns, which holds no code: Ray registers a type whose values it unpickles.
+    """Opens a Parquet file that has only plain columns, so that reading it cannot run code.
 
-    Raises OSError where it cannot be read, pyarrow.ArrowInvalid where it is none or has columns of a type that is
-    implemented in Python, UsageError where the environment lets Ray unpickle what describes such a type.
+    Ray registers a column type whose values it unpickles. Raises OSError where the file cannot be read,
+    pyarrow.ArrowInvalid where it is not Parquet or has a column of a type that is implemented in Python, and UsageError
+    where the environment lets Ray unpickle the description of such a type.
     """
     if os.environ.get(_UNPICKLES, "0") != "0":
         raise UsageError(f"{_UNPICKLES} is set, with which a Parquet file can run code; unset it")
@@ -234,7 +235,7 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
         schema = file.schema_arrow
     except (OSError, pa.ArrowInvalid):
         raise
-    except Exception as error:  # an extension type's own code meets whatever describes it there
+    except Exception as error:  # the code of an extension type may raise any error on its description
         raise pa.ArrowInvalid(f"{type(error).__name__}: {one_line(error)}") from error
     for column in schema:
         if not _is_plain(column.type):
@@ -243,19 +244,19 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
 
 
 def _is_plain(column: pa.DataType) -> bool:
-    """False for a type that is implemented in Python, or has one inside."""
+    """Returns False for a type that is implemented in Python, or that contains one."""
     if isinstance(column, pa.ExtensionType):
         return False
-    if isinstance(column, pa.BaseExtensionType):  # Arrow's own
+    if isinstance(column, pa.BaseExtensionType):  # one of Arrow's own, implemented in C++
         return _is_plain(column.storage_type)
     inner = [column.value_type] if pa.types.is_dictionary(column) else []
     return all(map(_is_plain, [*inner, *(column.field(index).type for index in range(column.num_fields))]))
 
 
 def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
-    """The columns of a CSV file with a header line, as stripped strings: {column: values}.
+    """Returns the columns of a CSV file with a header line, as stripped strings: {column: values}.
 
-    Raises DataError for a file that is not UTF-8 text, a column of `needed` that is missing, a row of another length.
+    Raises DataError for a file that is not UTF-8 text, a missing column of `needed`, and a row of another length.
     """
     try:
         rows = csv.reader(io.StringIO(read_bytes(uri).decode("utf-8-sig"), newline=""), strict=True)
@@ -273,6 +274,6 @@ def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, without the path that our own messages already name."""
+    """Returns the first line of an error's message, without the path, which the caller's message names."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
