@@ -1,4 +1,4 @@
-"""What depends on the device that computes: batches that fit its memory, exact float32, the host's allocator."""
+"""Settings of the computing device: batches that fit its memory, exact float32, the host's memory allocator."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 def in_batches(
     compute: Callable[..., Result], arrays: Sequence[np.ndarray], limit: int, device: str
 ) -> tuple[list[Result], int]:
-    """What `compute` gives for the arrays, in parts of at most `limit` rows; and the limit that held.
+    """Computes the arrays in parts of at most `limit` rows; returns the results, and the limit that fitted the memory.
 
-    Out of memory on the device halves it. Raises an out-of-memory error only when a single row is too much.
+    Out of memory on the device halves the limit. Raises an out-of-memory error only if a single row does not fit.
     """
     parts: list[Result] = []
     start, rows = 0, len(arrays[0])
@@ -36,36 +36,39 @@ def in_batches(
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if stop - start == 1 or not is_out_of_memory(error):
                 raise
-        # Outside the handler: the exception would keep the failed batch's tensors alive.
+        # This is outside of the handler, because the exception keeps the tensors of the failed batch alive.
         limit = (stop - start) // 2
-        log.warning("out of memory on %s: going on with batches of %d slices", device, limit)
+        log.warning("out of memory on %s: continues with batches of %d slices", device, limit)
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
     return parts, limit
 
 
 def keep_memory() -> None:
-    """Lets this process keep what one layer has freed for the next one, where its C library is glibc; for CPUs.
+    """Makes glibc keep freed memory for the next layer instead of returning it to the kernel. For networks on CPUs.
 
-    By default glibc hands large pieces back to the kernel at once, and the fresh pages of the next layer took up to a
-    third of a forward pass (mobilenetv2, batches of 8: 14.6 ms of CPU a slice became 8.5, with 2 % more memory).
+    By default glibc returns large pieces at once, and the new pages of the next layer took up to a third of a forward
+    pass (mobilenetv2, batches of 8: 14.6 ms of CPU time a slice became 8.5, with 2 % more memory). Other C libraries
+    are left as they are.
     """
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError):  # a C library other than glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which PyTorch says so: cuBLAS without room for its workspace and the host's allocator do not
-    raise OutOfMemoryError."""
-    told = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in told)
+    """True for every error by which PyTorch reports that memory is short.
+
+    cuBLAS without room for its workspace, and the host's allocator, do not raise OutOfMemoryError.
+    """
+    messages = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def ieee_float32(device: str) -> AbstractContextManager[None]:
-    """A context in which float32 is computed on a GPU as on a CPU.
+    """Returns a context in which a GPU computes float32 as exactly as a CPU does.
 
-    TensorFloat-32, which cuDNN takes for convolutions otherwise, has 10 bits of mantissa.
+    Without it cuDNN computes convolutions in TensorFloat-32, which has 10 bits of mantissa.
     """
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.startswith("cuda") else nullcontext()

@@ -1,12 +1,12 @@
-"""A 2D U-Net (Ronneberger et al. 2015) that finds lungs in slices: the network and its files.
+"""A 2D U-Net (Ronneberger et al. 2015) that segments lungs in slices: the network and its files.
 
-The encoder is timm's, the decoder that of segmentation-models-pytorch; all weights are trained from scratch
-(gansfp/training/unet.py).
+The encoder comes from timm, the decoder from segmentation-models-pytorch. All weights are trained from scratch, see
+gansfp/training/unet.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import segmentation_models_pytorch
 import torch
@@ -15,11 +15,11 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from gansfp.networks.model_files import read_model
 
-ENCODER = "tu-resnet10t"  # timm's ResNet of four blocks, made narrow
+ENCODER = "tu-resnet10t"  # timm's ResNet of four blocks; ENCODER_OPTIONS make it narrow
 ENCODER_OPTIONS = {"channels": (24, 32, 48, 64), "stem_width": 16}
 DECODER = (48, 32, 24, 24, 16)  # channels, from the coarsest level to the finest
-WIDTH = 16  # channels where slices are at their full size, before and after the U-Net
-FOLD = 2  # a slice is taken as 4 channels of 128x128: a quarter of the work, and no grey level is lost
+WIDTH = 16  # channels at the full size of a slice, before and after the U-Net
+FOLD = 2  # a slice becomes 4 channels of 128x128: a quarter of the work, without losing a grey level
 ARCHITECTURE = "unet-resnet10t-24-32-48-64-decoder-48-32-24-24-16-width-16-fold-2"
 MEAN, STD = 128.0, 64.0  # grey levels
 
@@ -39,7 +39,7 @@ class LungUnet(nn.Module):
             classes=WIDTH,
             **ENCODER_OPTIONS,
         )
-        # The library's decoder ends without the finest level of the encoder, on which outlines depend.
+        # The decoder of the library does not use the finest level of the encoder, on which outlines depend.
         self.head = nn.Sequential(_convolutions(2 * WIDTH), nn.Conv2d(WIDTH, FOLD**2, 3, padding=1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -48,14 +48,19 @@ class LungUnet(nn.Module):
 
 
 def _convolutions(channels: int) -> nn.Module:
-    """Two, as on each level of a U-Net: from so many channels to WIDTH."""
+    """Returns two convolutions, as on each level of a U-Net: from `channels` to WIDTH channels."""
     layers: list[nn.Module] = []
-    for taken in (channels, WIDTH):
-        layers += [nn.Conv2d(taken, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True)]
+    for inputs in (channels, WIDTH):
+        layers += [nn.Conv2d(inputs, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
-def read_unet(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """model.json of a U-Net trained here, and LungUnet's tensors. Raises WeightsError where they cannot be had."""
-    facts, tensors = read_model(folder)
-    return facts, {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
+def read_unet(folder: str) -> tuple[Mapping[str, object], dict[str, torch.Tensor]]:
+    """Returns the content of a U-Net's model.json, and LungUnet's tensors. Raises WeightsError if one is missing.
+
+    The file holds the weights of the last step and their running average; only the average is returned.
+    """
+    content, tensors = read_model(folder)
+    return content, {
+        key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")
+    }

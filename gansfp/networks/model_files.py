@@ -1,7 +1,9 @@
 """Trained networks on disk: FOLDER/model.safetensors and FOLDER/model.json, and FOLDER/state.pt while training runs.
 
-model.json is written last: a folder that has it is whole. It holds the identity (what was trained on what), the
-settings, and how training went. Nothing here is unpickled.
+model.json is written last, so a folder that has it is complete. It holds the identity (which network was trained on
+which examples), the settings, and the course of the training. No file is unpickled.
+
+The configuration of a training is the part of model.json that decides its result: {"identity": ..., "settings": ...}.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from typing import Any
+from collections.abc import Mapping
 
 import safetensors.torch
 import torch
@@ -17,93 +19,108 @@ import torch
 from gansfp import store
 from gansfp.errors import UsageError, WeightsError
 
+SHOWN = 60  # characters of a value in an error message
+_CONFIGURATION = "told"  # the name that state.pt has for the configuration
+
 log = logging.getLogger(__name__)
 
 
-def write_model(folder: str, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a trained network, model.json last. Raises DataError."""
-    store.write_bytes_atomically(store.join(folder, "model.safetensors"), safetensors.torch.save(tensors))
-    store.write_bytes_atomically(store.join(folder, "model.json"), json.dumps(facts, indent=1).encode())
+def write_model(folder: str, content: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes a trained network: its tensors, then `content` as model.json. Raises DataError."""
+    store.write_bytes_atomically(store.join(folder, "model.safetensors"), safetensors.torch.save(dict(tensors)))
+    store.write_bytes_atomically(store.join(folder, "model.json"), json.dumps(content, indent=1).encode())
 
 
-def read_facts(folder: str) -> dict[str, Any] | None:
-    """What FOLDER/model.json holds; None where no network is there. Raises WeightsError where it cannot be read."""
+def read_facts(folder: str) -> Mapping[str, object] | None:
+    """Returns the content of FOLDER/model.json; None if there is none. Raises WeightsError if it cannot be read."""
     place = store.join(folder, "model.json")
     if not store.exists(place):
         return None
     try:
-        facts = json.loads(store.read_bytes(place))
+        content = json.loads(store.read_bytes(place))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{place}: cannot be read ({store.one_line(error)})") from error
-    if not isinstance(facts, dict) or not isinstance(facts.get("identity"), dict):
-        raise WeightsError(f"{place}: says nothing of a trained network, expected what jobs.train writes")
-    return facts
+    if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
+        raise WeightsError(f"{place}: has no 'identity' entry; expected a model.json written by jobs.train")
+    return content
 
 
-def read_model(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What model.json holds, and the tensors. Raises WeightsError where either cannot be had."""
-    facts = read_facts(folder)
-    if facts is None:
-        begun = store.exists(state_place(folder))
-        what = (
-            "whose training has not ended; run it again" if begun else "expected a folder that jobs.train has written"
-        )
-        raise WeightsError(f"trained network: got {folder!r}, {what}")
+def identity_of(content: Mapping[str, object]) -> Mapping[str, object]:
+    """Returns the identity in the content of a model.json."""
+    identity = content["identity"]
+    assert isinstance(identity, Mapping)  # read_facts has checked it
+    return identity
+
+
+def read_model(folder: str) -> tuple[Mapping[str, object], dict[str, torch.Tensor]]:
+    """Returns the content of model.json, and the tensors. Raises WeightsError if one of them is missing or damaged."""
+    content = read_facts(folder)
+    if content is None:
+        reason = "expected a folder that jobs.train has written"
+        if store.exists(state_place(folder)):
+            reason = "whose training has not ended; run it again"
+        raise WeightsError(f"trained network: got {folder!r}, {reason}")
     place = store.join(folder, "model.safetensors")
     try:
-        return facts, safetensors.torch.load(store.read_bytes(place))
+        return content, safetensors.torch.load(store.read_bytes(place))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{place}: cannot be read ({store.one_line(error)})") from error
 
 
-def read_finished(folder: str, told: dict[str, Any]) -> dict[str, Any] | None:
-    """What model.json holds; None where training has not ended. Raises UsageError where it was told otherwise."""
-    facts = read_facts(folder)
-    if facts is not None:
-        _check_same({name: facts.get(name) for name in told}, told, folder)
-    return facts
+def read_finished(folder: str, configuration: Mapping[str, Mapping[str, object]]) -> Mapping[str, object] | None:
+    """Returns the content of model.json; None if the training has not ended.
+
+    Raises UsageError if the network in the folder was trained with another configuration.
+    """
+    content = read_facts(folder)
+    if content is not None:
+        _check_same({part: content.get(part) for part in configuration}, configuration, folder)
+    return content
 
 
-def read_state(folder: str, told: dict[str, Any]) -> dict[str, Any] | None:
-    """What the last epoch wrote; None where nothing is, or nothing that is whole."""
+def read_state(folder: str, configuration: Mapping[str, Mapping[str, object]]) -> Mapping[str, object] | None:
+    """Returns the content that write_state wrote last; None if there is none, or only a damaged file.
+
+    Raises UsageError if the state belongs to a training with another configuration.
+    """
     place = state_place(folder)
     if not store.exists(place):
         return None
     try:
-        found = torch.load(io.BytesIO(store.read_bytes(place)), map_location="cpu", weights_only=True)
-        before = json.loads(found["told"])
-    except Exception as error:  # a broken file raises whatever its bytes lead the parser to
-        log.warning("%s: cannot be read (%s); training begins anew", place, store.one_line(error))
+        state = torch.load(io.BytesIO(store.read_bytes(place)), map_location="cpu", weights_only=True)
+        earlier = json.loads(state[_CONFIGURATION])
+    except Exception as error:  # the parser raises many types of errors on a damaged file
+        log.warning("%s: cannot be read (%s); the training starts again", place, store.one_line(error))
         return None
-    _check_same(before, told, folder)
-    return found
+    _check_same(earlier, configuration, folder)
+    return state
 
 
-def write_state(folder: str, told: dict[str, Any], content: dict[str, Any]) -> None:
-    """Writes what the next epoch starts from: tensors, numbers and lists of them. Raises DataError."""
+def write_state(folder: str, configuration: Mapping[str, Mapping[str, object]], content: Mapping[str, object]) -> None:
+    """Writes the state from which the next epoch starts: tensors, numbers and lists of them. Raises DataError."""
     sink = io.BytesIO()
-    torch.save({"told": json.dumps(told, sort_keys=True)} | content, sink)
+    torch.save({_CONFIGURATION: json.dumps(configuration, sort_keys=True)} | dict(content), sink)
     store.write_bytes_atomically(state_place(folder), sink.getvalue())
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: str) -> None:
-    """Raises UsageError where a folder holds a network of other examples, another architecture or other settings."""
-    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+def state_place(folder: str) -> str:
+    """Returns the place of the state of a training that has not ended."""
+    return store.join(folder, "state.pt")
+
+
+def _check_same(earlier: Mapping[str, object], configuration: Mapping[str, Mapping[str, object]], folder: str) -> None:
+    """Raises UsageError if a folder holds a network of other examples, another architecture or other settings."""
+    before, now = json.loads(json.dumps(earlier)), json.loads(json.dumps(configuration))  # as JSON keeps them
     for part in now:
-        then, wanted = before.get(part) or {}, now[part]
-        for name in sorted(then.keys() | wanted.keys()):
-            if then.get(name) != wanted.get(name):
+        earlier_values, values = before.get(part) or {}, now[part]
+        for name in sorted(earlier_values.keys() | values.keys()):
+            if earlier_values.get(name) != values.get(name):
                 raise UsageError(
-                    f"{folder}: holds a network trained with {name} {_short(then.get(name))}, got "
-                    f"{_short(wanted.get(name))}; name another folder or remove this one"
+                    f"{folder}: holds a network trained with {name} {_short(earlier_values.get(name))}, got "
+                    f"{_short(values.get(name))}; name another folder or remove this one"
                 )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def state_place(folder: str) -> str:
-    """The file of a training that has not ended."""
-    return store.join(folder, "state.pt")
+    return text if len(text) < SHOWN else f"{text[: SHOWN - 3]}..."

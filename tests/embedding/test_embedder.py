@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(slices, weights, monkeypatch
     found = embedder(*slices)[pair]
     assert tried == [9, 4, 2, 2, 2, 2, 1]
     assert relative(found, expected) < 1e-5
-    assert "going on with batches of 2 slices" in caplog.text
+    assert "continues with batches of 2 slices" in caplog.text
     tried.clear()
     embedder(*slices)
     assert tried == [2, 2, 2, 2, 1]  # what was learnt is kept

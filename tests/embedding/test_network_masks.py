@@ -14,7 +14,7 @@ from gansfp.embedding import network_masks
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
 from gansfp.embedding.network_masks import R231_FILE, Segmenter, load_mask
 from gansfp.errors import UsageError, WeightsError
-from gansfp.images.lungs import dice
+from gansfp.images.lungs import NETWORK_MASKS, dice
 from gansfp.networks import model_files
 from gansfp.networks.lung_unet import ARCHITECTURE, LungUnet
 from gansfp.simulation.phantom import draw_patient, draw_slice
@@ -140,7 +140,7 @@ class TestLungmask:
             load_mask("lungmask", str(tmp_path))
 
     def test_no_way_out_names_the_file_and_its_place(self, package, tmp_path, monkeypatch):
-        monkeypatch.setattr("gansfp.networks.weights._unreachable", lambda _: "no way out")
+        monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no way out")
         monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
         with pytest.raises(WeightsError, match=rf"no way out\); put {R231_FILE} \(https.* into {tmp_path}"):
             load_mask("lungmask", str(tmp_path))
@@ -159,6 +159,10 @@ def test_a_package_that_is_missing_is_one_line(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r'pip install "gansfp\[lungmask\]"'):
         load_mask("lungmask", None)
+
+
+def test_each_network_mask_that_a_name_can_have_is_in_the_table():
+    assert set(network_masks.KINDS) == set(NETWORK_MASKS)
 
 
 def test_tensors_survive_the_file(folder):

@@ -330,7 +330,7 @@ class TestStages:
 
 
 def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):
-    monkeypatch.setattr("gansfp.networks.weights._unreachable", lambda _: "no way out")
+    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no way out")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     found, left_out = available(["densenet121", "lbp", "test_resnet@random"], None)
     assert found == ("lbp", "test_resnet@random")

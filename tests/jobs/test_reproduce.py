@@ -44,7 +44,7 @@ SMALL = ["--random-weights", "--max-steps", "1", "--input-size", "32", "--batch-
 def no_way_out():
     """Weights that are no file cannot be had, as on a machine without a network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "_unreachable", lambda address: "no way out")
+        patch.setattr(weights, "why_unreachable", lambda address: "no way out")
         patch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
         yield
     ray.shutdown()

@@ -103,7 +103,7 @@ def test_vgg11_1000_takes_the_file_of_vgg11(tmp_path):
 
 def test_the_file_to_put_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("gansfp.networks.weights._unreachable", lambda address: "no way out")
+    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda address: "no way out")
     with pytest.raises(WeightsError, match=r"put vgg11\.safetensors \(or \.pth\) into"):
         load_weights("vgg11_1000", str(tmp_path))
     with pytest.raises(WeightsError, match=r"timm has no weights for it.*conv5@random"):

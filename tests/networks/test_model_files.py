@@ -34,7 +34,7 @@ def test_folders_that_are_no_network(tmp_path):
     with pytest.raises(WeightsError, match=r"expected a folder that jobs\.train has written"):
         read_model(str(tmp_path))
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(WeightsError, match="says nothing of a trained network"):
+    with pytest.raises(WeightsError, match="has no 'identity' entry; expected a model"):
         read_model(str(tmp_path))
     (tmp_path / "model.json").write_text('{"identity": {}}')
     with pytest.raises(WeightsError, match=r"model\.safetensors: cannot be read"):

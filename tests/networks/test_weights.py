@@ -29,7 +29,7 @@ def no_way_out(monkeypatch, tmp_path):
     """No test asks the world for weights, nor finds those that somebody downloaded."""
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(weights, "_unreachable", lru_cache(weights._unreachable.__wrapped__))
+    monkeypatch.setattr(weights, "why_unreachable", lru_cache(weights.why_unreachable.__wrapped__))
 
 
 def one_line(caught):
@@ -169,7 +169,7 @@ def test_timms_own_download(monkeypatch, state):
         return model
 
     real = timm.create_model
-    monkeypatch.setattr(weights, "_unreachable", lambda _: "")
+    monkeypatch.setattr(weights, "why_unreachable", lambda _: "")
     monkeypatch.setattr(timm, "create_model", create_model)
     found = load_weights(MODEL, None)
     assert asked == [(MODEL, {"pretrained": True, "num_classes": 0})]

@@ -88,7 +88,7 @@ def test_places(data, tmp_path):
 def test_an_explicit_backbone_without_weights_is_an_error_a_default_one_is_left_out(
     data, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr("gansfp.networks.weights._unreachable", lambda _: "no way out")
+    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no way out")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     places = ("--data", data, "--work", tmp_path / "work", "--weights", tmp_path)
     said = refused(*places, "--backbones", "mobilenetv2_100")
