@@ -141,7 +141,7 @@ def test_the_middle_is_the_median(size):
         assert lungs._middle(values) == np.median(values)
 
 
-def test_surroundings_count_directions():
+def test_directions_with_tissue_by_hand():
     tissue = np.random.default_rng(1).random((12, 9)) < 0.1
     expected = [
         [
@@ -151,7 +151,7 @@ def test_surroundings_count_directions():
         ]
         for r in range(12)
     ]  # fmt: skip
-    assert np.array_equal(lungs._surroundings(tissue), expected)
+    assert np.array_equal(lungs._directions_with_tissue(tissue), expected)
 
 
 def test_dice_by_hand():
