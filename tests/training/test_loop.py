@@ -221,7 +221,7 @@ def test_a_state_that_is_cut_off_begins_anew(tmp_path, caplog):
     state = tmp_path / "state.pt"
     state.write_bytes(state.read_bytes()[:100])
     assert run(tmp_path)["epochs"] == 6
-    assert "training begins anew" in caplog.text
+    assert "the training starts again" in caplog.text
 
 
 def test_a_loss_that_is_no_number_ends_it_in_one_line(tmp_path):
