@@ -1,7 +1,7 @@
 """Augmentation as KDE Lab 2024 published it: flip, zoom, rotation and shifts, by torchvision's v2 transforms.
 
-What is drawn depends on a seed and the numbers given with it alone (epoch, example), never on a global state, so that
-a training that goes on, or one in several processes, sees the same pictures.
+What is drawn depends only on a seed and on the numbers beside it (epoch, example), not on a global state. A training
+that resumes, or one in several processes, therefore sees the same images.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from gansfp.errors import UsageError
 
 @dataclass(frozen=True)
 class Change:
-    """One drawn change of a picture: first flipped, then turned, zoomed and shifted about its centre.
+    """One random change of an image: a flip, then a rotation, zoom and shift about its centre.
 
-    zoom: factor; angle: degrees, clockwise; down, right: shifts in shares of the side.
+    zoom: factor. angle: degrees, clockwise. down, right: shifts as shares of the side.
     """
 
     flip: bool
@@ -29,36 +29,37 @@ class Change:
     down: float
     right: float
 
-    def apply(self, picture: np.ndarray) -> np.ndarray:
-        """picture: (side, side) uint8 grey levels or bool, a mask; the same changed.
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the changed image, of the same shape and dtype.
 
-        Grey levels are bilinear and rounded, a mask takes the nearest pixel; what comes in from beyond the border is
-        black, and no mask.
+        pixels: (side, side), uint8 grey levels or a bool mask. Grey levels are interpolated bilinearly and rounded; a
+        mask takes the nearest pixel. Pixels from outside the image are black, and False in a mask.
         """
-        mask = picture.dtype == bool
-        image = torch.from_numpy(picture.astype(np.float32))[None]
+        is_mask = pixels.dtype == bool
+        image = torch.from_numpy(pixels.astype(np.float32))[None]
         if self.flip:
             image = functional.horizontal_flip(image)
-        side = picture.shape[-1]
+        side = pixels.shape[-1]
         image = functional.affine(
             image,
             angle=self.angle,
             translate=[self.right * side, self.down * side],
             scale=self.zoom,
             shear=[0.0, 0.0],
-            interpolation=InterpolationMode.NEAREST if mask else InterpolationMode.BILINEAR,
+            interpolation=InterpolationMode.NEAREST if is_mask else InterpolationMode.BILINEAR,
             fill=[0.0],
         )
-        return image[0].round().numpy().astype(picture.dtype)
+        return image[0].round().numpy().astype(pixels.dtype)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What changes are drawn from, each uniformly: KDE Lab 2024's, unless told otherwise.
+    """The ranges from which changes are drawn uniformly. The defaults are those of KDE Lab 2024.
 
-    flip: whether every other picture is mirrored left to right; zoom: 1 - zoom to 1 + zoom; rotation: up to so many
-    degrees either way; shift: up to that share of the side, down and right each. The paper leaves open whether both
-    axes are zoomed alike (here they are) and what fills the border (here black, a scan's air).
+    flip: whether half of the images are mirrored left to right. zoom: the factor is 1 - zoom to 1 + zoom. rotation: the
+    largest angle in degrees, in both directions. shift: the largest shift along each axis, as a share of the side.
+    The paper does not say whether both axes have the same zoom (here they have) and what fills the border (here black,
+    which is air).
     """
 
     flip: bool = True
@@ -67,7 +68,7 @@ class Augmentation:
     shift: float = 0.05
 
     def draw(self, *numbers: int) -> Change:
-        """The change that belongs to these numbers, such as seed, epoch and index."""
+        """Returns the change for these numbers, such as seed, epoch and index; always the same one for them."""
         random = np.random.default_rng(numbers)
         zoom, angle, down, right = random.uniform(-1, 1, 4).tolist()
         flip = self.flip and bool(random.random() < 0.5)
@@ -78,7 +79,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {"kde-lab-2024": Augmentation()}
 
 
 def get_augmentation(name: str) -> Augmentation | None:
-    """The augmentation of that name, None for "". Raises UsageError, which lists the names, for any other."""
+    """Returns the augmentation of that name, None for "". Raises UsageError, which lists the names, for other names."""
     if name and name not in AUGMENTATIONS:
         raise UsageError(f"augmentation: got {name!r}, expected one of {sorted(AUGMENTATIONS)} or none")
     return AUGMENTATIONS.get(name)
