@@ -1,4 +1,4 @@
-"""All of it: catalog, embeddings, search and final decisions; without --data on a simulated challenge.
+"""Runs all of it: catalog, embeddings, search and final decisions; without --data on a simulated challenge.
 
 python -m jobs.audit --data DATA --work WORK [--weights DIR]
 python -m jobs.audit                        simulates into data/simulated, results in work/simulated
@@ -6,24 +6,31 @@ python -m jobs.audit                        simulates into data/simulated, resul
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
+from gansfp.decision.decide import FinalConfig
+from gansfp.decision.reports import Metrics
 from gansfp.decision.summary import summary
-from gansfp.embedding.embedder import EmbedConfig, load_all_weights
+from gansfp.embedding.embedder import load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.networks.weights import check_folder
+from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
+from gansfp.runtime.embedding import Workers
 from gansfp.runtime.lock import held
 from gansfp.runtime.options import (
     add_cluster_options,
     add_embedding_options,
     add_final_options,
     check_places,
+    cluster_config,
     embed_config,
     embed_workers,
     final_config,
@@ -31,7 +38,9 @@ from gansfp.runtime.options import (
 )
 from gansfp.simulation.challenge import SimulationConfig, simulate
 from jobs.final import decide
-from tune.search import add_search_options, check_enough, choose_pairs, embed_and_search, search_config
+from tune.options import add_search_options, choose_pairs, search_config
+from tune.problem import SearchConfig
+from tune.search import SearchInputs, check_enough, embed_and_search
 from tune.space import TASKS
 
 SIMULATED_DATA, SIMULATED_WORK = os.path.join("data", "simulated"), os.path.join("work", "simulated")
@@ -39,28 +48,84 @@ SIMULATED_DATA, SIMULATED_WORK = os.path.join("data", "simulated"), os.path.join
 log = logging.getLogger(__name__)
 
 
-def _simulate(seed: int) -> None:
-    """Makes the simulated challenge, if it is not there."""
+@dataclass(frozen=True)
+class AuditConfig:
+    """An audit. searches: by task; allow_outside: let a table in DATA name files that are not below it."""
+
+    data: str
+    work: str
+    searches: Mapping[str, SearchConfig]
+    final: FinalConfig
+    workers: Workers
+    cluster: ClusterConfig
+    allow_outside: bool = False
+
+
+def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
+    """Reads the catalog, embeds, searches and decides, for each task that DATA has enough images of. inputs: by task."""
+    catalog = read_collection(config.data, config.work, config.allow_outside)
+    tasks = tasks_of(catalog)
+    for line in dict.fromkeys(line for task in tasks for line in inputs[task].left_out):
+        log.warning("left out: %s", line)
+    for task in tasks:
+        check_enough(catalog, config.searches[task])
+    for task in tasks:
+        embed_and_search(catalog, config.work, config.searches[task], inputs[task], config.workers, config.cluster)
+    return decide(config.data, config.work, config.final, catalog, tasks)
+
+
+def tasks_of(catalog: Catalog) -> list[str]:
+    """The tasks that DATA has enough images of; logs what is missing for the other one. Raises DataError for none."""
+    tasks = [task for task in TASKS if len(catalog.select(task=task))]
+    if not tasks:
+        raise DataError(f"{catalog.data}: got no images of a task, expected membership/ or attribution/")
+    if tasks == list(TASKS):
+        missing = _missing_for_attribution(catalog)
+        if missing:
+            log.warning("attribution is left out: got %s", missing)
+            tasks.remove("attribution")
+    return tasks
+
+
+def _missing_for_attribution(catalog: Catalog) -> str:
+    generators = set(catalog.known_generators().column("generator").tolist())
+    if len(generators) < 2:
+        return f"{len(generators)} known generators, expected 2 or more in attribution/train"
+    if not len(catalog.unattributed().select(status="ok")):
+        return "no readable slices in attribution/test"
+    return ""
+
+
+def simulate_challenge(seed: int) -> None:
+    """Writes the simulated challenge, unless it is there."""
     if not os.path.isdir(SIMULATED_DATA):
         log.info("no --data: simulating a challenge with known truth in %s", SIMULATED_DATA)
         simulate(SimulationConfig(seed=seed), SIMULATED_DATA, progress=log.info)
 
 
-def _tasks(catalog: Catalog) -> list[str]:
-    """The tasks that DATA has enough for; what is missing for the other is said."""
-    found = [task for task in TASKS if len(catalog.select(task=task))]
-    known = set(catalog.known_generators().column("generator").tolist())
-    if "attribution" in found and len(known) < 2 and "membership" in found:
-        log.warning(
-            "attribution is left out: got %d known generators, expected 2 or more in attribution/train", len(known)
-        )
-        found.remove("attribution")
-    elif found == list(TASKS) and not len(catalog.unattributed().select(status="ok")):
-        log.warning("attribution is left out: got no readable slices in attribution/test")
-        found.remove("attribution")
-    if not found:
-        raise DataError(f"{catalog.data}: got no images of a task, expected membership/ or attribution/")
-    return found
+def audit_config(options: argparse.Namespace) -> AuditConfig:
+    """The audit that the options ask for. Raises UsageError for what cannot be, before anything is done."""
+    if options.data and not options.work:
+        raise UsageError("--work: got none, expected a folder or a URI for the results")
+    final = final_config(options)
+    searches = {task: search_config(options, task) for task in TASKS}
+    workers = embed_workers(options)
+    # Names before places before weights: a mistake that is found quickly is reported first.
+    embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
+    check_folder(options.weights)
+    data, work = options.data or SIMULATED_DATA, store.absolute(options.work or SIMULATED_WORK)
+    return AuditConfig(data, work, searches, final, workers, cluster_config(options), options.allow_outside)
+
+
+def search_inputs(options: argparse.Namespace) -> dict[str, SearchInputs]:
+    """What each task embeds and searches, with its weights. Raises GansfpError where they cannot be had."""
+    chosen = {task: choose_pairs(task, options.backbones or (), options.views or (), options.weights) for task in TASKS}
+    everything = embed_config(options, [pair for pairs, _ in chosen.values() for pair in pairs])
+    weights = load_all_weights(everything.backbones, options.weights, everything.network_mask)
+    return {
+        task: SearchInputs(embed_config(options, pairs), weights, left_out)
+        for task, (pairs, left_out) in chosen.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,40 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_embedding_options(parser, required=False)
     add_search_options(parser)
     add_final_options(parser)
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of everything that is drawn (default %(default)s)")
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
-    if options.data and not options.work:
-        raise UsageError("--work: got none, expected a folder or a URI for the results")
-    deciding, searches = final_config(options), {task: search_config(options, task) for task in TASKS}
-    embed_workers(options)  # refuses what cannot be, before anything is done
-    # Names before places before weights: what is quick to tell is told first.
-    embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
-    check_folder(options.weights)
-    data, work = options.data or SIMULATED_DATA, options.work or SIMULATED_WORK
+    config = audit_config(options)
     if not options.data:
-        _simulate(options.seed)
-    check_places(data, work)
-    work = store.absolute(work)
-    chosen = {task: choose_pairs(task, options.backbones or (), options.views or (), options.weights) for task in TASKS}
-    configs: dict[str, EmbedConfig] = {task: embed_config(options, pairs) for task, (pairs, _) in chosen.items()}
-    everything = embed_config(options, [pair for config in configs.values() for pair in config.pairs])
-    weights = load_all_weights(everything.backbones, options.weights, everything.network_mask)
-    with held(work, "jobs.audit"):
-        catalog = read_collection(data, work, options.allow_outside)
-        tasks = _tasks(catalog)
-        for line in dict.fromkeys(line for task in tasks for line in chosen[task][1]):
-            log.warning("left out: %s", line)
-        for task in tasks:
-            check_enough(catalog, searches[task])
-        for task in tasks:
-            embed_and_search(catalog, work, searches[task], configs[task], weights, chosen[task][1], options)
-        metrics = decide(data, work, deciding, catalog, tasks)
+        simulate_challenge(options.seed)
+    check_places(config.data, options.work or SIMULATED_WORK)
+    inputs = search_inputs(options)
+    with held(config.work, "jobs.audit"):
+        metrics = audit(config, inputs)
         print(summary(metrics))
-        seconds = metrics["run"]["seconds"]
-        took = ", ".join(f"{stage} {value:.0f} s" for stage, value in sorted(seconds.items(), key=lambda x: -x[1]))
-        log.info("the stages, the longest first: %s", took)
-        log.info("results are in %s", store.join(work, "results"))
+        stages = sorted(metrics.run.seconds.items(), key=lambda stage: -stage[1])
+        seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in stages)
+        log.info("seconds by stage, the longest first: %s", seconds)
+        log.info("results are in %s", store.join(config.work, "results"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Decides about the test slices with what the search found, writes results, and scores them where the truth is there.
 
 python -m jobs.final --data DATA --work WORK
-python -m jobs.final --check FILE --ids IDS          checks anybody's CSV against the challenge's rules
+python -m jobs.final --check FILE --ids IDS          checks any CSV against the challenge's rules
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.submission import problems, read_ids
-from gansfp.decision.decision import FinalConfig
-from gansfp.decision.final import final
+from gansfp.decision.decide import FinalConfig
+from gansfp.decision.final import TASKS, final
+from gansfp.decision.reports import Metrics
 from gansfp.decision.result_files import write_result
 from gansfp.decision.summary import summary
 from gansfp.errors import DataError, UsageError
@@ -25,24 +25,25 @@ from gansfp.runtime.command import Parser, run
 from gansfp.runtime.lock import held
 from gansfp.runtime.options import add_final_options, add_outside_option, check_places, final_config, seed
 from gansfp.runtime.record import read_records, record_stage, versions
-from tune.space import TASKS
+from tune.search import complete_search
 
 
-def decide(
-    data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Runs the final step, records it, and writes metrics.json; returns what that holds. Raises what `final` raises."""
+def decide(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Sequence[str] | None = None) -> Metrics:
+    """Runs the final step, records it, and writes metrics.json. Raises what `final` raises."""
     started = time.monotonic()
+    for task in tasks or TASKS:
+        complete_search(catalog, work, task)
     metrics = final(data, work, config, catalog, tasks)
-    done = [task for task in TASKS if task in metrics]
-    record_stage(work, "final", time.monotonic() - started, {"tasks": done}, asdict(config))
-    records = read_records(work)
-    facts = {
-        "seconds": {stage: record["seconds"] for stage, record in records.items()},
-        "left_out": sorted({line for record in records.values() for line in record.get("left_out", [])}),
-    }
-    metrics["run"] = {"versions": versions(), **metrics["run"], **facts}
-    write_result(work, "metrics.json", json.dumps(metrics, indent=1).encode())
+    record_stage(work, "final", time.monotonic() - started, {"tasks": metrics.tasks}, asdict(config))
+    records = read_records(work).values()
+    run_report = replace(
+        metrics.run,
+        versions=versions(),
+        seconds={record.stage: record.seconds for record in records},
+        left_out=sorted({line for record in records for line in record.left_out}),
+    )
+    metrics = replace(metrics, run=run_report)
+    write_result(work, "metrics.json", json.dumps(metrics.as_dict(), indent=1).encode())
     return metrics
 
 
@@ -52,25 +53,25 @@ def check(file: str, ids: str, binary: bool) -> None:
         content = store.read_bytes(file)
     except OSError as error:
         raise DataError(f"--check {file!r}: cannot be read ({store.one_line(error)})") from error
-    wanted = read_ids(ids)
-    wrong = problems(content, wanted, binary)
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DataError(f"{file}: would be rejected: {'; '.join(wrong[:3])}{more}")
-    print(f"{file}: right, {len(wanted):,} ids, each once")
+    expected_ids = read_ids(ids)
+    found = problems(content, expected_ids, binary)
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise DataError(f"{file}: would be rejected: {'; '.join(found[:3])}{more}")
+    print(f"{file}: valid, {len(expected_ids):,} ids, each once")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the module's docstring."""
     parser = Parser(prog="jobs.final", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="the collection: a folder or a URI")
-    parser.add_argument("--work", help="where the search was written and results go")
+    parser.add_argument("--work", help="the folder or URI of the search, where results are written too")
     add_outside_option(parser)
     parser.add_argument("--check", metavar="FILE", help="check this CSV and do nothing else")
     parser.add_argument("--ids", help="for --check: a folder of images, or a file of ids, one a line")
     parser.add_argument("--clusters", action="store_true", help="for --check: values are cluster numbers, not 0 and 1")
     add_final_options(parser)
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of permutations and resamples (default %(default)s)")
     options = parser.parse_args(arguments)
     if options.check:
         if not options.ids:

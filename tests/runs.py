@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from processes import descendants, end, end_all_from
 
+from gansfp.collection.catalog import Catalog, read_catalog
 from gansfp.embedding import shards
 from gansfp.simulation.phantom import draw_patient, draw_slice
 
@@ -82,3 +83,11 @@ class Running:
             end_all_from(self.process.pid)
         self.process.wait()
         end(self._below)
+
+
+def small_catalog(folder: Path, paths: list[str]) -> Catalog:
+    """The catalog of tiny images at these paths below a folder, each of another grey level."""
+    for number, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(folder / path, "PNG")
+    return read_catalog(str(folder))

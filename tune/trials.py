@@ -1,179 +1,96 @@
-"""Runs trials side by side over GPUs or cores, with Ray Tune; each leaves one file of rows, whole or not at all.
+"""Runs trials side by side over GPUs or cores, with Ray Tune; each trial leaves one file of rows, whole or not at all.
 
-The files in WORK/search/<task>/trials/ are what a run that goes on after a kill finds: no trial is done twice, and
-nothing that was pickled is ever read back.
+The files in WORK/search/<task>/trials/ are what a later run finds: no trial is done twice, and nothing that was pickled
+is ever read back.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.metadata
-import json
 import logging
 import os
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is to end the search, not only Tune's part of it
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the search, not only Tune's part of it
 
 import optuna
 import ray
 import torch
 from ray import tune
-from ray.tune.search import ConcurrencyLimiter
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from gansfp import store
+from gansfp.decision.search_result import Trial
 from gansfp.embedding.shards import Pair
-from gansfp.errors import DataError, GansfpError, UsageError
+from gansfp.errors import GansfpError, UsageError
 from gansfp.runtime.cluster import usable_gpus
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.worker_errors import from_text
-from gansfp.scoring import distances
-from gansfp.scoring.membership import Sweep
-from tune import evaluate
-from tune.space import TASKS, suggest
+from tune.problem import Problem, SearchConfig, Task
+from tune.space import TASKS, grid, suggest
 
 log = logging.getLogger(__name__)
 
-ALGORITHMS = ("grid", "optuna")
 SMALL_MEMORY = 1e9  # bytes that a trial may take without asking: less than a core's share of most machines
-ATTRIBUTION_KS = tuple(range(2, 13))
-LEAST_MEMORY = 0.05  # GB: some 800 centres, enough to cut into any number of clusters that is asked for
+DRAWN_TRIALS = 32  # of an algorithm that draws, unless --max-trials says another number
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """What is searched and how. Raises UsageError for a value that is not to be had."""
+class Algorithm:
+    """How a search finds its trials. Exactly one of the two is given.
 
-    task: str
-    algorithm: str = "grid"
-    max_trials: int | None = None
-    gpus_per_trial: float = 0.25
-    gpus: int | None = None  # to count on, also those still to come; None: those that the cluster has now
-    seed: int = 0
-    ks: tuple[int, ...] = ()  # empty: the default of the task
-    max_memory: float = distances.MAX_MEMORY / 1e9  # GB of a trial, for what grows by the square of the slices
+    plan: all trials, known before the search. searcher: draws each trial from the results of those before it.
+    """
 
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UsageError(f"--task: got {self.task!r}, expected one of {list(TASKS)}")
-        if self.algorithm not in ALGORITHMS:
-            raise UsageError(f"--algo: got {self.algorithm!r}, expected one of {list(ALGORITHMS)}")
-        if self.gpus_per_trial <= 0:
-            raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
-        if any(k < 1 + (self.task == "attribution") for k in self.ks):
-            raise UsageError(f"--k: got {min(self.ks)}, expected at least {1 + (self.task == 'attribution')}")
-        if not LEAST_MEMORY <= self.max_memory < np.inf:
-            raise UsageError(f"--max-memory: got {self.max_memory:g}, expected at least {LEAST_MEMORY} (GB)")
-
-    @property
-    def limit(self) -> int:
-        """max_memory in bytes."""
-        return int(self.max_memory * 1e9)
+    plan: Callable[[Task, Sequence[Pair]], list[Trial]] | None = None
+    searcher: Callable[[SearchConfig, Task, Sequence[Pair]], Searcher] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What every trial works on: the embeddings by reference, the rows that mean something in them."""
-
-    config: SearchConfig
-    folder: str
-    vectors: Mapping[Pair, ray.ObjectRef]
-    keys: Mapping[Pair, str]  # digest of what the embedding is and of the images it holds
-    rows: Any  # list[SetRows] or AttributionRows
-
-    @property
-    def sweep(self) -> Sweep:
-        """The inner values of a membership trial."""
-        return Sweep(ks=self.config.ks) if self.config.ks else Sweep()
-
-    @property
-    def ks(self) -> tuple[int, ...]:
-        """The numbers of clusters of an attribution trial."""
-        return self.config.ks or ATTRIBUTION_KS
-
-    def place(self, trial: Mapping[str, Any]) -> str:
-        """The file of a trial's rows; another embedding, split, sweep, seed, version has another."""
-        key = self.keys[trial["backbone"], trial["view"]]
-        version = [importlib.metadata.version("gansfp"), evaluate.SCHEMA.to_string()]
-        told = json.dumps(
-            [dict(trial), key, self.config.seed, self.config.limit, asdict(self.sweep), self.ks, version],
-            sort_keys=True,
-        )
-        return store.join(self.folder, "trials", hashlib.sha256(told.encode()).hexdigest()[:20] + ".parquet")
-
-    def run(self, trial: dict[str, Any], device: str) -> float:
-        """Runs a trial whose rows are not there yet; returns what Optuna maximises. A trial that fails is a row."""
-        place = self.place(trial)
-        if not is_there(place):
-            started = time.monotonic()
-            try:
-                rows, error = self._evaluate(trial, device), ""
-            except Exception as caught:  # whatever it is, the other trials are not to be lost with this one
-                rows, error = [], f"{type(caught).__name__}: {store.one_line(caught)}"
-            sink = pa.BufferOutputStream()
-            pq.write_table(evaluate.table(self.config.task, trial, rows, started, error), sink)
-            store.write_bytes_atomically(place, sink.getvalue())
-        return _merit(read_table(place))
-
-    def _evaluate(self, trial: dict[str, Any], device: str) -> list[dict[str, Any]]:
-        vectors = ray.get(self.vectors[trial["backbone"], trial["view"]])
-        how = (device, self.config.seed, self.config.limit)
-        if self.config.task == "membership":
-            return evaluate.evaluate_membership(trial, vectors, self.rows, self.sweep, *how)
-        return evaluate.evaluate_attribution(trial, vectors, self.rows, self.ks, *how)
+def _optuna(config: SearchConfig, task: Task, pairs: Sequence[Pair]) -> Searcher:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    draw = functools.partial(_draw, task=task.name, pairs=list(pairs))  # no lambda: Tune pickles it
+    return OptunaSearch(draw, metric="merit", mode="max", seed=config.seed)
 
 
-def _merit(table: pa.Table) -> float:
-    """The best row of a trial; the mean over sets for membership; -1 where every row failed."""
-    best: dict[str, float] = {}
-    for row in table.select(["task", "set", "status", "auc", "ari_known"]).to_pylist():
-        value = row["auc"] if row["task"] == "membership" else row["ari_known"]
-        if row["status"] == "ok":
-            best[row["set"] or ""] = max(best.get(row["set"] or "", 0.0), value)
-    return float(np.mean(list(best.values()))) if best else -1.0
+def _draw(drawn: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, str]:
+    return {"trial": suggest(drawn, TASKS[task], pairs).to_json()}
 
 
-def is_there(place: str) -> bool:
-    """Whether a trial has left its rows; a file without its end is named, and its trial run again."""
-    if not store.exists(place):
-        return False
-    file_system, inner = store.open_store(place)
-    try:
-        with file_system.open_input_file(inner) as source:
-            store.open_parquet(source)
-    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
-        log.warning("%s: not whole (%s); its trial is run again", place, store.one_line(error))
-        return False
-    return True
+ALGORITHMS: dict[str, Algorithm] = {
+    "grid": Algorithm(plan=grid),
+    "optuna": Algorithm(searcher=_optuna),
+}
 
 
-def read_table(place: str) -> pa.Table:
-    """A trial's rows. Raises DataError where they cannot be read."""
-    try:
-        return store.read_parquet(place)
-    except (OSError, ValueError) as error:
-        line = store.one_line(error)
-        raise DataError(f"{place}: cannot be read ({line}); remove it, and its trial is run again") from error
+def get_algorithm(name: str) -> Algorithm:
+    """The search algorithm of that name. Raises UsageError, which lists the names, for any other."""
+    if name not in ALGORITHMS:
+        raise UsageError(f"--algo: got {name!r}, expected one of {list(ALGORITHMS)}")
+    return ALGORITHMS[name]
 
 
-def _draw(trial: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, Any]:
-    return {"trial": suggest(trial, task, pairs)}
+class SharedVectors:
+    """Embeddings in Ray's object store: each once for all trials, and once on each node."""
 
+    def __init__(self) -> None:
+        self._references: dict[Pair, ray.ObjectRef] = {}
 
-def put(vectors: np.ndarray) -> ray.ObjectRef:
-    """An embedding in Ray's object store, once for all trials and once for each node."""
-    return ray.put(vectors)
+    def put(self, pair: Pair, vectors: np.ndarray) -> None:
+        """Stores an embedding (n, d)."""
+        self._references[pair] = ray.put(vectors)
+
+    def __call__(self, pair: Pair) -> np.ndarray:
+        """The embedding, in any process of the Ray cluster, without a copy."""
+        return ray.get(self._references[pair])
 
 
 class _Report(tune.Callback):
@@ -181,26 +98,26 @@ class _Report(tune.Callback):
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.trials: list[dict[str, Any]] = []
+        self.trials: list[Trial] = []
         self.error = ""  # the traceback of a trial that could not leave its rows
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its callbacks down, to restore a run; nobody does, and a thread cannot be written
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune writes its callbacks to disk, to restore a run; nobody restores, and a thread cannot be written
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.trials.append(json.loads(trial.last_result["trial"]))
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        self.trials.append(Trial.from_json(trial.last_result["trial"]))
         self.progress.add(1)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         with open(trial.error_file, encoding="utf-8") as file:
             self.error = file.read()
         self.progress.add(1, 1)
 
 
 def _memory(problem: Problem) -> dict[str, float]:
-    """The memory that each trial asks Ray for, so that no more run side by side than fit; said before it is taken."""
-    config, exact = problem.config, evaluate.square_bytes(problem.rows)
-    taken = min(exact, config.limit)
+    """The memory that each trial asks Ray for, so that no more trials run side by side than fit; logged beforehand."""
+    config, exact = problem.config, problem.slices.square_bytes()
+    needed = min(exact, config.limit)
     if exact > config.limit:
         log.info(
             "search %s: distances and dendrograms would take %.1f GB in a trial, above --max-memory %g: in "
@@ -209,53 +126,63 @@ def _memory(problem: Problem) -> dict[str, float]:
             exact / 1e9,
             config.max_memory,
         )
-    if taken < SMALL_MEMORY:
+    if needed < SMALL_MEMORY:
         return {}
-    log.info("search %s: up to %.1f GB for distances and dendrograms in a trial", config.task, taken / 1e9)
+    log.info("search %s: up to %.1f GB for distances and dendrograms in a trial", config.task, needed / 1e9)
     largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    if largest < taken:
-        log.warning("search %s: no node has that much; give a smaller --max-memory if trials fail", config.task)
-    return {"memory": float(int(min(taken, largest)))}
+    if largest < needed:
+        log.warning("search %s: no node has that much memory; give a smaller --max-memory if trials fail", config.task)
+    return {"memory": float(int(min(needed, largest)))}
 
 
 def run_trials(
-    problem: Problem, todo: list[dict[str, Any]], total: int, pairs: Sequence[Pair], progress: Progress
-) -> list[dict[str, Any]]:
-    """Runs the trials over the cluster, a GPU's share or one core each. Returns them as they ended.
+    problem: Problem, todo: Sequence[Trial], total: int, pairs: Sequence[Pair], progress: Progress
+) -> list[Trial]:
+    """Runs trials over the Ray cluster, with a share of a GPU or one core each. Returns them as they ended.
 
-    Raises GansfpError where some did not, as when the system has ended a worker.
+    todo: the trials of an algorithm that plans; otherwise `total` trials are drawn. Raises GansfpError where some did
+    not end, for example because the system killed a worker.
     """
-    config = problem.config
+    config, algorithm = problem.config, get_algorithm(problem.config.algorithm)
     gpus = usable_gpus(config.gpus)
     resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
     resources |= _memory(problem)
 
-    def trainable(settings: dict[str, Any], problem: Problem) -> None:
+    def trainable(settings: Mapping[str, str], problem: Problem) -> None:
         torch.set_num_threads(1)
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-        tune.report({"merit": problem.run(settings["trial"], device), "trial": json.dumps(settings["trial"])})
+        tune.report({"merit": problem.run(Trial.from_json(settings["trial"]), device), "trial": settings["trial"]})
 
     report = _Report(progress)
-    algorithm, space, samples = None, {"trial": tune.grid_search(todo)}, 1
-    if config.algorithm == "optuna":
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space_of = functools.partial(_draw, task=config.task, pairs=list(pairs))  # no lambda: Tune pickles it
-        searcher = OptunaSearch(space_of, metric="merit", mode="max", seed=config.seed)
+    searcher, space, samples = None, {"trial": tune.grid_search([trial.to_json() for trial in todo])}, 1
+    if algorithm.searcher:
         parallel = gpus / config.gpus_per_trial if gpus else ray.cluster_resources().get("CPU", 1)
-        # in batches, so that what is drawn next does not depend on which trial ends first
-        algorithm, space, samples = ConcurrencyLimiter(searcher, max(1, int(parallel)), batch=True), {}, total
+        drawing = algorithm.searcher(config, problem.task, pairs)
+        # In batches, so that what is drawn next does not depend on which trial ends first.
+        searcher, space, samples = ConcurrencyLimiter(drawing, max(1, int(parallel)), batch=True), {}, total
     with tempfile.TemporaryDirectory(prefix="gansfp-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable, problem=problem), resources),
             param_space=space,
-            tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=samples, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=samples, reuse_actors=True),
             run_config=tune.RunConfig(storage_path=scratch, name="search", verbose=0, callbacks=[report]),
         )
         tuner.fit()
-    asked = len(todo) if config.algorithm == "grid" else total
-    if ours := from_text(report.error):
-        raise ours
-    if len(report.trials) < asked:  # Tune goes on after a worker's death
-        left = asked - len(report.trials)
-        raise GansfpError(f"search {config.task}: {left} of {asked} trials did not end; the same command goes on")
+    expected = total if algorithm.searcher else len(todo)
+    if error := from_text(report.error):
+        raise error
+    if len(report.trials) < expected:  # Tune goes on after a worker's death
+        missing = expected - len(report.trials)
+        raise GansfpError(f"search {config.task}: {missing} of {expected} trials did not end; run the command again")
     return report.trials
+
+
+def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[np.ndarray], Result]) -> Iterator[Result]:
+    """What `compute` gives for the vectors of each embedding, in the order of the pairs, a core each."""
+
+    def task(pair: Pair) -> Result:
+        torch.set_num_threads(1)
+        return compute(problem.load(pair))
+
+    remote = ray.remote(task)
+    return iter(ray.get([remote.remote(pair) for pair in pairs]))

@@ -4,216 +4,188 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
-from gansfp.decision.decision import (
-    FinalConfig,
-    Verdict,
-    attribution_report,
-    cross_validated_report,
-    decide_membership,
-    membership_report,
+from gansfp.decision.decide import Decision, FinalConfig, decide_membership
+from gansfp.decision.evidence import Evidence, attribution_evidence, cross_validated_evidence, membership_evidence
+from gansfp.decision.reports import (
+    AttributionReport,
+    DecisionReport,
+    MembershipReport,
+    Metrics,
+    RunReport,
+    SetReport,
 )
-from gansfp.decision.result_files import (
-    Found,
-    read_search,
-    submit,
-    submitted_ids,
-    write_membership,
-    write_table,
-)
-from gansfp.embedding import shards
+from gansfp.decision.result_files import MembershipAnswers, submit, submitted_ids, write_membership, write_table
+from gansfp.decision.search_result import Configuration, ScoredRows, Search, SearchResult, SetIds, read_search
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
-from gansfp.scoring.attribution import prepare
-from gansfp.scoring.distances import nearest
-from gansfp.scoring.known_generators import name_clusters
 from gansfp.scoring.membership import learns_from_labels
 from gansfp.statistics.intervals import SetDecisions, mean_f1
 
-NEAREST = 3  # generated slices named beside each decision
+TASKS = ("membership", "attribution")
 
 log = logging.getLogger(__name__)
 
 
-def final(
-    data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Writes the decisions to WORK/results and returns what metrics.json holds of the tasks, and the bad images.
+def final(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Sequence[str] | None = None) -> Metrics:
+    """Writes the decisions to WORK/results and returns their figures.
 
-    tasks: those to decide about, by default all; the search of one that DATA has no images of any more is left alone.
+    tasks: those to decide about, by default all. The search of a task that DATA has no images of any more is ignored.
     Raises DataError where there is no search to apply.
     """
-    there = [task for task in tasks or _TASKS if len(catalog.select(task=task))]
-    searches = {task: found for task in there if (found := read_search(work, task))}
+    present = [task for task in tasks or TASKS if len(catalog.select(task=task))]
+    searches = {task: search for task in present if (search := read_search(work, task))}
     if not searches:
         raise DataError(f"{work}: got no search to apply, expected search/<task>/best.json; run tune.search first")
-    metrics: dict[str, Any] = {}
-    unreadable: dict[str, str] = {}
-    for task, found in searches.items():
-        _check_current(catalog, found, task)
-        metrics[task] = _TASKS[task](data, catalog, work, found, config)
-        unreadable |= found.best["unreadable"]
-    bad = [{"image_id": image_id, "reason": reason} for image_id, reason in sorted(unreadable.items())]
-    return metrics | {"run": {"seed": config.seed, "permutations": config.permutations, "bad_images": bad}}
-
-
-def _check_current(catalog: Catalog, found: Found, task: str) -> None:
-    now, then = set(catalog.select(task=task).ids.tolist()), set(found.best["ids"]["images"])
-    if now != then:
-        odd = sorted(now ^ then)[0]
-        raise DataError(
-            f"{catalog.data}: {len(now ^ then)} {task} images changed since the search, such as {odd!r}; search again"
-        )
-    if catalog.select(task=task).digest() != found.best.get("digest"):
-        raise DataError(f"{catalog.data}: {task} images, classes or groups changed since the search; search again")
-
-
-def _membership(data: str, catalog: Catalog, work: str, found: Found, config: FinalConfig) -> dict[str, Any]:
-    sets, scored = {}, []
-    for name, rows in found.best["ids"]["sets"].items():
-        configurations, scores = found.rows(name)
-        labels, folds, groups = (np.array(rows[key]) for key in ("labels", "folds", "groups"))
-        learns = np.array([learns_from_labels(configuration) for configuration in configurations])
-        verdict = decide_membership(scores, labels, folds, config.combine, config.rule, learns)
-        report: dict[str, Any] = {
-            "cross_validated": cross_validated_report(
-                verdict, scores, labels, folds, groups, config.permutations, config.seed, config.combine, learns
-            ),
-            "configuration": _described(verdict, configurations, config),
-            "tried": len(scores),
-        }
-        test = catalog.unknown(name)
-        if len(test):
-            answers = _decisions(test, rows["real"], labels, verdict, scores)
-            write_membership(work, name, test, answers, _nearest(catalog, work, found, rows, configurations, verdict))
-            truth = read_membership_truth(data, catalog, name)
-            if truth is not None:
-                known = np.array(list(truth.values()))
-                arguments = (known, answers["score"], answers["prediction"], test.groups(), answers["tried"])
-                report |= membership_report(*arguments, config.permutations, config.seed)
-                scored.append(SetDecisions(truth=known, prediction=answers["prediction"], groups=test.groups()))
-        sets[name] = report
-    result: dict[str, Any] = {"sets": sets}
-    if scored:
-        result["mean_f1"] = mean_f1(scored, seed=config.seed).as_dict()
-    return result
-
-
-def _described(verdict: Verdict, configurations: list[dict[str, Any]], config: FinalConfig) -> dict[str, Any]:
-    combined = verdict.combined
-    members = [
-        {**configurations[row], "coefficient": round(coefficient, 4)}
-        for row, coefficient in zip(combined.members, combined.coefficients, strict=True)
-    ]
-    return {
-        "combine": combined.name,
-        "cross_validated_auc": verdict.cross_validated_auc,
-        "decide": config.rule,
-        "threshold": verdict.threshold,
-        "members": members,
-    }
-
-
-def _decisions(
-    test: Catalog, real: list[str], labels: np.ndarray, verdict: Verdict, scores: np.ndarray
-) -> dict[str, np.ndarray]:
-    """For every test slice, in the catalog's order: a slice that cannot be read is not used, and ranks below all."""
-    rows = {image_id: row for row, image_id in enumerate(real) if labels[row] == UNKNOWN}
-    here = np.array([rows.get(image_id, -1) for image_id in test.ids.tolist()])
-    there = here >= 0
-    score = np.where(there, verdict.combined.score[here], verdict.combined.score.min() - 1)
-    return {
-        "score": score,
-        "prediction": np.where(there, verdict.decision[here], 0),
-        "probability": np.where(there, verdict.combined.probability[here], np.nan),
-        "tried": np.where(there, scores[:, here], scores.min(1, keepdims=True) - 1),
-        "readable": there,
-    }
-
-
-def _nearest(
-    catalog: Catalog,
-    work: str,
-    found: Found,
-    rows: dict[str, Any],
-    configurations: list[dict[str, Any]],
-    verdict: Verdict,
-) -> dict[str, list[str]]:
-    """The nearest generated slices of each unknown one, in the embedding of the strongest member."""
-    combined = verdict.combined
-    strongest = configurations[combined.members[int(np.argmax(np.abs(combined.coefficients)))]]
-    vectors = _vectors(catalog, work, found, (strongest["backbone"], strongest["view"]), "membership")
-    unknown = [image_id for image_id, label in zip(rows["real"], rows["labels"], strict=True) if label == UNKNOWN]
-    if not unknown:
-        return {}
-    _, order = nearest(
-        np.stack([vectors[i] for i in unknown]), np.stack([vectors[i] for i in rows["generated"]]), NEAREST
+    for search in searches.values():
+        check_current(catalog, search.result)
+    job = _Job(data, work, config, catalog)
+    unreadable = {i: reason for search in searches.values() for i, reason in search.result.unreadable.items()}
+    return Metrics(
+        RunReport(config.seed, config.permutations, unreadable),
+        decide_sets(job, searches["membership"]) if "membership" in searches else None,
+        decide_clusters(job, searches["attribution"]) if "attribution" in searches else None,
     )
-    return {image_id: [rows["generated"][g] for g in near] for image_id, near in zip(unknown, order, strict=True)}
 
 
-def _vectors(catalog: Catalog, work: str, found: Found, pair: tuple[str, str], task: str) -> dict[str, np.ndarray]:
-    images = catalog.select(task=task)
-    hashes = images.hashes()
-    embeddings = shards.read_embeddings(work, found.best["identities"][" ".join(pair)], hashes)
-    return dict(zip(hashes, embeddings.vectors, strict=True))
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What both tasks take."""
+
+    data: str
+    work: str
+    config: FinalConfig
+    catalog: Catalog
 
 
-def _attribution(data: str, catalog: Catalog, work: str, found: Found, config: FinalConfig) -> dict[str, Any]:
-    best = found.best["best"][""]
-    configurations, labelings = found.rows("")
-    chosen = best["configuration"]
-    labels = labelings[configurations.index(chosen)].astype(np.int64)
-    tried = labelings.astype(np.int64)
-    vectors = _vectors(catalog, work, found, (chosen["backbone"], chosen["view"]), "attribution")
-    ids = found.best["ids"]
-    known, test_vectors = (np.stack([vectors[i] for i in ids[key]]) for key in ("known", "test"))
-    of_known = catalog.known_generators()
-    by_id = dict(zip(of_known.ids.tolist(), of_known.column("generator").tolist(), strict=True))
-    generators = np.array([by_id[image_id] for image_id in ids["known"]])
-    groups = dict(zip(catalog.ids.tolist(), catalog.groups().tolist(), strict=True))
-    found_again = found.known()
-    again = np.array(found_again[best["row"]])
-    every_again = np.stack([np.array(labels) for labels in found_again if labels is not None])
-    known_groups = np.array([groups[i] for i in ids["known"]])
-    report: dict[str, Any] = {
-        "cross_validated": attribution_report(
-            generators, again, known_groups, every_again, config.permutations, config.seed
-        ),
-        "clusters": int(labels.max()) + 1,
-        "configuration": chosen,
-        "tried": len(tried),
-    }
-    limit = int(found.best["search"]["max_memory"] * 1e9)
-    both = np.concatenate([known, test_vectors])
-    both = prepare(both, chosen["standardise"], chosen["components"], limit=limit)
-    names = {n.cluster: n.generator for n in name_clusters(labels, both[len(known) :], both[: len(known)], generators)}
-    report["names"] = {str(number): name for number, name in names.items()}
-    test = catalog.unattributed()
-    here = {image_id: row for row, image_id in enumerate(ids["test"])}
-    rows = np.array([here.get(image_id, -1) for image_id in test.ids.tolist()])
+def check_current(catalog: Catalog, result: SearchResult) -> None:
+    """Raises DataError where the images of a task, their classes or groups are not those that were searched."""
+    images = catalog.select(task=result.task)
+    changed = set(images.ids.tolist()) ^ set(result.ids.images)
+    if changed:
+        raise DataError(
+            f"{catalog.data}: {len(changed)} {result.task} images changed since the search, such as "
+            f"{sorted(changed)[0]!r}; search again"
+        )
+    if images.digest() != result.digest:
+        raise DataError(
+            f"{catalog.data}: {result.task} images, classes or groups changed since the search; search again"
+        )
+
+
+def decide_sets(job: _Job, search: Search) -> MembershipReport:
+    """Decides about the unknown slices of every set, writes the decisions, and scores them where there is truth."""
+    reports, scored = {}, []
+    for name, ids in search.result.ids.sets.items():
+        rows = search.rows(name)
+        labels, folds, groups = np.array(ids.labels), np.array(ids.folds), np.array(ids.groups)
+        learns = np.array([learns_from_labels(configuration.choices) for configuration in rows.configurations])
+        decided = decide_membership(rows.scores, labels, folds, job.config.combine, job.config.rule, learns)
+        evidence = cross_validated_evidence(decided, rows.scores, labels, folds, groups, job.config, learns)
+        test, test_evidence = job.catalog.unknown(name), None
+        if len(test):
+            answers, tried = _answers(test, ids, decided, rows)
+            nearest = search.nearest(name, _strongest(decided, rows).pair) if ids.unknown else {}
+            write_membership(job.work, name, test, answers, nearest)
+            truth = read_membership_truth(job.data, job.catalog, name)
+            if truth is not None:
+                used = np.array(list(truth.values()))
+                prediction = answers.prediction
+                test_evidence = membership_evidence(used, answers.score, prediction, test.groups(), tried, job.config)
+                scored.append(SetDecisions(truth=used, prediction=prediction, groups=test.groups()))
+        reports[name] = SetReport(evidence, _described(decided, rows, job.config), len(rows.scores), test_evidence)
+    return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
+
+
+def _described(decided: Decision, rows: ScoredRows, config: FinalConfig) -> DecisionReport:
+    combined = decided.combined
+    members = [rows.configurations[member] for member in combined.members]
+    return DecisionReport(
+        combined.name,
+        decided.cross_validated_auc,
+        config.rule,
+        decided.threshold,
+        list(zip(members, combined.coefficients, strict=True)),
+    )
+
+
+def _strongest(decided: Decision, rows: ScoredRows) -> Configuration:
+    """The member with the largest coefficient."""
+    combined = decided.combined
+    return rows.configurations[combined.members[int(np.argmax(np.abs(combined.coefficients)))]]
+
+
+def _answers(test: Catalog, ids: SetIds, decided: Decision, rows: ScoredRows) -> tuple[MembershipAnswers, np.ndarray]:
+    """The answers for every test slice, in the catalog's order, and the scores (c, n) of all configurations.
+
+    A slice that cannot be read is called not used, and ranks below all others.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(ids.real) if ids.labels[row] == UNKNOWN}
+    slices = np.array([row_of.get(image_id, -1) for image_id in test.ids.tolist()])
+    readable = slices >= 0
+    combined = decided.combined
+    answers = MembershipAnswers(
+        score=np.where(readable, combined.score[slices], combined.score.min() - 1),
+        prediction=np.where(readable, decided.decision[slices], 0),
+        probability=np.where(readable, combined.probability[slices], np.nan),
+        readable=readable,
+    )
+    scores = rows.scores
+    return answers, np.where(readable, scores[:, slices], scores.min(1, keepdims=True) - 1)
+
+
+def decide_clusters(job: _Job, search: Search) -> AttributionReport:
+    """Writes the clusters of the attribution's test slices, and scores them where there is truth."""
+    best, ids, config = search.result.best[""], search.result.ids, job.config
+    if search.result.names is None:
+        raise DataError(
+            f"{search.folder}: best.json names no clusters; run tune.search again, finished trials are kept"
+        )
+    rows, known_clusters = search.rows(""), search.known_clusters()
+    labels, tried = rows.of_row(best.row).astype(np.int64), rows.scores.astype(np.int64)
+    generators, groups = _of_known(job.catalog, ids.known)
+    clusterings = np.stack(list(known_clusters.values()))
+    evidence = attribution_evidence(generators, known_clusters[best.row], groups, clusterings, config)
+    test = job.catalog.unattributed()
+    answer, tried = _write_clusters(job.work, test, ids.test, labels, tried, search.result)
+    truth = read_attribution_truth(job.data, job.catalog)
+    test_evidence: Evidence | None = None
+    if truth is not None:
+        test_evidence = attribution_evidence(np.array(list(truth.values())), answer, test.groups(), tried, config)
+    clusters = int(labels.max()) + 1
+    return AttributionReport(evidence, clusters, best.configuration, len(tried), search.result.names, test_evidence)
+
+
+def _of_known(catalog: Catalog, known: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Generators (m,) and groups (m,) of the known generators' slices with these ids."""
+    images = catalog.known_generators()
+    row_of = {image_id: row for row, image_id in enumerate(images.ids.tolist())}
+    rows = [row_of[image_id] for image_id in known]
+    return images.column("generator")[rows], images.groups()[rows]
+
+
+def _write_clusters(
+    work: str, test: Catalog, searched: Sequence[str], labels: np.ndarray, tried: np.ndarray, result: SearchResult
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the cluster of every test slice, and returns them (n,) with those of all clusterings (c, n), in the
+    catalog's order. A slice that cannot be read goes to the largest cluster, number 0.
+
+    searched: the ids of the slices that labels and tried are of.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(searched)}
+    rows = np.array([row_of.get(image_id, -1) for image_id in test.ids.tolist()])
     for image_id in test.ids[rows < 0]:
         log.warning("%s, attribution: cannot be read, so it goes to the largest cluster", image_id)
     answer = np.where(rows >= 0, labels[rows], 0)
-    submitted = submitted_ids(test)
-    submit(work, "attribution.csv", dict(zip(submitted, answer.tolist(), strict=True)), binary=False)
-    resembles = [names.get(c, "") for c in answer.tolist()]
-    table = pa.table(
-        {"image_id": submitted, "catalog_id": test.ids.tolist(), "cluster": answer, "resembles": resembles}
-    )
-    write_table(work, "attribution.parquet", table)
-    truth = read_attribution_truth(data, catalog)
-    if truth is not None:
-        every = np.where(rows >= 0, tried[:, rows], 0)
-        answers = np.array(list(truth.values()))
-        report |= attribution_report(answers, answer, test.groups(), every, config.permutations, config.seed)
-    return report
-
-
-_TASKS = {"membership": _membership, "attribution": _attribution}
+    ids, names = submitted_ids(test), result.names or {}
+    submit(work, "attribution.csv", dict(zip(ids, answer.tolist(), strict=True)), binary=False)
+    resembles = [names.get(cluster, "") for cluster in answer.tolist()]
+    columns = {"image_id": ids, "catalog_id": test.ids.tolist(), "cluster": answer, "resembles": resembles}
+    write_table(work, "attribution.parquet", pa.table(columns))
+    return answer, np.where(rows >= 0, tried[:, rows], 0)

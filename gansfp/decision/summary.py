@@ -1,60 +1,70 @@
-"""The one table that a person reads at the end: each score beside its interval, its chance level and its p-value."""
+"""The text that a person reads at the end: each figure beside its interval, its chance level and its p-value."""
 
 from __future__ import annotations
 
-from typing import Any
+from gansfp.decision.evidence import Evidence
+from gansfp.decision.reports import AttributionReport, Metrics, SetReport
+from gansfp.statistics.intervals import Estimate
 
 ALPHA = 0.05
 MEMBERSHIP_FIGURES = ("auc", "f1", "accuracy", "kappa", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1")
 ATTRIBUTION_FIGURES = ("ari", "nmi", "purity")
 
 
-def summary(metrics: dict[str, Any]) -> str:
+def summary(metrics: Metrics) -> str:
     """The text for what metrics.json holds."""
     lines: list[str] = []
-    for name, report in metrics.get("membership", {}).get("sets", {}).items():
-        lines += _block(f"membership, set {name}: did these slices train the generator?", report, MEMBERSHIP_FIGURES)
-    if mean := metrics.get("membership", {}).get("mean_f1"):
-        lines += [f"mean F1 over the sets: {_interval(mean)}", ""]
-    if report := metrics.get("attribution"):
-        lines += _block("attribution: which generator made each slice?", report, ATTRIBUTION_FIGURES)
-        named = ", ".join(f"{number} resembles {name}" for number, name in report["names"].items())
-        lines += [f"  {report['clusters']} clusters: {named}", ""]
-    run = metrics["run"]
-    if run["bad_images"]:
-        lines.append(f"{len(run['bad_images'])} images could not be read; metrics.json names them with their reasons")
-    lines += [f"left out: {line}" for line in run["left_out"]]
+    if metrics.membership:
+        for name, report in metrics.membership.sets.items():
+            title = f"membership, set {name}: did these slices train the generator?"
+            lines += [*_block(title, report, MEMBERSHIP_FIGURES), ""]
+        if mean := metrics.membership.mean_f1:
+            lines += [f"mean F1 over the sets: {_number(mean.value)} {_interval(mean)}", ""]
+    if attribution := metrics.attribution:
+        lines += [*_block("attribution: which generator made each slice?", attribution, ATTRIBUTION_FIGURES), ""]
+        names = ", ".join(f"{cluster} resembles {name}" for cluster, name in attribution.names.items())
+        lines += [f"  {attribution.clusters} clusters: {names}", ""]
+    if bad := metrics.run.bad_images:
+        lines.append(f"{len(bad)} images could not be read; metrics.json names them with their reasons")
+    lines += [f"left out: {line}" for line in metrics.run.left_out]
     return "\n".join(lines).rstrip()
 
 
-def _block(title: str, report: dict[str, Any], figures: tuple[str, ...]) -> list[str]:
-    scored = figures[0] in report
-    shown = report if scored else report["cross_validated"]
-    basis = "test slices with truth" if scored else "labelled slices, cross-validated (the test has no truth)"
-    lines = [title, f"  {shown['n']:,} {basis}, {shown['n_groups']:,} groups; {report['tried']:,} configurations tried"]
+def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, ...]) -> list[str]:
+    evidence, slices = report.test, "test slices with truth"
+    if evidence is None:
+        evidence, slices = report.cross_validated, "labelled slices, cross-validated (the test has no truth)"
+    counts = evidence.support
+    lines = [title, f"  {counts['n']:,} {slices}, {counts['n_groups']:,} groups; {report.tried:,} configurations tried"]
     lines.append(f"  {'':<18}{'value':>7}  {'95 % interval':<17}{'by chance':>9}")
-    for name in figures:
-        figure = shown[name]
-        low_high = f"[{_number(figure['low'])}, {_number(figure['high'])}]"
-        lines.append(f"  {name:<18}{_number(figure['value']):>7}  {low_high:<17}{_number(figure['chance']):>9}")
-    p, selected = shown["p_value"], shown["p_value_selected"]
-    lines.append(f"  p-value {p:.3g}; corrected for the search {selected:.3g}")
-    lines += [f"  careful: {warning}" for warning in shown["warnings"]]
-    lines.append(f"  => {_verdict(p, selected)}")
-    return [*lines, ""]
+    for name in names:
+        figure = evidence.figures[name]
+        value, interval = _number(figure.estimate.value), _interval(figure.estimate)
+        lines.append(f"  {name:<18}{value:>7}  {interval:<17}{_number(figure.chance):>9}")
+    p_value, selected = _p(evidence.p_value), _p(evidence.p_value_selected)
+    lines.append(f"  p-value {p_value}; corrected for the search {selected}")
+    lines += [f"  careful: {warning}" for warning in evidence.warnings]
+    return [*lines, f"  => {_conclusion(evidence)}"]
 
 
-def _verdict(p: float, selected: float) -> str:
-    if p < ALPHA and selected < ALPHA:
+def _conclusion(evidence: Evidence) -> str:
+    p_value, selected = evidence.p_value, evidence.p_value_selected
+    if p_value is None or selected is None:
+        return "not tested: there is no p-value"
+    if p_value < ALPHA and selected < ALPHA:
         return "better than chance"
-    if p < ALPHA:
+    if p_value < ALPHA:
         return "better than chance by itself, not after correcting for the search: weak evidence"
     return "not told apart from chance; that nothing was seen does not mean that nothing is there"
 
 
-def _interval(figure: dict[str, Any]) -> str:
-    return f"{_number(figure['value'])} [{_number(figure['low'])}, {_number(figure['high'])}]"
+def _interval(estimate: Estimate) -> str:
+    return f"[{_number(estimate.low)}, {_number(estimate.high)}]"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"  # NaN: not defined
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What each stage did: one JSON line for each stage run in WORK/log/stages.jsonl."""
+"""The record of a run: one JSON line for each stage that ran, in WORK/log/stages.jsonl."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
@@ -28,11 +29,18 @@ def versions() -> dict[str, str]:
 
 
 def record_stage(
-    work: str, stage: str, seconds: float, facts: Mapping[str, object], configuration: Mapping[str, object] | None = None
+    work: str,
+    stage: str,
+    seconds: float,
+    facts: Mapping[str, object],
+    configuration: Mapping[str, object] | None = None,
 ) -> None:
-    """Adds the line of a stage that has just ended. Raises DataError where WORK cannot be written."""
+    """Adds the line of a stage that has just ended: `facts` (counts and the like) and its configuration.
+
+    Raises DataError where WORK cannot be written.
+    """
     started = datetime.now(timezone.utc) - timedelta(seconds=seconds)
-    told = {
+    record = {
         "stage": stage,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
@@ -41,32 +49,42 @@ def record_stage(
         "versions": versions(),
     }
     place = _place(work)
-    # Written anew: object stores cannot append, and a line is there whole or not at all.
+    # The whole file is written again: object stores cannot append, and so a line is there whole or not at all.
     earlier = store.read_bytes(place) if store.exists(place) else b""
-    store.write_bytes_atomically(place, earlier + json.dumps(told).encode() + b"\n")
+    store.write_bytes_atomically(place, earlier + json.dumps(record).encode() + b"\n")
 
 
-def read_records(work: str) -> dict[str, dict[str, Any]]:
-    """The latest line of each stage of this WORK, by stage; a damaged line is said and passed over."""
+@dataclass(frozen=True)
+class StageRecord:
+    """The latest line of a stage. left_out: what the default set of backbones lacks, a line each; values: all of it."""
+
+    stage: str
+    seconds: float
+    left_out: tuple[str, ...]
+    values: Mapping[str, Any]
+
+
+def read_records(work: str) -> dict[str, StageRecord]:
+    """The latest line of each stage of this WORK, by stage. A damaged line is reported and left out."""
     place = _place(work)
     if not store.exists(place):
         return {}
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, StageRecord] = {}
     for number, line in enumerate(store.read_bytes(place).splitlines(), start=1):
         record = _parse(line)
         if record is None:
             log.warning("%s: line %d is damaged and left out", place, number)
         else:
-            records[record["stage"]] = record
+            records[record.stage] = record
     return dict(sorted(records.items()))
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> StageRecord | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        values = json.loads(line)
+        return StageRecord(values["stage"], values["seconds"], tuple(values.get("left_out", ())), values)
+    except (ValueError, TypeError, KeyError, AttributeError):  # no JSON, or other JSON
         return None
-    return record if isinstance(record, dict) and {"stage", "seconds"} <= record.keys() else None
 
 
 def _place(work: str) -> str:

@@ -17,7 +17,7 @@ def test_every_run_leaves_a_line_and_the_latest_of_a_stage_counts(tmp_path):
     assert "torch" in lines[0]["versions"]
     records = read_records(str(tmp_path))
     assert list(records) == ["catalog", "embed"]
-    assert records["embed"]["done"] == 1
+    assert records["embed"].values["done"] == 1
 
 
 def test_no_log_is_no_records(tmp_path):

@@ -1,10 +1,10 @@
-"""gansfp.decision.decision: decisions by every rule, figures beside their chance, p-values that say when they cannot be had."""
+"""gansfp.decision.decide: decisions by every rule, figures beside their chance, p-values that say when they cannot be had."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, f1_score, roc_auc_score
 
-from gansfp.decision.decision import (
+from gansfp.decision.decide import (
     attribution_report,
     cross_validated_report,
     decide_by_other_folds,

@@ -1,0 +1,76 @@
+"""From a search's scores to decisions about the real slices of one membership set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gansfp.decision.stacking import Combined, combine
+from gansfp.decision.thresholds import DEFAULT_RULE, choose_threshold, threshold_rule
+from gansfp.labels import UNKNOWN
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """How the final decisions are made. combine: best, stack, or None for whichever cross-validates better."""
+
+    combine: str | None = None
+    rule: str | float = DEFAULT_RULE
+    permutations: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What is decided about the real slices of one set.
+
+    combined: its members are rows of all the scores. decision: (n,) 0/1; a labelled slice is decided by the threshold
+    that the other folds choose. cross_validated_auc: of each combination that could be chosen.
+    """
+
+    combined: Combined
+    threshold: float
+    decision: np.ndarray
+    cross_validated_auc: dict[str, float]
+
+
+def decide_membership(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    wanted: str | None = None,
+    rule: str | float = DEFAULT_RULE,
+    learns: np.ndarray | None = None,
+) -> Decision:
+    """Combines the scores (c, n) of all configurations, and decides about every slice.
+
+    labels: (n,) 1, 0, or -1 for unknown; folds: (n,), -1 for unknown. wanted: "best", "stack", or None for whichever
+    cross-validates better. rule: the threshold's, as in choose_threshold; "median" and a rate look at the unknown
+    slices' scores alone. learns: (c,) bool, configurations that learn from labels (membership.learns_from_labels),
+    which are left out unless there are no others.
+    """
+    rows = np.flatnonzero(rows_to_combine(scores, learns))
+    combined = combine(wanted, scores[rows], labels, folds)
+    combined = replace(combined, members=tuple(int(rows[member]) for member in combined.members))
+    labelled = labels != UNKNOWN
+    decision = np.zeros(len(labels), np.int64)
+    decision[labelled] = decide_by_other_folds(combined.score[labelled], labels[labelled], folds[labelled], rule)
+    rule_slices = labelled if threshold_rule(rule).needs_labels or labelled.all() else ~labelled
+    threshold = choose_threshold(combined.score[rule_slices], labels[rule_slices], rule)
+    decision[~labelled] = combined.score[~labelled] >= threshold
+    return Decision(combined, threshold, decision, combined.areas)
+
+
+def rows_to_combine(scores: np.ndarray, learns: np.ndarray | None) -> np.ndarray:
+    """Returns (c,) bool: the configurations to combine, those that do not learn from labels if there are any."""
+    return np.ones(len(scores), bool) if learns is None or learns.all() else ~learns
+
+
+def decide_by_other_folds(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:
+    """Returns (n,) 0/1 decisions on labelled slices, each by the threshold that the other folds choose."""
+    decision = np.zeros(len(score), np.int64)
+    for fold in np.unique(folds):
+        others = folds != fold
+        decision[~others] = score[~others] >= choose_threshold(score[others], labels[others], rule)
+    return decision

@@ -1,0 +1,172 @@
+"""tune.membership: the rows of a trial are complete, say what they are of, and hold what plain code finds."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from runs import small_catalog
+from sklearn.decomposition import PCA
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+from gansfp.decision.search_result import Trial
+from gansfp.decision.thresholds import choose_threshold
+from gansfp.errors import DataError
+from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.scoring.clustering_space import exact_bytes
+from gansfp.scoring.embedded_set import EmbeddedSet
+from gansfp.scoring.membership import Sweep, scores
+from tune.membership import MembershipSlices, SetSlices, find_sets
+from tune.problem import Sweeps, TrialOptions
+from tune.rows import SCHEMA, trial_table
+
+SWEEP = Sweep(ks=(2, 3, 8), class_ks=(1, 2), neighbours=(1, 5), spans=(2, 3))
+OPTIONS = TrialOptions(Sweeps(SWEEP, ()))
+
+
+def example(sets=("one", "two")):
+    """Vectors of 100 images, and sets among them whose generated slices lie near their used ones."""
+    rng = np.random.default_rng(0)
+    vectors, found = rng.normal(size=(100, 20)).astype(np.float32), []
+    for number, name in enumerate(sets):
+        rows = rng.permutation(50) + 50 * number
+        labels = np.array([USED] * 12 + [NOT_USED] * 12 + [UNKNOWN] * 10)
+        vectors[rows[34:]] = vectors[rows[:16]] + 0.3 * vectors[rows[34:]]
+        folds = np.where(labels == UNKNOWN, -1, np.arange(34) % 4)
+        found.append(SetSlices(name, rows[34:], rows[:34], labels, np.arange(34).astype(str), folds))
+    return vectors, MembershipSlices(tuple(found))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+def test_membership_rows_are_complete(metric):
+    vectors, slices = example()
+    trial = Trial("lbp", "full", 0, metric=metric)
+    rows = slices.evaluate(trial, vectors, OPTIONS)
+    table = trial_table("membership", trial, rows, time.monotonic() - 2)
+    assert table.schema == SCHEMA
+    expected = []
+    for one in slices.sets:
+        data = EmbeddedSet(
+            vectors[one.generated], vectors[one.real], one.labels, one.groups, one.folds, metric, "cpu", 0
+        )
+        expected += [(one, parameters, score) for parameters, score in scores(data, SWEEP)]
+    assert table.num_rows == len(expected)
+    for row, (one, parameters, score) in zip(table.to_pylist(), expected, strict=True):
+        assert json.loads(row["configuration"]) == {**trial.as_dict(), **parameters}
+        assert {name: row[name] for name in ("task", "set", "backbone", "view", "components")} == {
+            "task": "membership", "set": one.name, "backbone": "lbp", "view": "full", "components": 0
+        }  # fmt: skip
+        for name in ("method", "linkage", "k", "rule"):
+            assert row[name] == parameters.get(name)
+        assert (row["status"], row["error"]) == ("ok", "")
+        assert row["seconds"] >= 2
+        assert row["scores"] == score.astype(np.float32).tolist()
+        labelled = one.labels != UNKNOWN
+        assert row["auc"] == pytest.approx(roc_auc_score(one.labels[labelled], score[labelled]))
+        decided = np.zeros(34, int)
+        for fold in range(4):
+            others, here = labelled & (one.folds != fold), one.folds == fold
+            decided[here] = score[here] >= choose_threshold(score[others], one.labels[others], "balanced_accuracy")
+        assert row["f1"] == pytest.approx(f1_score(one.labels[labelled], decided[labelled]))
+        balanced = balanced_accuracy_score(one.labels[labelled], decided[labelled])
+        assert row["balanced_accuracy"] == pytest.approx(balanced)
+    ks = {(row["linkage"], row["rule"]): set() for row in table.to_pylist() if row["method"] == "clusters"}
+    for row in table.to_pylist():
+        if row["method"] == "clusters":
+            ks[row["linkage"], row["rule"]].add(row["k"])
+    linkages = {"average", "complete", "kmeans"} | ({"ward"} if metric == "euclidean" else set())
+    assert ks == {(linkage, rule): {2, 3, 8} for linkage in linkages for rule in ("min", "avg")}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_components_are_of_all_slices_of_the_set():
+    vectors, slices = example(("one",))
+    trial = Trial("lbp", "full", 3, metric="euclidean")
+    rows = slices.evaluate(trial, vectors, OPTIONS)
+    (one,) = slices.sets
+    model = PCA(3, svd_solver="full").fit(vectors[np.concatenate([one.generated, one.real])])
+    generated, real = (model.transform(vectors[part]).astype(np.float32) for part in (one.generated, one.real))
+    data = EmbeddedSet(generated, real, one.labels, one.groups, one.folds, "euclidean", "cpu", 0)
+    expected = {json.dumps({**trial.as_dict(), **p}): score for p, score in scores(data, SWEEP)}
+    assert {row.configuration.to_json() for row in rows} == set(expected)
+    for row in rows:
+        text = row.configuration.to_json()
+        if (
+            "kmeans" not in text
+        ):  # manhattan distances depend on the signs of the axes
+            np.testing.assert_allclose(row.scores, expected[text], rtol=1e-3, atol=1e-4)
+
+
+def test_sets_of_a_catalog(tmp_path):
+    numbers = range(6)
+    catalog = small_catalog(
+        tmp_path,
+        [f"membership/s/train/{role}/{role}{i}.png" for role in ("generated", "used", "not_used") for i in numbers]
+        + [f"membership/s/test/unknown/x{i}.png" for i in numbers]
+        + ["membership/s/test/generated/h.png"],
+    )
+    readable = ~np.isin(catalog.ids, ["used3", "x2"])
+    (of_set,) = find_sets(catalog, readable, 0).sets
+    assert of_set.name == "s"
+    ids = catalog.ids
+    assert set(ids[of_set.generated]) == {*(f"generated{i}" for i in numbers), "h"}
+    labels = dict(zip(ids[of_set.real].tolist(), of_set.labels.tolist(), strict=True))
+    assert labels == {
+        **{f"used{i}": USED for i in numbers if i != 3},
+        **{f"not_used{i}": NOT_USED for i in numbers},
+        **{f"x{i}": UNKNOWN for i in numbers if i != 2},
+    }
+    assert np.array_equal(of_set.folds == -1, of_set.labels == UNKNOWN)
+    for fold in set(of_set.folds[of_set.folds >= 0].tolist()):
+        assert set(of_set.labels[of_set.folds == fold].tolist()) == {USED, NOT_USED}
+    again = find_sets(catalog, readable, 0).sets[0]
+    assert np.array_equal(again.folds, of_set.folds)
+    with pytest.raises(DataError, match="membership set 's': got no readable used slices"):
+        find_sets(catalog, ~np.char.startswith(catalog.ids, "used"), 0)
+    with pytest.raises(DataError, match="membership set 's': cross-validation in 5 folds needs 2 groups"):
+        find_sets(catalog, ~np.isin(catalog.ids, [f"used{i}" for i in range(5)]), 0)
+
+
+def test_patients_stay_in_one_fold(tmp_path):
+    paths = [f"membership/s/train/{role}/{role}{i}.png" for role in ("generated", "used", "not_used") for i in range(8)]
+    (tmp_path / "groups.csv").write_text(
+        "image_id,group\n" + "".join(f"{role}{i},{role}{i // 2}\n" for role in ("used", "not_used") for i in range(8))
+    )
+    catalog = small_catalog(tmp_path, paths)
+    (of_set,) = find_sets(catalog, np.ones(len(catalog), bool), 0).sets
+    for group in set(of_set.groups.tolist()):
+        assert len(set(of_set.folds[of_set.groups == group].tolist())) == 1
+
+
+def test_membership_within_a_limit_differs_in_dendrograms_alone():
+    vectors, slices = example(("one",))
+    trial = Trial("lbp", "full", 0, metric="euclidean")
+    exact, near = (slices.evaluate(trial, vectors, replace(OPTIONS, limit=limit)) for limit in (10**9, exact_bytes(8)))
+    assert slices.square_bytes() == exact_bytes(16)
+    assert len(exact) > len(near), "more clusters than centres are left out"
+    plain = {row.configuration.to_json(): row.scores.tolist() for row in exact}
+    for row in near:
+        choices = row.configuration.choices
+        by_tree = choices["method"] == "clusters" and choices["linkage"] != "kmeans"
+        assert ("centres" in choices) == by_tree
+        if not by_tree and choices["method"] != "span":  # whose components are of a part of the slices
+            assert row.scores.tolist() == plain[row.configuration.to_json()]
+
+
+def test_a_trial_that_failed_is_one_row():
+    trial = Trial("lbp", "full", 0, metric="euclidean")
+    (row,) = trial_table("membership", trial, [], time.monotonic(), "UsageError: no").to_pylist()
+    assert (row["status"], row["error"], row["backbone"]) == ("failed", "UsageError: no", "lbp")
+    assert json.loads(row["configuration"]) == trial.as_dict()
+    assert row["scores"] is row["auc"] is None
+
+
+def test_the_nearest_generated_slices_by_plain_distances():
+    vectors, slices = example()
+    nearest = slices.nearest_generated(vectors)
+    for of_set in slices.sets:
+        unknown = of_set.real[of_set.labels == UNKNOWN]
+        for image, rows in zip(unknown, nearest[of_set.name], strict=True):
+            distances = np.linalg.norm(vectors[of_set.generated] - vectors[image], axis=1)
+            assert rows == np.argsort(distances, kind="stable")[:3].tolist()

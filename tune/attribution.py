@@ -1,0 +1,269 @@
+"""The attribution task of a search: its slices, and the rows that one trial gives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gansfp.collection.catalog import Catalog
+from gansfp.decision.search_result import Configuration, Scalar, Search, SearchedIds, SearchResult, Trial
+from gansfp.embedding.shards import Pair
+from gansfp.errors import DataError, UsageError
+from gansfp.scoring.attribution import COVARIANCES, INITS, Clustering, best_k, prepare, results, spaces
+from gansfp.scoring.cluster_splitting import (
+    bisect_clusters,
+    bisection_limits,
+    find_bisections,
+    generator_silhouettes,
+    score_bisections,
+)
+from gansfp.scoring.clustering_space import ClusteringSpace, exact_bytes
+from gansfp.scoring.known_generators import KnownScore, name_clusters, score_on_known
+from tune.membership import NETWORKS
+from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, pca_approximation
+from tune.rows import Row
+
+_SPACES = 3  # held by a trial: of the test slices, of the known ones, and of a part of these
+
+_SETTINGS: dict[str, tuple[str, ...]] = {  # of a clustering, by its method
+    "hierarchical": ("linkage", "metric"),
+    "gmm": ("covariance", "init"),
+    "kmeans": (),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionSlices(TaskSlices):
+    """The attribution slices, by rows of the task's images.
+
+    known: (m,) rows of the slices of known generators; generators: (m,) str, theirs; test: (n,) rows.
+    """
+
+    known: np.ndarray
+    generators: np.ndarray
+    test: np.ndarray
+
+    def evaluate(self, trial: Trial, vectors: np.ndarray, options: TrialOptions) -> list[Row]:
+        """Each clustering at each number of clusters: judged on the known generators, applied to the test slices.
+
+        A clustering that fails (a mixture too wide for its memory, say) is one row with its error; the others go on.
+        """
+        ks = options.sweeps.attribution
+        possible = [k for k in ks if k < len(self.test)]
+        if not possible:
+            raise UsageError(f"k: got {list(ks)} for {len(self.test)} test slices, expected fewer clusters than slices")
+        limit = options.limit // _SPACES
+        clusterings = clusterings_of(trial, options.seed)
+        ((known, _),) = spaces(vectors[self.known], clusterings, options.device, limit)
+        ((test, _),) = spaces(vectors[self.test], clusterings, options.device, limit)
+        plain = {clustering: replace(clustering, components=0, standardise=False) for clustering in clusterings}
+        judged = score_on_known(known, self.generators, list(plain.values()))
+        approximation = test.approximation | {f"known_{name}": value for name, value in known.approximation.items()}
+        if trial.components:
+            approximation |= pca_approximation(vectors[self.test], limit)
+        rows = []
+        for clustering in clusterings:
+            choices = {**trial.as_dict(), **approximation, **_described(clustering)}
+            try:
+                counted = _by_silhouette(test, known, judged[plain[clustering]], plain[clustering], possible)
+                if clustering.linkage == "ward" and clustering.method == "hierarchical":
+                    counted.append(_by_bisection(test, known, self.generators, clustering))
+                rows += [_row(clustering, choices, one) for one in counted]
+            except UsageError as error:
+                rows.append(_row(clustering, choices, _Failed(str(error))))
+        return rows
+
+    def ids(self, images: Catalog) -> SearchedIds:
+        """The test slices and the known generators' slices."""
+        ids = images.ids
+        return SearchedIds(ids.tolist(), test=ids[self.test].tolist(), known=ids[self.known].tolist())
+
+    def fingerprint(self, images: Catalog) -> list[object]:
+        """The rows and the generators."""
+        return [self.known.tolist(), self.generators.tolist(), self.test.tolist()]
+
+    def square_bytes(self) -> int:
+        """Of the larger of the two, as often as they are held; beside the known slices a part of them is."""
+        return _SPACES * exact_bytes(max(len(self.known), len(self.test)))
+
+    def most_clusters(self) -> int:
+        """One fewer than the test has slices."""
+        return len(self.test) - 1
+
+    def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
+        """Names the clusters of the best row after the known generators that they resemble."""
+        best = search.result.best[""]
+        labels = search.rows("").of_row(best.row).astype(np.int64)
+        limit = int(float(str(search.result.search["max_memory"])) * 1e9)
+        name = functools.partial(self.cluster_names, labels=labels, choices=best.configuration.choices, limit=limit)
+        (names,) = for_each_pair([best.configuration.pair], name)
+        return replace(search.result, names=names)
+
+    def cluster_names(
+        self, vectors: np.ndarray, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
+    ) -> dict[int, str]:
+        """The known generator, or "new", that each cluster of the test slices resembles.
+
+        vectors: (images of the task, d) float32; labels: (n,) clusters; choices: of the configuration that made them;
+        limit: bytes, as in TrialOptions.
+        """
+        both = vectors[np.concatenate([self.known, self.test])]
+        components = choices["components"]
+        assert not isinstance(components, str)
+        both = prepare(both, bool(choices["standardise"]), components, limit=limit)
+        known, test = both[: len(self.known)], both[len(self.known) :]
+        return {name.cluster: name.generator for name in name_clusters(labels, test, known, self.generators)}
+
+
+def find_slices(images: Catalog, readable: np.ndarray, seed: int) -> AttributionSlices:
+    """The attribution slices. Raises DataError without test slices, or with fewer than two known generators."""
+    if not len(images):
+        raise DataError(f"{images.data}: got no attribution images, expected a folder attribution/")
+    known = np.flatnonzero(readable & (images.column("role") == "generated"))
+    test = np.flatnonzero(readable & (images.column("role") == "unknown"))
+    generators = images.column("generator")[known]
+    if len(set(generators.tolist())) < 2:
+        raise DataError(
+            f"attribution: got {len(set(generators.tolist()))} known generators, expected 2 or more folders in "
+            "attribution/train, to choose a clustering by"
+        )
+    if not len(test):
+        raise DataError("attribution: got no readable test slices, expected some in attribution/test")
+    return AttributionSlices(known, generators, test)
+
+
+def clusterings_of(trial: Trial, seed: int) -> list[Clustering]:
+    """The clusterings that a trial sweeps; no full covariances, for which slices are too few."""
+
+    def clustering(method: str, linkage: str = "ward", metric: str = "euclidean", **mixture: str) -> Clustering:
+        components, standardise = trial.components, bool(trial.standardise)
+        return Clustering(method, linkage, metric, components=components, standardise=standardise, seed=seed, **mixture)
+
+    swept = [clustering("hierarchical", linkage) for linkage in ("ward", "average", "complete")]
+    swept.append(clustering("hierarchical", "average", "cosine"))
+    swept.append(clustering("kmeans"))
+    if trial.components:
+        swept += [
+            clustering("gmm", covariance=covariance, init=init)
+            for covariance in COVARIANCES
+            for init in INITS
+            if covariance in ("diag", "spherical") and init in ("kmeans", "k-means++")
+        ]
+    return swept
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """A clustering of the test slices into k clusters; count: what found k. The other fields: see Row."""
+
+    count: str
+    k: int
+    ari_known: float
+    ari_known_given_k: float
+    silhouette: float
+    margin: float
+    chosen_k: bool
+    scores: np.ndarray
+    known: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: str
+
+
+def _row(clustering: Clustering, choices: Mapping[str, Scalar], result: _Counted | _Failed) -> Row:
+    linkage = clustering.linkage if clustering.method == "hierarchical" else None
+    row = Row(Configuration(choices), method=clustering.method, linkage=linkage, metric=clustering.metric)
+    if isinstance(result, _Failed):
+        return replace(row, status="failed", error=result.error)
+    columns = {name: value for name, value in vars(result).items() if name != "count"}
+    configuration = Configuration({**choices, "count": result.count, "k": result.k})
+    return replace(row, configuration=configuration, **columns)
+
+
+def _by_silhouette(
+    test: ClusteringSpace,
+    known: ClusteringSpace,
+    judged: KnownScore | UsageError,
+    clustering: Clustering,
+    ks: Sequence[int],
+) -> list[_Counted]:
+    """One result for each k; the mean silhouette chooses among them."""
+    if isinstance(judged, UsageError):
+        raise judged
+    of_test = {result.k: result for result in results(test, clustering, ks)}
+    chosen = best_k({k: result.silhouettes[k] for k, result in of_test.items()})
+    of_known = {result.k: result for result in results(known, clustering, [k for k in ks if k < len(known.x)])}
+    known_labels = of_known[best_k({k: result.silhouettes[k] for k, result in of_known.items()})].labels
+    return [
+        _Counted(
+            count="silhouette",
+            k=k,
+            ari_known=judged.auto,
+            ari_known_given_k=judged.given,
+            silhouette=result.silhouettes[k],
+            margin=0.0,
+            chosen_k=k == chosen,
+            scores=result.labels.astype(np.float32),
+            known=known_labels if k == chosen else None,
+        )
+        for k, result in of_test.items()
+    ]
+
+
+def _by_bisection(
+    test: ClusteringSpace, known: ClusteringSpace, generators: np.ndarray, clustering: Clustering
+) -> _Counted:
+    """The result of a dendrogram whose clusters are cut in two as long as no known generator would be."""
+    of_generators = [
+        generator_silhouettes(known.subset(np.flatnonzero(generators == name))) for name in np.unique(generators)
+    ]
+    judged = score_bisections(known, generators, of_generators, clustering.seed)
+    labels = bisect_clusters(find_bisections(test), bisection_limits(of_generators)).labels
+    return _Counted(
+        count="splits",
+        k=int(labels.max()) + 1,
+        ari_known=judged.ari,
+        ari_known_given_k=judged.ari,
+        silhouette=float(test.silhouettes(clustering.metric, [labels])[0]) if labels.any() else -1.0,
+        margin=judged.margin,
+        chosen_k=True,
+        scores=labels.astype(np.float32),
+        known=judged.worst_labels,
+    )
+
+
+def _described(clustering: Clustering) -> dict[str, Scalar]:
+    return {"method": clustering.method} | {name: getattr(clustering, name) for name in _SETTINGS[clustering.method]}
+
+
+def _trials(pair: Pair, components: int | float) -> list[Trial]:
+    return [Trial(*pair, components, standardise=standardise) for standardise in (False, True)]
+
+
+def _order(choices: Mapping[str, Scalar], columns: Mapping[str, Scalar]) -> tuple[float, ...]:
+    """By how well the known generators are found again, their number estimated too, to one decimal: what a few slices
+    more or less say is noise. Then by the margin of the cuts there, then by the same with the number of generators
+    given, then by the silhouette of the test slices."""
+    ari, ari_given_k = round(float(columns["ari_known"]), 1), round(float(columns["ari_known_given_k"]), 3)
+    return ari, float(columns["margin"]), ari_given_k, float(columns["silhouette"])
+
+
+ATTRIBUTION = Task(
+    name="attribution",
+    default_pairs=(
+        ("residual", "full"),
+        ("lbp", "full"),
+        *((network, view) for network in NETWORKS for view in ("full", "lungs", "outer")),
+    ),
+    trials=_trials,
+    find_slices=find_slices,
+    merit="ari_known",
+    order=_order,
+    describe=lambda columns: f"ARI {columns['ari_known']:.3f} on known generators",
+    least_k=2,
+)

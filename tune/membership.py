@@ -1,0 +1,226 @@
+"""The membership task of a search: its sets, and the rows that one trial gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gansfp.collection.catalog import Catalog
+from gansfp.decision.decide import decide_by_other_folds
+from gansfp.decision.search_result import (
+    Configuration,
+    Scalar,
+    Search,
+    SearchedIds,
+    SearchResult,
+    SetIds,
+    Trial,
+    nearest_rows,
+    read_nearest,
+    write_nearest,
+)
+from gansfp.decision.stacking import area_under_curve
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.shards import Pair
+from gansfp.errors import DataError, UsageError
+from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.scoring import distances
+from gansfp.scoring.clustering_space import exact_bytes
+from gansfp.scoring.embedded_set import EmbeddedSet
+from gansfp.scoring.membership import learns_from_labels, scores
+from gansfp.statistics.metrics import decision_metrics
+from gansfp.statistics.resampling import stratified_group_folds
+from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, pca_approximation
+from tune.rows import Row
+
+FOLDS = 5
+NEAREST = 3  # generated slices named beside each decision
+
+
+@dataclass(frozen=True, eq=False)
+class SetSlices:
+    """One membership set, by rows of the task's images.
+
+    generated: (g,) rows; real: (n,) rows, the unknown slices last; labels, groups, folds: (n,) of the real slices;
+    folds: -1 for unknown slices.
+    """
+
+    name: str
+    generated: np.ndarray
+    real: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class MembershipSlices(TaskSlices):
+    """The sets that a search can choose for."""
+
+    sets: tuple[SetSlices, ...]
+
+    def evaluate(self, trial: Trial, vectors: np.ndarray, options: TrialOptions) -> list[Row]:
+        """The rows of one embedding for all sets; what is approximated to keep the memory limit is in the
+        configurations."""
+        return [row for of_set in self.sets for row in _evaluate_set(trial, vectors, of_set, options)]
+
+    def ids(self, images: Catalog) -> SearchedIds:
+        """The real and generated slices of each set."""
+        ids = images.ids
+        sets = {
+            of_set.name: SetIds(
+                ids[of_set.real].tolist(),
+                ids[of_set.generated].tolist(),
+                of_set.labels.tolist(),
+                of_set.folds.tolist(),
+                of_set.groups.tolist(),
+            )
+            for of_set in self.sets
+        }
+        return SearchedIds(ids.tolist(), sets)
+
+    def fingerprint(self, images: Catalog) -> list[object]:
+        """The real slices of each set with their labels and folds."""
+        return [[images.ids[s.real].tolist(), s.labels.tolist(), s.folds.tolist()] for s in self.sets]
+
+    def square_bytes(self) -> int:
+        """Of the largest set, since sets are computed one after the other."""
+        return max(exact_bytes(len(of_set.generated)) for of_set in self.sets)
+
+    def most_clusters(self) -> int:
+        """As many as the smallest set has generated slices."""
+        return min(len(of_set.generated) for of_set in self.sets)
+
+    def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
+        """Writes nearest.parquet, unless it is there: the generated slices nearest to each unknown slice, of every
+        embedding, because the final step chooses the embedding."""
+        digest = hashlib.sha256(search.result.to_json().encode()).hexdigest()
+        if read_nearest(search.folder, digest) is None:
+            rows = []
+            nearest = for_each_pair(search.pairs, self.nearest_generated)
+            for pair, of_sets in zip(search.pairs, nearest, strict=True):
+                rows += nearest_rows(search.result.ids.sets, pair, of_sets)
+            write_nearest(search.folder, rows, digest)
+        return search.result
+
+    def nearest_generated(self, vectors: np.ndarray) -> dict[str, list[list[int]]]:
+        """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to each unknown slice.
+
+        vectors: (images of the task, d) float32; euclidean distances.
+        """
+        unknown = {of_set.name: vectors[of_set.real[of_set.labels == UNKNOWN]] for of_set in self.sets}
+        return {
+            of_set.name: distances.nearest(unknown[of_set.name], vectors[of_set.generated], NEAREST)[1].tolist()
+            for of_set in self.sets
+        }
+
+
+def find_sets(images: Catalog, readable: np.ndarray, seed: int) -> MembershipSlices:
+    """The membership sets. images: of the membership task; readable: (n,) bool.
+
+    Raises DataError where a set lacks generated, used or not used slices, or enough groups of each to cross-validate.
+    """
+    if not len(images):
+        raise DataError(f"{images.data}: got no membership images, expected a folder membership/")
+    set_names, roles, groups = images.column("set"), images.column("role"), images.groups()
+    labels = np.select([roles == "used", roles == "not_used"], [USED, NOT_USED], UNKNOWN)
+    sets = []
+    for name in images.sets():
+        of_set = (set_names == name) & readable
+        for role in ("generated", "used", "not_used"):
+            if not (of_set & (roles == role)).any():
+                raise DataError(
+                    f"membership set {name!r}: got no readable {role} slices, expected some in train/{role}"
+                )
+        generated = np.flatnonzero(of_set & (roles == "generated"))
+        real = np.flatnonzero(of_set & (roles != "generated"))
+        real = real[np.argsort(labels[real] == UNKNOWN, kind="stable")]
+        labelled = labels[real] != UNKNOWN
+        folds = np.full(len(real), -1)
+        try:
+            folds[labelled] = stratified_group_folds(labels[real][labelled], groups[real][labelled], FOLDS, seed)
+        except UsageError as error:
+            raise DataError(f"membership set {name!r}: {error}") from error
+        sets.append(SetSlices(name, generated, real, labels[real], groups[real], folds))
+    return MembershipSlices(tuple(sets))
+
+
+def _evaluate_set(trial: Trial, vectors: np.ndarray, of_set: SetSlices, options: TrialOptions) -> list[Row]:
+    generated, real = vectors[of_set.generated], vectors[of_set.real]
+    device, seed, limit = options.device, options.seed, options.limit
+    approximation: dict[str, Scalar] = {}
+    if trial.components:
+        both = np.concatenate([generated, real])
+        approximation = {**pca_approximation(both, limit)}
+        basis = distances.pca(both, trial.components, device, limit, seed)
+        generated, real = basis.transform(generated, device), basis.transform(real, device)
+    metric = str(trial.metric)
+    data = EmbeddedSet(generated, real, of_set.labels, of_set.groups, of_set.folds, metric, device, seed, limit)
+    labelled = of_set.labels != UNKNOWN
+    rows = []
+    for parameters, exact_scores in scores(data, options.sweeps.membership):
+        rounded = exact_scores.astype(np.float32)  # before any decision, so that decisions rest on what is written
+        k = parameters.get("k")
+        row = Row(
+            Configuration({**trial.as_dict(), **approximation, **parameters}),
+            set=of_set.name,
+            method=_text(parameters.get("method")),
+            linkage=_text(parameters.get("linkage")),
+            metric=str(parameters.get("metric", metric)),
+            k=None if k is None else int(k),
+            rule=_text(parameters.get("rule")),
+            scores=rounded,
+        )
+        rows.append(_cross_validated(row, rounded[labelled], of_set.labels[labelled], of_set.folds[labelled]))
+    return rows
+
+
+def _text(value: Scalar | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _cross_validated(row: Row, score: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Row:
+    figures = decision_metrics(labels, decide_by_other_folds(score, labels, folds, "balanced_accuracy"))
+    return replace(
+        row,
+        auc=float(area_under_curve(score[None], labels == USED)[0]),
+        f1=figures["f1"],
+        balanced_accuracy=(figures["recall"] + figures["specificity"]) / 2,
+    )
+
+
+def _trials(pair: Pair, components: int | float) -> list[Trial]:
+    # Between vectors of unit norm cosine orders as euclidean does, and manhattan hardly otherwise.
+    metrics = ("euclidean",) if parse_backbone(pair[0]).unit_norm else distances.METRICS
+    return [Trial(*pair, components, metric=metric) for metric in metrics]
+
+
+def _order(choices: Mapping[str, Scalar], columns: Mapping[str, Scalar]) -> tuple[float, ...]:
+    """By cross-validated AUC. Configurations that learn from labels come last, because their AUC flatters (see
+    gansfp/decision/stacking.py)."""
+    return float(not learns_from_labels(choices)), float(columns["auc"])
+
+
+NETWORKS = ("mobilenetv2_100", "densenet121")
+
+MEMBERSHIP = Task(
+    name="membership",
+    # Pooled features forget where things are and see little of what a generator remembers; small high-pass slices keep
+    # it. Several windows, because generators differ in the scales that they draw well.
+    default_pairs=(
+        *((f"highpass-w{window}-64", "full") for window in (0, 7, 15, 31, 63)),
+        *((f"highpass-w{window}-32", "full") for window in (7, 15)),
+        *(("highpass-w15-64", view) for view in ("lungs", "outer")),
+        *((network, view) for network in NETWORKS for view in ("full", "lungs", "outer")),
+        *((f"{network}:map", "full") for network in NETWORKS),
+    ),
+    trials=_trials,
+    find_slices=find_sets,
+    merit="auc",
+    order=_order,
+    describe=lambda columns: f"AUC {columns['auc']:.3f}",
+    least_k=1,
+)

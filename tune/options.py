@@ -1,0 +1,79 @@
+"""The options of a search, and the configurations that they ask for; shared by tune.search and jobs.audit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from gansfp.embedding.backbones import parse_backbone
+from gansfp.embedding.shards import Pair
+from gansfp.errors import UsageError
+from gansfp.images.views import get_view
+from gansfp.runtime.command import Parser
+from gansfp.runtime.embedding import available
+from gansfp.runtime.options import names, positive, share
+from tune.problem import SearchConfig
+from tune.space import TASKS
+from tune.trials import ALGORITHMS, DRAWN_TRIALS, get_algorithm
+
+
+def add_search_options(parser: Parser) -> None:
+    """How a search goes, for every command that searches."""
+    parser.add_argument("--algo", default="grid", help=f"one of {','.join(ALGORITHMS)}")
+    parser.add_argument(
+        "--max-trials",
+        type=positive,
+        help=f"of each task; grid: a random sample of it; optuna: how many (default {DRAWN_TRIALS})",
+    )
+    parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    parser.add_argument(
+        "--max-memory",
+        type=float,
+        default=SearchConfig.max_memory,
+        help="GB of a trial for distances and dendrograms (default %(default)g); with more slices than fit, clustering "
+        "is approximated, and the log and the results say so",
+    )
+
+
+def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = ()) -> SearchConfig:
+    """The configuration that those options ask for. Raises UsageError for a task, an algorithm or numbers of clusters
+    that there are not."""
+    if task not in TASKS:
+        raise UsageError(f"--task: got {task!r}, expected one of {list(TASKS)}")
+    get_algorithm(options.algo)
+    TASKS[task].check_ks(ks)
+    return SearchConfig(
+        task,
+        algorithm=options.algo,
+        max_trials=options.max_trials,
+        gpus_per_trial=options.gpus_per_trial,
+        gpus=options.gpus,
+        seed=options.seed,
+        ks=ks,
+        max_memory=options.max_memory,
+    )
+
+
+def parse_ks(text: str) -> tuple[int, ...]:
+    """The value of --k: whole numbers with commas between."""
+    try:
+        return tuple(int(part) for part in names(text))
+    except ValueError:
+        raise UsageError(f"--k: got {text!r}, expected whole numbers with commas between") from None
+
+
+def choose_pairs(
+    task: str, backbones: Sequence[str], views: Sequence[str], folder: str | None
+) -> tuple[list[Pair], list[str]]:
+    """The embeddings to search: all backbones x views where they are named, else the task's default, without those
+    whose weights cannot be had; the second value names these and says why."""
+    for view in views:
+        get_view(view)
+    if backbones:
+        return [(backbone, view) for backbone in backbones for view in views or ("full",)], []
+    default = TASKS[task].default_pairs
+    if views:
+        default = tuple((backbone, view) for backbone in dict.fromkeys(b for b, _ in default) for view in views)
+    networks = dict.fromkeys(parse_backbone(b).model for b, _ in default if parse_backbone(b).needs_weights)
+    usable, left_out = available(list(networks), folder)
+    return [(b, v) for b, v in default if parse_backbone(b).model in ("", *usable)], left_out

@@ -1,0 +1,227 @@
+"""What a search works on, without Ray: its configuration, the two tasks, one trial, and the files that trials leave."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gansfp import store
+from gansfp.collection.catalog import Catalog
+from gansfp.decision.search_result import Scalar, Search, SearchedIds, SearchResult, Trial
+from gansfp.embedding.shards import Pair
+from gansfp.errors import DataError, UsageError
+from gansfp.scoring import distances
+from gansfp.scoring.membership import Sweep
+from tune.rows import SCHEMA, Row, trial_table
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+LEAST_MEMORY = 0.05  # GB: some 800 centres, enough to cut into any number of clusters that is asked for
+ATTRIBUTION_KS = tuple(range(2, 13))
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What is searched and how.
+
+    gpus: how many to plan for, also those still to come; None: those that the Ray cluster has now. ks: numbers of
+    clusters; empty: the default of the task. max_memory: GB of a trial for what grows with the square of the slices.
+    Raises UsageError for a value that the search does not take.
+    """
+
+    task: str
+    algorithm: str = "grid"
+    max_trials: int | None = None
+    gpus_per_trial: float = 0.25
+    gpus: int | None = None
+    seed: int = 0
+    ks: tuple[int, ...] = ()
+    max_memory: float = distances.MAX_MEMORY / 1e9
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_trial <= 0:
+            raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
+        if not LEAST_MEMORY <= self.max_memory < np.inf:
+            raise UsageError(f"--max-memory: got {self.max_memory:g}, expected at least {LEAST_MEMORY} (GB)")
+
+    @property
+    def limit(self) -> int:
+        """max_memory in bytes."""
+        return int(self.max_memory * 1e9)
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """The inner values of a trial: what is swept for membership, and the numbers of clusters for attribution."""
+
+    membership: Sweep
+    attribution: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """How a trial is computed. limit: bytes for what grows with the square of the slices."""
+
+    sweeps: Sweeps
+    device: str = "cpu"
+    seed: int = 0
+    limit: int = distances.MAX_MEMORY
+
+
+class ForEachPair(Protocol):
+    """Computes something from the vectors (images of the task, d) of each embedding, in the order of the pairs."""
+
+    def __call__(self, pairs: Sequence[Pair], compute: Callable[[np.ndarray], Result], /) -> Iterable[Result]: ...
+
+
+class TaskSlices(ABC):
+    """The slices of a task, by rows of its embeddings, and what a trial computes from them."""
+
+    @abstractmethod
+    def evaluate(self, trial: Trial, vectors: np.ndarray, options: TrialOptions) -> list[Row]:
+        """The rows of one trial. vectors: (images of the task, d) float32."""
+
+    @abstractmethod
+    def ids(self, images: Catalog) -> SearchedIds:
+        """Which image each entry of a row's `scores` and `known` belongs to."""
+
+    @abstractmethod
+    def fingerprint(self, images: Catalog) -> list[object]:
+        """What tells these slices, labels and folds from others, as JSON."""
+
+    @abstractmethod
+    def square_bytes(self) -> int:
+        """The most that a trial takes for distances and dendrograms, all of it exact, beside its embedding."""
+
+    @abstractmethod
+    def most_clusters(self) -> int:
+        """The largest number of clusters that can be asked for."""
+
+    @abstractmethod
+    def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
+        """Computes from the embeddings what the final step needs of them, so that it need not read them. Returns the
+        search's result with it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the two questions, and what the search does differently for it.
+
+    default_pairs: embeddings that are searched unless others are named. trials: every way to prepare an embedding with
+    that many principal components. find_slices: the slices of a catalog of the task's images; raises DataError where
+    they do not allow a search. merit: the column that Optuna maximises. order: of a configuration's choices and its
+    row's columns; the largest is the best. describe: says in words how good a row is. least_k: the smallest number of
+    clusters.
+    """
+
+    name: str
+    default_pairs: tuple[Pair, ...]
+    trials: Callable[[Pair, int | float], list[Trial]]
+    find_slices: Callable[[Catalog, np.ndarray, int], TaskSlices]
+    merit: str
+    order: Callable[[Mapping[str, Scalar], Mapping[str, Scalar]], tuple[float, ...]]
+    describe: Callable[[Mapping[str, Scalar]], str]
+    least_k: int
+
+    def check_ks(self, ks: Sequence[int]) -> None:
+        """Raises UsageError for a number of clusters below the smallest one that makes sense."""
+        if min(ks, default=self.least_k) < self.least_k:
+            raise UsageError(f"--k: got {min(ks)}, expected at least {self.least_k}")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What every trial works on.
+
+    folder: WORK/search/<task>. load: gives the vectors of an embedding. keys: what identifies each embedding and the
+    images that it holds.
+    """
+
+    config: SearchConfig
+    task: Task
+    folder: str
+    load: Callable[[Pair], np.ndarray]
+    keys: Mapping[Pair, str]
+    slices: TaskSlices
+
+    @cached_property
+    def sweeps(self) -> Sweeps:
+        """The inner values: the user's numbers of clusters, or the defaults."""
+        ks = self.config.ks
+        return Sweeps(Sweep(ks=ks) if ks else Sweep(), ks or ATTRIBUTION_KS)
+
+    def place(self, trial: Trial) -> str:
+        """The file of a trial's rows; with another embedding, fold, sweep, seed or version it has another name."""
+        sweeps = self.sweeps
+        version = [importlib.metadata.version("gansfp"), SCHEMA.to_string()]
+        identity = [trial.as_dict(), self.keys[trial.pair], self.config.seed, self.config.limit]
+        text = json.dumps([*identity, asdict(sweeps.membership), sweeps.attribution, version], sort_keys=True)
+        return store.join(self.folder, "trials", hashlib.sha256(text.encode()).hexdigest()[:20] + ".parquet")
+
+    def run(self, trial: Trial, device: str) -> float:
+        """Runs a trial unless its file is there; returns what Optuna maximises. A trial that fails is one row."""
+        place = self.place(trial)
+        if not is_there(place):
+            started = time.monotonic()
+            options = TrialOptions(self.sweeps, device, self.config.seed, self.config.limit)
+            rows, error = [], ""
+            try:
+                rows = self.slices.evaluate(trial, self.load(trial.pair), options)
+            except Exception as failure:  # whatever failed, the other trials must go on
+                error = f"{type(failure).__name__}: {store.one_line(failure)}"
+            sink = pa.BufferOutputStream()
+            pq.write_table(trial_table(self.config.task, trial, rows, started, error), sink)
+            store.write_bytes_atomically(place, sink.getvalue())
+        return merit(read_table(place), self.task)
+
+
+def pca_approximation(x: np.ndarray, limit: int) -> dict[str, int]:
+    """For the record: how many slices principal components are fitted to, where not to all of x (n, d)."""
+    rows = distances.fitted_rows(len(x), x.shape[1], limit)
+    return {"fitted_to": rows} if rows < len(x) else {}
+
+
+def merit(table: pa.Table, task: Task) -> float:
+    """The best value of a trial, the mean over sets; -1 where every row failed."""
+    best: dict[str, float] = {}
+    for row in table.select(["set", "status", task.merit]).to_pylist():
+        if row["status"] == "ok":
+            best[row["set"] or ""] = max(best.get(row["set"] or "", 0.0), row[task.merit])
+    return float(np.mean(list(best.values()))) if best else -1.0
+
+
+def is_there(place: str) -> bool:
+    """Whether a trial has left its rows. A damaged file is reported, and its trial runs again."""
+    if not store.exists(place):
+        return False
+    file_system, inner = store.open_store(place)
+    try:
+        with file_system.open_input_file(inner) as source:
+            store.open_parquet(source)
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        log.warning("%s: damaged (%s); its trial runs again", place, store.one_line(error))
+        return False
+    return True
+
+
+def read_table(place: str) -> pa.Table:
+    """A trial's rows. Raises DataError where they cannot be read."""
+    try:
+        return store.read_parquet(place)
+    except (OSError, ValueError) as error:
+        line = store.one_line(error)
+        raise DataError(f"{place}: cannot be read ({line}); remove the file, then its trial runs again") from error
