@@ -1,6 +1,6 @@
 """cluster.yaml, checked as `ray up` checks it before it calls a cloud, and for what Ray does not check.
 
-Also the manifest for KubeRay in README.md.
+Also the commands for AWS and the manifest for KubeRay in jobs/README.md.
 """
 
 import copy
@@ -19,7 +19,7 @@ from gansfp.errors import UsageError
 from jobs import audit
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "jobs" / "README.md").read_text()
 IMAGE = re.compile(r"rayproject/ray:(?P<ray>\d+\.\d+\.\d+)-(?P<python>py\d+)-(?P<device>cpu|gpu)")
 # Ray hands a node_config to the cloud as it is, so these are the spellings of EC2's RunInstances.
 NODE_KEYS = {"InstanceType", "ImageId", "IamInstanceProfile", "BlockDeviceMappings", "InstanceMarketOptions"}
@@ -170,7 +170,7 @@ def gpus_of(command, monkeypatch):
     return taken["gpus"]
 
 
-@pytest.mark.parametrize("text", [README, (ROOT / "cluster.yaml").read_text()], ids=["README.md", "cluster.yaml"])
+@pytest.mark.parametrize("text", [README, (ROOT / "cluster.yaml").read_text()], ids=["jobs/README.md", "cluster.yaml"])
 def test_the_command_for_aws_is_one_that_jobs_audit_takes(text, config, monkeypatch):
     said = re.sub(r"^#", " ", text, flags=re.M)
     found = re.search(r"^ +ray up cluster\.yaml$.+?-- \\\n +(python -m .+?)\n", said, re.M | re.S)
