@@ -1,7 +1,7 @@
-"""Who made each synthetic slice: clusterings of embeddings, one cluster a generator, and how many there are.
+"""Attribution: clusters embeddings of synthetic slices, so that each cluster holds the slices of one generator.
 
-Unsupervised on purpose: the number of generators is unknown, and some of them have never been seen. What the known ones
-are good for is in known.py.
+Clustering is unsupervised, because the number of generators is unknown and no training slices exist for some of them.
+known_generators.py uses the known generators to choose a clustering and to name clusters.
 """
 
 import warnings
@@ -14,22 +14,23 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from gansfp.errors import UsageError
-from gansfp.scoring.clustering_space import Space
+from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.dendrograms import LINKAGES
 from gansfp.scoring.distances import MAX_MEMORY, METRICS, pca, standardise
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 COVARIANCES = ("full", "diag", "tied", "spherical")
-_COVARIANCE_BYTES = 2 << 30  # more than this, and a mixture is refused
+_COVARIANCE_BYTES = 2 << 30  # a mixture that needs more is refused
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """One way to cluster, all of it; checked when made (UsageError).
+    """A complete description of one way to cluster. Raises UsageError for values that do not fit.
 
-    linkage and metric matter to "hierarchical" only, covariance and init to "gmm" only; elsewhere they keep their
-    defaults, so that one clustering has one description. components: principal components before clustering, 0 for
-    none, a whole number, or the share of variance kept, in (0, 1). standardise: z-scores before that.
+    linkage and metric belong to "hierarchical" only, covariance and init to "gmm" only; with another method they must
+    keep their defaults, so that one clustering has one description. components: principal components before
+    clustering: 0 for none, a whole number, or the share of variance to keep, in (0, 1). standardise: whether z-scores
+    are computed before that.
     """
 
     method: str = "hierarchical"
@@ -42,14 +43,14 @@ class Clustering:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        known: tuple[tuple[str, str, Iterable[str]], ...] = (
+        choices_of: tuple[tuple[str, str, Iterable[str]], ...] = (
             ("method", self.method, METHODS),
             ("linkage", self.linkage, LINKAGES),
             ("metric", self.metric, METRICS),
             ("covariance", self.covariance, COVARIANCES),
             ("init", self.init, INITS),
         )
-        for name, value, choices in known:
+        for name, value, choices in choices_of:
             if value not in choices:
                 raise UsageError(f"clustering {name}: got {value!r}, expected one of {list(choices)}")
         for method, names in (("hierarchical", ("linkage", "metric")), ("gmm", ("covariance", "init"))):
@@ -67,10 +68,11 @@ class Clustering:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """labels: (n,) int64 in 0..k-1, clusters numbered by falling size, then by first member.
+    """Clusters of slices.
 
-    silhouettes: the mean silhouette (Rousseeuw 1987) by k, of every k that was looked at; nan where it is not defined
-    (one cluster, or as many as slices).
+    labels: (n,) int64 in 0..k-1, clusters numbered by falling size, then by first member. silhouettes: the mean
+    silhouette (Rousseeuw 1987) of every k that was tried; nan where it is undefined (one cluster, or as many clusters
+    as slices).
     """
 
     clustering: Clustering
@@ -87,12 +89,12 @@ def cluster(
     device: str = "cpu",
     limit: int = MAX_MEMORY,
 ) -> Result:
-    """Cluster x (n, d) float32 into k clusters; with k "auto" into that k of k_range whose mean silhouette is largest.
+    """Clusters x (n, d) float32 into k clusters; with k "auto" into the k of k_range with the largest mean silhouette.
 
-    The smallest k wins a tie. The silhouette judges all methods alike, Gaussian mixtures too, on the distances that
-    were clustered (euclidean but for "hierarchical"); it cannot say that there is but one generator. Above `limit`
-    bytes it is an approximation (gansfp/scoring/clustering_space.py). Raises UsageError for a k above the number of slices, and where
-    no k of the range is below it.
+    The smallest k wins a tie. The silhouette judges all methods, Gaussian mixtures too, on the distances that were
+    clustered: the clustering's metric for "hierarchical", else euclidean. It cannot find that there is a single
+    generator. Above `limit` bytes the result is an approximation (clustering_space.py). Raises UsageError for a k
+    above the number of slices, and where no k of the range is below that number.
     """
     if k != "auto":
         return next(cluster_many(x, [clustering], [int(k)], device, limit))
@@ -100,12 +102,12 @@ def cluster(
     if not ks:
         raise UsageError(f"clusters: got {len(x)} slices, too few to choose their number from {list(k_range)}")
     by_k = {r.k: r for r in cluster_many(x, [clustering], ks, device, limit)}
-    looked_at = {i: by_k[i].silhouettes[i] for i in ks}
-    return replace(by_k[best_k(looked_at)], silhouettes=looked_at)
+    silhouettes = {i: by_k[i].silhouettes[i] for i in ks}
+    return replace(by_k[best_k(silhouettes)], silhouettes=silhouettes)
 
 
 def best_k(silhouettes: dict[int, float]) -> int:
-    """The number of clusters with the largest mean silhouette, the smallest of equals; undefined ones lose."""
+    """Returns the number of clusters with the largest mean silhouette, the smallest of equals; undefined ones lose."""
     return max(sorted(silhouettes), key=lambda k: (np.nan_to_num(silhouettes[k], nan=-np.inf), -k))
 
 
@@ -116,11 +118,12 @@ def cluster_many(
     device: str = "cpu",
     limit: int = MAX_MEMORY,
 ) -> Iterator[Result]:
-    """Every clustering of x (n, d) float32 at every k: one Result each, with the silhouette of its k.
+    """Yields every clustering of x (n, d) float32 at every k: one Result each, with the silhouette of its k.
 
-    What clusterings share is computed once: z-scores and PCA, the distances of each metric, the dendrogram of each
-    linkage. So results come in order of the preparation (as it first appears), not of the clusterings. What grows by
-    n^2, for one preparation at a time, takes at most `limit` bytes (gansfp/scoring/clustering_space.py).
+    z-scores and PCA, the distances of each metric and the dendrogram of each linkage are computed once for all
+    clusterings that share them. So results come in order of the preparation (as it first appears), not of the
+    clusterings. Memory that grows by n^2 takes at most `limit` bytes, for one preparation at a time
+    (clustering_space.py).
     """
     ks = sorted(set(ks))
     for space, sharing in spaces(x, clusterings, device, limit):
@@ -130,68 +133,71 @@ def cluster_many(
 
 def spaces(
     x: np.ndarray, clusterings: Iterable[Clustering], device: str = "cpu", limit: int = MAX_MEMORY
-) -> Iterator[tuple[Space, list[Clustering]]]:
-    """Each way that some of the clusterings prepare x (n, d) float32, done once, with those that share it."""
+) -> Iterator[tuple[ClusteringSpace, list[Clustering]]]:
+    """Yields x (n, d) float32 prepared in each way that the clusterings ask for, with the clusterings that share it."""
     sharing: dict[tuple[bool, int | float], list[Clustering]] = {}
     for clustering in clusterings:
         sharing.setdefault((clustering.standardise, clustering.components), []).append(clustering)
-    for (scaled, components), those in sharing.items():
-        yield Space(prepare(x, scaled, components, device, limit), device, limit, those[0].seed), those
+    for (scaled, components), sharers in sharing.items():
+        yield ClusteringSpace(prepare(x, scaled, components, device, limit), device, limit, sharers[0].seed), sharers
 
 
-def results(space: Space, clustering: Clustering, ks: Sequence[int]) -> Iterator[Result]:
-    """One Result for every k, of slices that are prepared already. Raises UsageError for a k above their number."""
+def results(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -> Iterator[Result]:
+    """Yields one Result for every k, of prepared slices; the space remembers them. Raises UsageError for a k above the
+    number of slices."""
     n = len(space.x)
     for k in ks:
         if not 1 <= k <= n:
             raise UsageError(f"clusters: got k={k} for {n} slices, expected 1 to {n}")
-    missing = [k for k in ks if (clustering, k) not in space.found]
+    missing = [k for k in ks if (clustering, k) not in space.clustered]
     if missing:
         labelings = METHODS[clustering.method](space, clustering, missing)
         values = space.silhouettes(clustering.metric, [labelings[k] for k in missing])
         for k, value in zip(missing, values.tolist(), strict=True):
-            space.found[clustering, k] = Result(clustering, by_size(labelings[k]), k, {k: value})
-    yield from (space.found[clustering, k] for k in ks)
+            space.clustered[clustering, k] = by_size(labelings[k]), value
+    for k in ks:
+        labels, silhouette = space.clustered[clustering, k]
+        yield Result(clustering, labels, k, {k: silhouette})
 
 
 def prepare(
     x: np.ndarray, scaled: bool, components: int | float, device: str = "cpu", limit: int = MAX_MEMORY
 ) -> np.ndarray:
-    """What is clustered: x (n, d) float32 after z-scores, if scaled, and PCA, unless components is 0.
+    """Returns what is clustered: x (n, d) float32 after z-scores, if scaled, and PCA, unless components is 0.
 
-    Both are fitted to x itself, so that nothing but the slices at hand decides.
+    Both are fitted to x itself, so that the result depends on these slices only.
     """
     x = standardise(x, x) if scaled else np.asarray(x, dtype=np.float32)
     return pca(x, components, device, limit).transform(x, device) if components else x
 
 
 def by_size(labels: np.ndarray) -> np.ndarray:
-    """The same clusters numbered from 0 by falling size, then by first member: (n,) int64."""
+    """Returns the same clusters, numbered from 0 by falling size, then by first member: (n,) int64."""
     _, first, inverse, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.lexsort((first, -sizes))] = np.arange(len(first))
     return rank[inverse]
 
 
-def _hierarchical(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
+def _hierarchical(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
     return space.cuts(clustering.linkage, clustering.metric, ks)
 
 
-def _kmeans(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
+def _kmeans(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different slices than clusters: fewer clusters
-        return {k: KMeans(k, n_init=10, random_state=clustering.seed).fit_predict(space.places) for k in ks}
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct slices than clusters
+        return {k: KMeans(k, n_init=10, random_state=clustering.seed).fit_predict(space.coordinates) for k in ks}
 
 
-def _gmm(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
-    x = space.x.astype(np.float64)  # covariances of float32 are too easily singular
+def _gmm(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
+    x = space.x.astype(np.float64)  # in float32 covariances are often singular
     size = 8 * x.shape[1] ** 2 * max(ks) if clustering.covariance == "full" else 8 * x.shape[1] ** 2
     if clustering.covariance in ("full", "tied") and size > _COVARIANCE_BYTES:
         raise UsageError(
             f"gmm with covariance {clustering.covariance!r} of {x.shape[1]} numbers and k={max(ks)} takes "
-            f"{size / 1e9:.1f} GB; ask for fewer components, or covariance 'diag' or 'spherical'"
+            f"{size / 1e9:.1f} GB; ask for fewer components, or for covariance 'diag' or 'spherical'"
         )
-    out = {}
+    labelings = {}
     for k in ks:
         mixture = GaussianMixture(
             k,
@@ -202,17 +208,17 @@ def _gmm(space: Space, clustering: Clustering, ks: Sequence[int]) -> dict[int, n
         )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # the silhouette judges what has come out
-                out[k] = mixture.fit_predict(x)
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the silhouette judges the result
+                labelings[k] = mixture.fit_predict(x)
         except ValueError as error:
             raise UsageError(
                 f"gmm with covariance {clustering.covariance!r} and k={k} failed on {x.shape} numbers ({error}); "
                 "ask for fewer components or another covariance"
             ) from error
-    return out
+    return labelings
 
 
-METHODS: dict[str, Callable[[Space, Clustering, Sequence[int]], dict[int, np.ndarray]]] = {
+METHODS: dict[str, Callable[[ClusteringSpace, Clustering, Sequence[int]], dict[int, np.ndarray]]] = {
     "hierarchical": _hierarchical,
     "kmeans": _kmeans,
     "gmm": _gmm,

@@ -1,11 +1,12 @@
-"""How many generators there are, asked cluster by cluster: would any known generator fall apart as clearly as this?
+"""Estimates the number of generators from a dendrogram and the known generators.
 
-The mean silhouette over all slices prefers few clusters where some generators are far apart: it then leaves two that
-are close in one. Here a dendrogram is followed from its root, and a cluster is split in two where the silhouette of the
-halves is clearly above that of the halves of every known generator, which are one by definition; or where a split
-further down is clearly above everything in a known generator's own dendrogram. So the known generators say what one
-generator looks like in this embedding, and one cluster is a possible answer. The dendrogram is Ward's: its halves are
-compact and of like size, where other linkages split off strays first.
+The mean silhouette over all slices prefers few clusters where some generators are far apart: it then leaves two close
+generators in one cluster. This module follows Ward's dendrogram from the root instead. It bisects a cluster where the
+silhouette of its two children exceeds that of every known generator by a margin, because each known generator is one
+generator by definition. It also bisects a cluster if a bisection further down has a silhouette that clearly exceeds
+every silhouette inside a known generator's own dendrogram. So the known generators show what a single generator looks
+like in this embedding, and one cluster is a possible answer. Ward's linkage gives compact children of similar size,
+where other linkages separate outliers first.
 """
 
 from __future__ import annotations
@@ -18,151 +19,172 @@ import numpy as np
 
 from gansfp.errors import UsageError
 from gansfp.scoring.attribution import by_size
-from gansfp.scoring.clustering_space import Space, silhouettes
+from gansfp.scoring.clustering_space import ClusteringSpace, silhouettes
 from gansfp.statistics.metrics import partition_metrics
 
-HEADROOM = 0.2  # of what lies between the known generators' silhouette and 1: how much clearer a split has to be
-SMALLEST = 8  # slices, or 2 % of them: fewer are outliers, not a generator
-MOST_SUBSETS = 60  # of (generators to find, generator that is kept out), beyond which a random part is tried
+REQUIRED_MARGIN = 0.2  # of the distance between the known generators' silhouette and 1
+MIN_SLICES = 8  # or 2 % of the slices, if that is more: a smaller child is outliers, not a generator
+MAX_TRIALS = 60  # of pairs (generators to find, generator held out); of more pairs, a random part is tried
 
 
 @dataclass(frozen=True, eq=False)
-class Splits:
-    """labels: (n,) int64, numbered by falling size. weakest: silhouette of the least clear split that was made, 0 for
-    none; strongest_refused: of the clearest cluster that was left whole."""
+class BisectedClusters:
+    """The clusters that the bisections gave.
+
+    labels: (n,) int64, numbered by falling size; worst_accepted: the smallest silhouette of a bisection that was made,
+    0 for none; best_rejected: the largest silhouette of a bisection that was not made, 0 for none.
+    """
 
     labels: np.ndarray
-    weakest: float
-    strongest_refused: float
+    worst_accepted: float
+    best_rejected: float
 
 
 @dataclass(frozen=True)
-class SplitScore:
-    """How well splitting finds known generators again when one of them is not known.
+class BisectionScore:
+    """How well bisections find known generators again when one of them is treated as unknown.
 
-    ari: mean adjusted Rand index; margin: mean of how far the splits made are clearer than those refused; worst: (m,)
-    labels of all known slices with that one kept out which serves worst.
+    ari: mean adjusted Rand index; margin: mean difference of worst_accepted and best_rejected; worst_labels: (m,)
+    labels of all known slices, with that generator held out for which the index is lowest.
     """
 
     ari: float
     margin: float
-    worst: np.ndarray
+    worst_labels: np.ndarray
 
 
 @dataclass(frozen=True)
-class Clearness:
-    """Silhouettes that single generators reach: of their first split, and of any in their dendrograms; or limits."""
+class BisectionSilhouettes:
+    """Silhouettes that single generators reach, or the limits that follow from them.
 
-    first: float
-    any: float
+    root: of the first bisection of a generator; maximum: the largest of any bisection in its dendrogram.
+    """
+
+    root: float
+    maximum: float
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
-    """Ward's dendrogram of a space, and how clear each of its splits is.
+class Bisections:
+    """Ward's dendrogram of a space, with the silhouette of every possible bisection.
 
-    leaf: (n,) of each slice; members: leaves under each of the 2m - 1 nodes; sizes: slices under each that judge;
-    clear: (2m - 1,) silhouette of each node's two halves, nan for a leaf, and where a half is too small.
+    tree: Z (m-1, 4); leaf: (n,) of each slice; members: leaves under each of the 2m - 1 nodes; sizes: (2m - 1,) slices
+    of the silhouette sample under each; silhouettes: (2m - 1,) of each node's two children, nan for a leaf, and where a
+    child is too small.
     """
 
     tree: np.ndarray
     leaf: np.ndarray
     members: list[np.ndarray]
     sizes: np.ndarray
-    clear: np.ndarray
+    silhouettes: np.ndarray
 
 
-def halves(space: Space) -> Halves:
-    """What `split` follows, computed once for every limit."""
+def find_bisections(space: ClusteringSpace) -> Bisections:
+    """Returns the bisections of a space, for `bisect_clusters` to choose from under any limits."""
     tree, distances = space.tree("ward", "euclidean"), space.distances("euclidean")
-    judges = space.leaf[space.silhouette_sample]
-    order = np.argsort(judges, kind="stable")
-    of_leaf = np.split(order, np.cumsum(np.bincount(judges, minlength=len(tree) + 1))[:-1])
-    members, judging = (_under(tree, one) for one in ([np.array([i]) for i in range(len(tree) + 1)], of_leaf))
-    sizes = np.array([len(rows) for rows in judging])
-    smallest = max(SMALLEST, len(judges) // 50)
-    clear = np.full(len(members), np.nan)
-    for node, (left, right) in enumerate(tree[:, :2].astype(np.int64), start=len(tree) + 1):
+    leaves = len(tree) + 1
+    leaf_of_sample = space.leaf[space.silhouette_sample]
+    order = np.argsort(leaf_of_sample, kind="stable")
+    sample_of_leaf = np.split(order, np.cumsum(np.bincount(leaf_of_sample, minlength=leaves))[:-1])
+    members, sampled = (_under(tree, of_leaf) for of_leaf in ([np.array([i]) for i in range(leaves)], sample_of_leaf))
+    sizes = np.array([len(rows) for rows in sampled])
+    smallest = max(MIN_SLICES, len(leaf_of_sample) // 50)
+    of_nodes = np.full(len(members), np.nan)
+    for node, (left, right) in enumerate(tree[:, :2].astype(np.int64), start=leaves):
         if min(sizes[left], sizes[right]) >= smallest:
-            rows = np.concatenate([judging[left], judging[right]])
+            rows = np.concatenate([sampled[left], sampled[right]])
             sides = np.repeat([0, 1], [sizes[left], sizes[right]])
-            clear[node] = silhouettes(distances[np.ix_(rows, rows)], [sides])[0]
-    return Halves(tree, space.leaf, members, sizes, clear)
+            of_nodes[node] = silhouettes(distances[np.ix_(rows, rows)], [sides])[0]
+    return Bisections(tree, space.leaf, members, sizes, of_nodes)
 
 
-def split(found: Halves, limit: Clearness) -> Splits:
-    """Splits the slices (n) of a space where that is clearer than `limit.first`, or leads to one above `limit.any`."""
-    tree, clear, m = found.tree, found.clear, len(found.tree) + 1
-    deeper = np.zeros(2 * m - 1, bool)  # nodes that are clear beyond doubt, or hold one that is
-    for node, (left, right) in enumerate(tree[:, :2].astype(np.int64), start=m):
-        deeper[node] = clear[node] > limit.any or deeper[left] or deeper[right]
-    wanted = deeper | (clear > limit.first)
-    labels = np.zeros(m, np.int64)
-    leaves, made, refused = 0, [1.0], [0.0]
-    stack: list[tuple[int, np.ndarray]] = [(2 * m - 2, np.zeros(0, np.int64))]  # node, outliers that go with it
+def bisect_clusters(bisections: Bisections, limits: BisectionSilhouettes) -> BisectedClusters:
+    """Clusters the n slices of a space: bisects nodes from the root down while the limits allow it.
+
+    A node is bisected if its silhouette exceeds `limits.root`, or if its silhouette or one below it exceeds
+    `limits.maximum`.
+    """
+    tree, of_nodes, leaves = bisections.tree, bisections.silhouettes, len(bisections.tree) + 1
+    holds_certain = np.zeros(2 * leaves - 1, bool)  # nodes above limits.maximum, and those that contain one
+    for node, (left, right) in enumerate(tree[:, :2].astype(np.int64), start=leaves):
+        holds_certain[node] = of_nodes[node] > limits.maximum or holds_certain[left] or holds_certain[right]
+    accepted = holds_certain | (of_nodes > limits.root)
+    labels = np.zeros(leaves, np.int64)
+    clusters, made, rejected = 0, [1.0], [0.0]
+    stack: list[tuple[int, np.ndarray]] = [(2 * leaves - 2, np.zeros(0, np.int64))]  # a node, and its outliers
     while stack:
         node, outliers = stack.pop()
-        if not wanted[node]:
-            refused.append(float(np.nan_to_num(clear[node])))
-            labels[np.concatenate([found.members[node], outliers])] = leaves
-            leaves += 1
+        if not accepted[node]:
+            rejected.append(float(np.nan_to_num(of_nodes[node])))
+            labels[np.concatenate([bisections.members[node], outliers])] = clusters
+            clusters += 1
             continue
-        left, right = tree[node - m, :2].astype(np.int64)
-        if np.isnan(clear[node]):  # one of the two is too small to be a generator
-            small, large = sorted((left, right), key=lambda child: found.sizes[child])
-            stack.append((large, np.concatenate([outliers, found.members[small]])))
+        left, right = tree[node - leaves, :2].astype(np.int64)
+        if np.isnan(of_nodes[node]):  # one of the two children is too small to be a generator
+            small, large = sorted((left, right), key=lambda child: bisections.sizes[child])
+            stack.append((large, np.concatenate([outliers, bisections.members[small]])))
         else:
-            made.append(float(clear[node]))
+            made.append(float(of_nodes[node]))
             stack += [(left, outliers), (right, np.zeros(0, np.int64))]
-    return Splits(by_size(labels[found.leaf]), min(made) if len(made) > 1 else 0.0, max(refused))
+    worst_accepted = min(made) if len(made) > 1 else 0.0
+    return BisectedClusters(by_size(labels[bisections.leaf]), worst_accepted, max(rejected))
 
 
-def own_clearness(space: Space) -> Clearness:
-    """How clearly the slices of one generator fall apart, strays aside; 0 where there are too few to tell."""
-    if len(space.x) < 2 * SMALLEST:
-        return Clearness(0.0, 0.0)
-    clear = halves(space).clear
-    there = clear[~np.isnan(clear)]
-    return Clearness(float(there[-1]), float(there.max())) if len(there) else Clearness(0.0, 0.0)
+def generator_silhouettes(space: ClusteringSpace) -> BisectionSilhouettes:
+    """Returns the silhouettes inside a single generator's slices, apart from outliers; 0 for too few slices."""
+    if len(space.x) < 2 * MIN_SLICES:
+        return BisectionSilhouettes(0.0, 0.0)
+    of_nodes = find_bisections(space).silhouettes
+    defined = of_nodes[~np.isnan(of_nodes)]
+    if not len(defined):
+        return BisectionSilhouettes(0.0, 0.0)
+    return BisectionSilhouettes(float(defined[-1]), float(defined.max()))
 
 
-def split_limit(own: Sequence[Clearness]) -> Clearness:
-    """What a split must exceed, from what single generators reach."""
-    first, any_ = max(one.first for one in own), max(one.any for one in own)
-    return Clearness(first + HEADROOM * (1 - first), any_ + HEADROOM * (1 - any_))
+def bisection_limits(of_generators: Sequence[BisectionSilhouettes]) -> BisectionSilhouettes:
+    """Returns the silhouettes that a bisection must exceed, from those inside single generators."""
+    root, maximum = max(own.root for own in of_generators), max(own.maximum for own in of_generators)
+    return BisectionSilhouettes(root + REQUIRED_MARGIN * (1 - root), maximum + REQUIRED_MARGIN * (1 - maximum))
 
 
-def score_splits(known: Space, generators: np.ndarray, own: Sequence[Clearness], seed: int = 0) -> SplitScore:
-    """Tries the rule where the truth is known, always with a generator to find that it has not seen.
+def score_bisections(
+    known: ClusteringSpace, generators: np.ndarray, of_generators: Sequence[BisectionSilhouettes], seed: int = 0
+) -> BisectionScore:
+    """Tries the bisections on known generators, always with one of them held out of the limits.
 
-    known: m slices; generators: (m,) str; own: own_clearness of each, by name. For subsets of two or more generators
-    and each of their members kept out, the limit comes from the others. Raises UsageError for fewer than two
-    generators.
+    known: m slices; generators: (m,) str; of_generators: generator_silhouettes of each, ordered by name. The slices are
+    those of subsets of two or more generators; for each member of a subset, the limits come from the other members.
+    Raises UsageError for fewer than two generators.
     """
     names, codes = np.unique(generators, return_inverse=True)
     if len(names) < 2:
         raise UsageError(f"got {len(names)} known generators, and choosing a clustering needs at least 2")
-    tried = [
-        (subset, out) for size in range(len(names), 1, -1) for subset in _subsets(len(names), size) for out in subset
-    ]
-    if len(tried) > MOST_SUBSETS:
-        order = np.random.default_rng(seed).permutation(len(tried))[:MOST_SUBSETS]
-        tried = tried[: len(names)] + [tried[i] for i in np.sort(order) if i >= len(names)]
-    values, worst = [], None
-    held: tuple[tuple[int, ...], np.ndarray, Halves] | None = None  # of one subset at a time, whoever is kept out
-    for subset, out in tried:
-        if held is None or held[0] != subset:
+    figures, worst = [], None
+    cached: tuple[tuple[int, ...], np.ndarray, Bisections] | None = None  # of the latest subset
+    for subset, held_out in _trials(len(names), seed):
+        if cached is None or cached[0] != subset:
             rows = np.flatnonzero(np.isin(codes, subset))
-            held = subset, rows, halves(known.part(rows) if len(rows) < len(codes) else known)
-        _, rows, of_subset = held
-        found = split(of_subset, split_limit([own[g] for g in subset if g != out]))
-        ari = partition_metrics(codes[rows], found.labels)["ari"]
-        values.append((ari, found.weakest - found.strongest_refused))
+            cached = subset, rows, find_bisections(known.subset(rows) if len(rows) < len(codes) else known)
+        _, rows, bisections = cached
+        clusters = bisect_clusters(bisections, bisection_limits([of_generators[g] for g in subset if g != held_out]))
+        ari = partition_metrics(codes[rows], clusters.labels)["ari"]
+        figures.append((ari, clusters.worst_accepted - clusters.best_rejected))
         if len(subset) == len(names) and (worst is None or ari < worst[0]):
-            worst = ari, found.labels
+            worst = ari, clusters.labels
     assert worst is not None
-    ari, margin = (float(value) for value in np.mean(values, axis=0))
-    return SplitScore(ari, margin, worst[1])
+    ari, margin = (float(value) for value in np.mean(figures, axis=0))
+    return BisectionScore(ari, margin, worst[1])
+
+
+def _trials(count: int, seed: int) -> list[tuple[tuple[int, ...], int]]:
+    """Returns pairs of a subset of `count` generators and the one held out of it: all of them, or MAX_TRIALS; always
+    those with all generators, which come first."""
+    trials = [(subset, out) for size in range(count, 1, -1) for subset in _subsets(count, size) for out in subset]
+    if len(trials) <= MAX_TRIALS:
+        return trials
+    order = np.random.default_rng(seed).permutation(len(trials))[:MAX_TRIALS]
+    return trials[:count] + [trials[i] for i in np.sort(order) if i >= count]
 
 
 def _subsets(count: int, size: int) -> list[tuple[int, ...]]:
@@ -170,8 +192,8 @@ def _subsets(count: int, size: int) -> list[tuple[int, ...]]:
 
 
 def _under(tree: np.ndarray, of_leaf: list[np.ndarray]) -> list[np.ndarray]:
-    """What lies under every node of a dendrogram: 2m - 1 arrays, from those of its m leaves."""
-    found = list(of_leaf)
+    """Returns what lies under every node of a dendrogram: 2m - 1 arrays, from those of its m leaves."""
+    of_node = list(of_leaf)
     for left, right in tree[:, :2].astype(np.int64):
-        found.append(np.concatenate([found[left], found[right]]))
-    return found
+        of_node.append(np.concatenate([of_node[left], of_node[right]]))
+    return of_node

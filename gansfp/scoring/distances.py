@@ -2,7 +2,7 @@
 
 Large products run in torch on the given device, block by block, in float64: float32 products lose the small distances
 between near-identical slices, which are what membership inference looks for, and would make ties depend on the device.
-What takes memory by the square of the number of slices says so; see gansfp/scoring/clustering_space.py where there are too many.
+What takes memory by the square of the number of slices says so; see clustering_space.py for too many slices.
 """
 
 import logging

@@ -7,7 +7,7 @@ import numpy as np
 
 from gansfp.errors import UsageError
 from gansfp.scoring.attribution import Clustering, best_k, results
-from gansfp.scoring.clustering_space import Space
+from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.distances import nearest
 from gansfp.statistics.metrics import partition_metrics
 
@@ -30,7 +30,7 @@ class KnownScore:
 
 
 def score_on_known(
-    space: Space,
+    space: ClusteringSpace,
     generators: np.ndarray,
     clusterings: Sequence[Clustering],
     k_range: Iterable[int] = range(2, 13),
@@ -52,7 +52,7 @@ def score_on_known(
     outcome: dict[Clustering, KnownScore | UsageError] = {}
     for mask in tried:
         rows = np.flatnonzero(mask[codes])
-        part, truth = space if mask.all() else space.part(rows), codes[rows]
+        part, truth = space if mask.all() else space.subset(rows), codes[rows]
         true_k = int(mask.sum())
         possible = [k for k in ks if 2 <= k < len(rows)]
         if not possible:

@@ -1,4 +1,4 @@
-"""gansfp.decision.stacking: against scikit-learn and plain loops; no fold judges itself; honest where nothing is to be found."""
+"""Stacking against scikit-learn and plain loops: no fold judges itself, and p-values without a leak are not small."""
 
 import numpy as np
 import pytest

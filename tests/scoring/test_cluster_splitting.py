@@ -8,18 +8,18 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from gansfp.errors import UsageError
 from gansfp.scoring.attribution import Clustering, cluster
 from gansfp.scoring.cluster_splitting import (
-    Clearness,
-    SplitScore,
-    halves,
-    own_clearness,
-    score_splits,
-    split,
-    split_limit,
+    BisectionScore,
+    BisectionSilhouettes,
+    bisect_clusters,
+    bisection_limits,
+    find_bisections,
+    generator_silhouettes,
+    score_bisections,
 )
-from gansfp.scoring.clustering_space import Space
+from gansfp.scoring.clustering_space import ClusteringSpace
 
 # two generators that are close, two that are far from all others: the mean silhouette sees three clusters
-CLEAR = Clearness(0.6, 0.6)
+CLEAR = BisectionSilhouettes(0.6, 0.6)
 CENTRES = np.array([[0, 0], [7, 0], [60, 0], [0, 80]], float)
 
 
@@ -29,10 +29,10 @@ def blobs(centres: np.ndarray, each: int = 40, seed: int = 0) -> tuple[np.ndarra
     return x.astype(np.float32), np.repeat(np.arange(len(centres)), each).astype(str)
 
 
-def score(x: np.ndarray, names: np.ndarray) -> SplitScore:
-    known = Space(x)
-    own = [own_clearness(known.part(np.flatnonzero(names == name))) for name in np.unique(names)]
-    return score_splits(known, names, own)
+def score(x: np.ndarray, names: np.ndarray) -> BisectionScore:
+    known = ClusteringSpace(x)
+    own = [generator_silhouettes(known.subset(np.flatnonzero(names == name))) for name in np.unique(names)]
+    return score_bisections(known, names, own)
 
 
 def plain_own_silhouette(x: np.ndarray) -> float:
@@ -55,38 +55,40 @@ def plain_own_silhouette(x: np.ndarray) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_own_silhouette_equals_the_plain_one(seed):
     x, _ = blobs(np.zeros((1, 4)), each=50, seed=seed)
-    assert own_clearness(Space(x, "cpu")).first == pytest.approx(plain_own_silhouette(x), abs=1e-5)
+    assert generator_silhouettes(ClusteringSpace(x, "cpu")).root == pytest.approx(plain_own_silhouette(x), abs=1e-5)
 
 
 def test_close_generators_are_told_apart_where_the_silhouette_leaves_them_together():
     x, truth = blobs(CENTRES)
     assert cluster(x, Clustering(), "auto").k == 3
-    own = [own_clearness(Space(x[truth == name], "cpu")) for name in np.unique(truth)]
-    found = split(halves(Space(x, "cpu")), split_limit(own))
+    own = [generator_silhouettes(ClusteringSpace(x[truth == name], "cpu")) for name in np.unique(truth)]
+    found = bisect_clusters(find_bisections(ClusteringSpace(x, "cpu")), bisection_limits(own))
     assert adjusted_rand_score(truth, found.labels) == 1
-    assert found.weakest > split_limit(own).first >= found.strongest_refused
+    assert found.worst_accepted > bisection_limits(own).root >= found.best_rejected
 
 
 def test_one_generator_is_one_cluster():
     known, names = blobs(CENTRES)
-    own = [own_clearness(Space(known[names == name], "cpu")) for name in np.unique(names)]
+    own = [generator_silhouettes(ClusteringSpace(known[names == name], "cpu")) for name in np.unique(names)]
     alone, _ = blobs(np.zeros((1, 2)), each=100, seed=9)
-    found = split(halves(Space(alone, "cpu")), split_limit(own))
+    found = bisect_clusters(find_bisections(ClusteringSpace(alone, "cpu")), bisection_limits(own))
     assert found.labels.max() == 0
-    assert found.weakest == 0
+    assert found.worst_accepted == 0
 
 
 def test_outliers_stay_with_the_generator_they_are_nearest_to():
     x, truth = blobs(CENTRES[:3])
     strays = np.array([[400, 0], [0, -300]], np.float32)
-    found = split(halves(Space(np.concatenate([x, strays]), "cpu")), CLEAR)
+    found = bisect_clusters(find_bisections(ClusteringSpace(np.concatenate([x, strays]), "cpu")), CLEAR)
     assert found.labels.max() == 2
     assert adjusted_rand_score(truth, found.labels[:-2]) == 1
 
 
 def test_clusters_are_numbered_by_falling_size():
     x = np.concatenate([blobs(CENTRES[2:3], each=20)[0], blobs(CENTRES[:1], each=50)[0]])
-    assert np.array_equal(split(halves(Space(x, "cpu")), CLEAR).labels, [1] * 20 + [0] * 50)
+    assert np.array_equal(
+        bisect_clusters(find_bisections(ClusteringSpace(x, "cpu")), CLEAR).labels, [1] * 20 + [0] * 50
+    )
 
 
 def test_the_rule_is_tried_on_a_generator_it_has_not_seen():
@@ -94,7 +96,7 @@ def test_the_rule_is_tried_on_a_generator_it_has_not_seen():
     found = score(x, names)
     assert found.ari > 0.9
     assert found.margin > 0
-    assert adjusted_rand_score(names, found.worst) > 0.9
+    assert adjusted_rand_score(names, found.worst_labels) > 0.9
     # one generator that falls in two is split when it is the one not seen
     x = np.where((names == "0")[:, None] & (np.arange(len(x)) % 2 == 0)[:, None], x + np.array([0, 30]), x).astype(
         np.float32
@@ -115,4 +117,6 @@ def test_a_single_known_generator_is_refused():
 
 
 def test_identical_slices_do_not_split():
-    assert split(halves(Space(np.zeros((30, 3), np.float32), "cpu")), CLEAR).labels.max() == 0
+    assert (
+        bisect_clusters(find_bisections(ClusteringSpace(np.zeros((30, 3), np.float32), "cpu")), CLEAR).labels.max() == 0
+    )

@@ -11,8 +11,14 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from gansfp.scoring.attribution import Clustering, cluster, cluster_many
-from gansfp.scoring.cluster_splitting import halves, own_clearness, score_splits, split, split_limit
-from gansfp.scoring.clustering_space import Space, centres_within, exact_bytes, exact_within
+from gansfp.scoring.cluster_splitting import (
+    bisect_clusters,
+    bisection_limits,
+    find_bisections,
+    generator_silhouettes,
+    score_bisections,
+)
+from gansfp.scoring.clustering_space import ClusteringSpace, centres_within, exact_bytes, exact_within
 
 LIMIT = exact_bytes(100)  # 600 slices are above it
 CENTRES = 12 * np.random.default_rng(7).normal(size=(4, 8))
@@ -29,9 +35,9 @@ def test_the_limit_is_kept_to():
     assert exact_within(LIMIT) == 100
     assert exact_bytes(exact_within(LIMIT)) <= LIMIT < exact_bytes(exact_within(LIMIT) + 1)
     x, _ = blobs()
-    assert Space(x[:100], limit=LIMIT).exact
-    assert Space(x[:100], limit=LIMIT).approximation == {}
-    space = Space(x, limit=LIMIT)
+    assert ClusteringSpace(x[:100], limit=LIMIT).exact
+    assert ClusteringSpace(x[:100], limit=LIMIT).approximation == {}
+    space = ClusteringSpace(x, limit=LIMIT)
     assert not space.exact
     assert len(space.leaves) <= centres_within(LIMIT) == len(space.silhouette_sample) < 100
     assert space.approximation == {"centres": len(space.leaves), "sample": len(space.silhouette_sample)}
@@ -39,14 +45,14 @@ def test_the_limit_is_kept_to():
 
 def test_it_is_said_before_it_is_taken(caplog):
     caplog.set_level(logging.INFO)
-    Space(np.zeros((50_000, 1), np.float32))
+    ClusteringSpace(np.zeros((50_000, 1), np.float32))
     assert "50,000 slices would take 40.0 GB" in caplog.text
     assert f"above the limit of 4.0 GB: {centres_within(4 * 10**9):,} centres stand for them" in caplog.text
 
 
 def test_a_leaf_is_the_mean_of_its_slices():
     x, _ = blobs()
-    space = Space(x, limit=LIMIT)
+    space = ClusteringSpace(x, limit=LIMIT)
     assert space.weights.sum() == len(x)
     for leaf in range(len(space.leaves)):
         members = x[space.leaf == leaf]
@@ -77,7 +83,7 @@ def test_well_separated_generators_are_found_as_exactly(linkage, metric):
 def test_wards_tree_goes_on_from_the_centres():
     """It is scipy's of as many copies of each centre as it has slices, and the slices go with their centre."""
     x, _ = blobs(each=100, centres=CENTRES / 6)
-    space = Space(x, limit=LIMIT)
+    space = ClusteringSpace(x, limit=LIMIT)
     plain = scipy_linkage(space.leaves[space.leaf].astype(np.float64), "ward")
     for k, labels in space.cuts("ward", "euclidean", [2, 3, 5, 9]).items():
         assert adjusted_rand_score(labels, fcluster(plain, k, "maxclust")) == 1
@@ -86,7 +92,7 @@ def test_wards_tree_goes_on_from_the_centres():
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])
 def test_silhouettes_are_of_a_sample_of_the_slices(metric):
     x, generators = blobs(centres=CENTRES / 8)
-    space = Space(x, limit=LIMIT)
+    space = ClusteringSpace(x, limit=LIMIT)
     apart = cdist(
         x[space.silhouette_sample], x[space.silhouette_sample], {"manhattan": "cityblock"}.get(metric, metric)
     )
@@ -96,7 +102,7 @@ def test_silhouettes_are_of_a_sample_of_the_slices(metric):
 
 def test_no_more_metrics_are_held_than_are_counted():
     for limit in (10**9, LIMIT):
-        space = Space(blobs()[0], limit=limit)
+        space = ClusteringSpace(blobs()[0], limit=limit)
         for metric in ("euclidean", "cosine", "manhattan", "euclidean"):
             space.tree("average", metric)
             space.distances(metric)
@@ -109,18 +115,18 @@ def test_splits_within_a_limit_find_what_exact_ones_do(limit):
     x, generators = blobs(centres=np.concatenate([CENTRES, CENTRES[:1] + 5]))
     found = []
     for bytes_ in (10**9, limit):
-        space = Space(known, limit=bytes_)
-        own = [own_clearness(space.part(np.flatnonzero(names == name))) for name in range(4)]
-        labels = split(halves(Space(x, limit=bytes_)), split_limit(own)).labels
+        space = ClusteringSpace(known, limit=bytes_)
+        own = [generator_silhouettes(space.subset(np.flatnonzero(names == name))) for name in range(4)]
+        labels = bisect_clusters(find_bisections(ClusteringSpace(x, limit=bytes_)), bisection_limits(own)).labels
         assert adjusted_rand_score(generators, labels) == 1
-        found.append(score_splits(space, names.astype(str), own))
+        found.append(score_bisections(space, names.astype(str), own))
     assert found[0].ari == found[1].ari == 1
     assert found[1].margin == pytest.approx(found[0].margin, abs=0.1)
 
 
 def test_the_seed_decides_about_the_centres():
     x, _ = blobs(centres=CENTRES / 12)
-    first, again, other = (Space(x, limit=LIMIT, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (ClusteringSpace(x, limit=LIMIT, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first.leaf, again.leaf)
     assert not np.array_equal(first.leaf, other.leaf)
 

@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_rand_score
 from gansfp.errors import UsageError
 from gansfp.scoring import attribution
 from gansfp.scoring.attribution import Clustering, cluster
-from gansfp.scoring.clustering_space import Space
+from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.distances import standardise
 from gansfp.scoring.known_generators import NEW, _subsets, name_clusters, score_on_known
 
@@ -26,7 +26,7 @@ def training(generators=(0, 1, 2), n=15):
 def test_scores_equal_clustering_every_subset_by_itself():
     x, generators = training()
     clusterings = [Clustering(), Clustering(linkage="average", metric="cosine"), Clustering("kmeans", seed=4)]
-    got = score_on_known(Space(x + 3), generators, clusterings, k_range=range(2, 6))
+    got = score_on_known(ClusteringSpace(x + 3), generators, clusterings, k_range=range(2, 6))
     names = np.unique(generators)
     for clustering in clusterings:
         auto, given, right = [], [], []
@@ -47,7 +47,7 @@ def test_a_clustering_that_finds_generators_scores_above_one_that_does_not():
     x, generators = training()
     x[:, 0] += 30 * np.random.default_rng(1).normal(size=len(x))  # what has nothing to do with the generator
     one = Clustering()
-    plain, scaled = (score_on_known(Space(p), generators, [one])[one] for p in (x, standardise(x, x)))
+    plain, scaled = (score_on_known(ClusteringSpace(p), generators, [one])[one] for p in (x, standardise(x, x)))
     assert scaled.auto > 0.9 > 0.6 > plain.auto
 
 
@@ -57,7 +57,7 @@ def test_a_clustering_that_fails_has_its_error_and_the_others_go_on(monkeypatch)
 
     monkeypatch.setitem(attribution.METHODS, "gmm", broken)
     x, generators = training()
-    got = score_on_known(Space(x), generators, [Clustering("gmm"), Clustering()])
+    got = score_on_known(ClusteringSpace(x), generators, [Clustering("gmm"), Clustering()])
     assert str(got[Clustering("gmm")]) == "too wide"
     assert got[Clustering()].given == 1
 

@@ -1,4 +1,4 @@
-"""gansfp.scoring.membership: every score against a slow plain reference, labels that never judge themselves, odd inputs."""
+"""Membership scores: each against a slow plain reference; labels never change the scores of their fold; odd inputs."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ from sklearn.decomposition import PCA
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.distances import smallest
-from gansfp.scoring.membership import METHODS, TINY, MembershipSet, Sweep, check_ks, learns_from_labels, nearest, scores
+from gansfp.scoring.embedded_set import TINY, EmbeddedSet
+from gansfp.scoring.membership import METHODS, Sweep, check_ks, learns_from_labels, mean_nearest, scores
 
-METRICS = {"euclidean": "euclidean", "manhattan": "cityblock", "cosine": "cosine"}  # ours and scipy's names
+METRICS = {"euclidean": "euclidean", "manhattan": "cityblock", "cosine": "cosine"}  # our name and scipy's
 SMALL = Sweep(ks=(1, 2, 3, 8, 30), class_ks=(1, 2, 4), neighbours=(1, 3), spans=(1, 4))
 
 
@@ -23,7 +24,7 @@ def example(metric="euclidean", seed=0, numbers=40, patient=2, generated=30):
     drawn = np.concatenate([real[:8], real[16:21]])[rng.integers(13, size=generated)]
     drawn = (drawn + 0.5 * rng.normal(size=drawn.shape)).astype(np.float32)
     folds = np.where(labels == UNKNOWN, -1, np.arange(26) // 2 % 4)
-    return MembershipSet(drawn, real, labels, np.arange(26) // patient, folds, metric)
+    return EmbeddedSet(drawn, real, labels, np.arange(26) // patient, folds, metric)
 
 
 def found(data, method, sweep=SMALL):
@@ -89,7 +90,7 @@ def test_kmeans_per_class():
 
 def test_between_equal_classes_every_slice_is_a_tie():
     real = np.array([[0, 1], [5, 1], [0, 1], [5, 1], [2, 2]], np.float32)
-    data = MembershipSet(NORMAL[:3, :2], real, np.array([1, 1, 0, 0, -1]), np.arange(5), np.array([0, 1, 0, 1, -1]))
+    data = EmbeddedSet(NORMAL[:3, :2], real, np.array([1, 1, 0, 0, -1]), np.arange(5), np.array([0, 1, 0, 1, -1]))
     ((_, score),) = found(data, "kmeans_per_class", Sweep(class_ks=(1,)))
     assert score.tolist() == [0] * 5
 
@@ -134,11 +135,11 @@ def test_nearest_and_contrast(metric):
 
 def test_mean_of_nearest_leaves_out_what_is_infinite():
     apart = np.array([[1, np.inf, 3], [np.inf, np.inf, 2], [np.inf] * 3, [4, 2, 1]], np.float32)
-    assert nearest(smallest(apart, 2), 2).tolist() == [2, 2, 3, 1.5], (
+    assert mean_nearest(smallest(apart, 2), 2).tolist() == [2, 2, 3, 1.5], (
         "the third has none: the largest that was looked at"
     )
-    assert nearest(smallest(apart, 9), 9).tolist() == pytest.approx([2, 2, 4, 7 / 3])
-    assert nearest(np.full((2, 2), np.inf), 1).tolist() == [1, 1]
+    assert mean_nearest(smallest(apart, 9), 9).tolist() == pytest.approx([2, 2, 4, 7 / 3])
+    assert mean_nearest(np.full((2, 2), np.inf), 1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -182,7 +183,7 @@ def test_a_folds_own_labels_never_change_its_scores(metric):
         here = data.folds == fold
         flipped = np.where(here, 1 - data.labels, data.labels)
         assert (flipped != data.labels).sum() == 4
-        other = MembershipSet(data.generated, data.real, flipped, data.groups, data.folds, metric)
+        other = EmbeddedSet(data.generated, data.real, flipped, data.groups, data.folds, metric)
         after = list(scores(other, SMALL))
         assert len(after) == len(before)
         for i, (one, (parameters, two)) in enumerate(zip(before, after, strict=True)):
@@ -223,7 +224,7 @@ NORMAL = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
 
 def odd(**changes):
     rows = {"generated": NORMAL[:4], "real": NORMAL[4:], "labels": LABELS, "groups": np.arange(5), "folds": FOLDS}
-    return MembershipSet(**{**rows, **changes})
+    return EmbeddedSet(**{**rows, **changes})
 
 
 ODD = {

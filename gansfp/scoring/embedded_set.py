@@ -1,0 +1,149 @@
+"""One membership set in one embedding, with what its scores share: distances to the nearest slices, coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from gansfp.errors import UsageError
+from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.scoring import distances
+from gansfp.scoring.clustering_space import ClusteringSpace
+from gansfp.statistics.resampling import group_codes
+
+TINY = 1e-12  # added before every logarithm, because a copy has distance 0
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedSet:
+    """One membership set in one embedding.
+
+    generated: (g, d) float32; real: (n, d) float32; labels: (n,) 1 used, 0 not used, -1 unknown; groups: (n,) equal for
+    slices of one patient; folds: (n,) fold of each labelled slice, -1 for unknown slices. limit: bytes for what grows
+    by the square of the number of generated slices; distances to real slices are computed in strips, and only the
+    nearest are kept.
+    """
+
+    generated: np.ndarray
+    real: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    metric: str = "euclidean"
+    device: str = "cpu"
+    seed: int = 0
+    limit: int = distances.MAX_MEMORY
+    codes: np.ndarray = field(init=False)
+    _near: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.generated) < 2:
+            raise UsageError(f"membership: got {len(self.generated)} generated slices, expected at least 2")
+        if not (np.isfinite(self.generated).all() and np.isfinite(self.real).all()):
+            raise UsageError(
+                "membership: got embeddings that are not finite, expected numbers (--precision float32 may help)"
+            )
+        if not np.array_equal(self.folds < 0, self.labels == UNKNOWN):
+            raise UsageError(
+                "membership: got folds that do not fit the labels, expected -1 for unknown slices and only for them"
+            )
+        if self.smallest_training_class < 1:
+            raise UsageError(
+                "membership: got too few labelled slices, expected used and not used slices outside of every fold"
+            )
+        object.__setattr__(self, "codes", group_codes(self.groups, len(self.real)))
+
+    @cached_property
+    def smallest_training_class(self) -> int:
+        """The smallest number of labelled slices of one class outside of a fold, from which its scores can learn."""
+        outside = [
+            (self.labels == label) & (self.folds != fold) for label in (USED, NOT_USED) for fold in set(self.folds)
+        ]
+        return min(int(rows.sum()) for rows in outside)
+
+    @cached_property
+    def generated_space(self) -> ClusteringSpace:
+        """The generated slices, prepared for clustering."""
+        return ClusteringSpace(self.generated, self.device, self.limit, self.seed)
+
+    def to_generated(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the distances to the `count` nearest generated slices, rising, (n, count) float32, and the margin
+        (n,) of each real slice.
+
+        The margin is the largest value, over all generated slices, of this difference: the logarithm of the distance
+        between the generated slice and its nearest real slice of another patient, minus the logarithm of the distance
+        between the generated and the real slice.
+        """
+        return self._once("generated", count, self._to_generated)
+
+    def to_real(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the distances to the `count` nearest real slices, and to the `count` nearest that are labelled not
+        used and belong to another fold: each (n, count) float32, rising, infinite where there are fewer.
+
+        Slices of the same group are left out. Neighbouring slices of one patient are alike, whatever the generator was
+        trained on; compared with each other they would look like evidence.
+        """
+        return self._once("real", count, self._to_real)
+
+    def _once(
+        self, name: str, count: int, compute: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if (name, count) not in self._near:
+            self._near[name, count] = compute(count)
+        return self._near[name, count]
+
+    def _to_generated(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        near, margin = np.full((len(self.real), 0), np.inf, np.float32), np.full(len(self.real), -np.inf)
+        for part in distances.strips(len(self.generated), len(self.real)):
+            distance = distances.pairwise(self.generated[part], self.real, self.metric, self.device)
+            near = distances.smallest(np.concatenate([near, distance.T], axis=1), count)
+            margin = np.maximum(margin, _margins(distance, self.codes))
+        return near, margin
+
+    def _to_real(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        to_any, to_not_used = (np.full((len(self.real), count), np.inf, np.float32) for _ in range(2))
+        for part in distances.strips(len(self.real), len(self.real)):
+            distance = distances.pairwise(self.real[part], self.real, self.metric, self.device)
+            distance[self.codes[part, None] == self.codes] = np.inf
+            near = distances.smallest(distance, count)
+            to_any[part, : near.shape[1]] = near
+            distance[:, self.labels != NOT_USED] = np.inf
+            distance[self.folds[part, None] == self.folds] = np.inf
+            near = distances.smallest(distance, count)
+            to_not_used[part, : near.shape[1]] = near
+        return to_any, to_not_used
+
+    @cached_property
+    def generated_coordinates(self) -> np.ndarray:
+        """The generated slices in the coordinates that k-means uses, (g, ...) float64, the type that it computes
+        fastest."""
+        return distances.coordinates(self.generated, self.device)
+
+    @cached_property
+    def real_coordinates(self) -> np.ndarray:
+        """The real slices in the coordinates that k-means uses, (n, ...) float64."""
+        return distances.coordinates(self.real, self.device)
+
+    def cross_fitted(self, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Returns the scores (n,) of a score that learns: `score(rows, labelled)` computes those of the rows of one
+        fold from the labelled rows of the other folds."""
+        scores_of_rows = np.empty(len(self.labels))
+        for fold in np.unique(self.folds):
+            rows = np.flatnonzero(self.folds == fold)
+            scores_of_rows[rows] = score(rows, np.flatnonzero((self.labels != UNKNOWN) & (self.folds != fold)))
+        return scores_of_rows
+
+
+def _margins(distance: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Returns the margins (n,) of to_generated over some generated slices. distance: (g, n), codes: (n,) groups."""
+    distance = distance.astype(np.float64)
+    first = distance.argmin(1)
+    other_group = codes[None, :] != codes[first][:, None]
+    runner_up = np.where(other_group, distance, np.inf).min(1)
+    rival = np.where(other_group, distance.min(1)[:, None], runner_up[:, None])
+    # all real slices are of one patient: there is no other patient to compare with, so every margin is 0
+    rival = np.where(np.isfinite(rival), rival, distance)
+    return (np.log(rival + TINY) - np.log(distance + TINY)).max(0)
