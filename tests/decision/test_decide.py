@@ -1,26 +1,14 @@
-"""gansfp.decision.decide: decisions by every rule, figures beside their chance, p-values that say when they cannot be had."""
+"""gansfp.decision.decide: decisions by every rule, and no slice decided by labels of its own fold."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import adjusted_rand_score, f1_score, roc_auc_score
 
-from gansfp.decision.decide import (
-    attribution_report,
-    cross_validated_report,
-    decide_by_other_folds,
-    decide_membership,
-    membership_report,
-)
+from gansfp.decision.decide import decide_by_other_folds, decide_membership
 from gansfp.decision.stacking import combine
 from gansfp.decision.thresholds import choose_threshold, parse_rule
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
-from gansfp.statistics.permutation import p_values_auc
 
-FIGURES = {
-    "accuracy", "precision", "recall", "specificity", "f1", "kappa", "auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1"
-}  # fmt: skip
-BESIDE = {"p_value", "p_value_selected", "p_value_smallest", "f1_all_used", "n", "n_groups", "tried", "warnings"}
 RULES = ("f1", "balanced_accuracy", "median", 0.3, 0.0, 1.0)
 
 
@@ -88,73 +76,6 @@ def test_without_unknown_slices_the_labelled_rule():
         found = decide_membership(scores, labels, folds, None, rule)
         assert found.threshold == choose_threshold(found.combined.score, labels, rule)
         assert found.decision.shape == (40,)
-
-
-def test_membership_report_has_every_figure_beside_its_chance():
-    scores, labels, folds, truth = example()
-    unknown = labels == UNKNOWN
-    found = decide_membership(scores, labels, folds)
-    score, decision = found.combined.score[unknown], found.decision[unknown]
-    groups = np.arange(40) // 2
-    report = membership_report(truth[unknown], score, decision, groups, scores[:, unknown], 200, 0)
-    assert set(report) >= FIGURES | BESIDE
-    for name in FIGURES:
-        assert set(report[name]) == {"value", "low", "high", "chance"}
-    assert report["auc"]["value"] == pytest.approx(roc_auc_score(truth[unknown], score))
-    assert report["f1"]["value"] == pytest.approx(f1_score(truth[unknown], decision))
-    assert report["auc"]["low"] < report["auc"]["value"] < report["auc"]["high"]
-    assert report["auc"]["chance"] == 0.5
-    assert report["f1"]["chance"] == report["f1_all_used"] == pytest.approx(2 / 3)
-    expected = p_values_auc(truth[unknown], np.concatenate([score[None], scores[:, unknown]]), groups, 0, 200, 0)
-    assert (report["p_value"], report["p_value_selected"]) == (expected.p_value, expected.p_value_selected)
-    assert (report["n"], report["n_groups"], report["tried"], report["warnings"]) == (40, 20, 4, [])
-
-
-def test_cross_validated_report():
-    scores, labels, folds, _ = example((2, 0, 9))
-    learns, groups = np.array([False, False, True]), np.arange(80)
-    labelled = labels != UNKNOWN
-    found = decide_membership(scores, labels, folds, None, learns=learns)
-    report = cross_validated_report(found, scores, labels, folds, groups, 300, 0, None, learns)
-    assert set(report) >= FIGURES | BESIDE
-    assert report["auc"]["value"] == pytest.approx(roc_auc_score(labels[labelled], found.combined.score[labelled]))
-    assert report["f1"]["value"] == pytest.approx(f1_score(labels[labelled], found.decision[labelled]))
-    assert report["p_value"] == report["p_value_smallest"] == 1 / 201
-    # of what does not learn alone: the third would reach 1
-    expected = p_values_auc(labels[labelled], scores[:2, labelled], None, 0, 300, 0)
-    assert report["p_value_selected"] == expected.p_value_selected
-    assert (report["n"], report["n_groups"], report["tried"], report["warnings"]) == (40, 40, 3, [])
-
-
-def test_cross_validated_report_says_what_it_cannot():
-    scores, labels, folds, _ = example((2, 0))
-    found = decide_membership(scores, labels, folds, "best", learns=np.ones(2, bool))
-    report = cross_validated_report(found, scores, labels, folds, np.arange(80), 100, 0, "best", np.ones(2, bool))
-    assert report["p_value"] is report["p_value_selected"] is report["p_value_smallest"] is None
-    assert "every configuration learns from the labels" in report["warnings"][0]
-    folds = np.where(labels == UNKNOWN, -1, np.arange(80) % 2)
-    groups = np.where(labels == UNKNOWN, np.arange(80) + 9, labels * 2 + folds)  # two patients a fold
-    report = cross_validated_report(found, scores, labels, folds, groups, 100, 0, "best")
-    assert report["p_value_smallest"] == 1 / 4
-    assert report["p_value"] > 0.1
-    assert report["warnings"] == ["too few groups in each fold: p cannot fall below 0.25"]
-
-
-def test_attribution_report():
-    truth = np.repeat(["gan", "vae", "flow"], 20)
-    rng = np.random.default_rng(0)
-    tried = np.stack([np.repeat([2, 0, 1], 20), rng.integers(3, size=60)])
-    labels = np.where(rng.random(60) < 0.1, 0, tried[0])
-    report = attribution_report(truth, labels, np.arange(60), tried, 100, 0)
-    assert set(report) >= {"ari", "nmi", "v_measure", "purity"} | BESIDE - {"f1_all_used"}
-    assert report["ari"]["value"] == pytest.approx(adjusted_rand_score(truth, labels))
-    assert report["ari"]["chance"] == pytest.approx(0, abs=0.01)
-    assert report["purity"]["chance"] > 1 / 3
-    assert report["p_value"] == report["p_value_selected"] == 1 / 101
-    assert (report["n"], report["n_groups"], report["tried"], report["warnings"]) == (60, 60, 2, [])
-    few = attribution_report(truth, labels, np.arange(60) // 20, tried, 100, 0)
-    assert few["p_value"] > 0.05
-    assert "cannot fall below" in few["warnings"][0]
 
 
 def test_rules_of_a_command_line():

@@ -120,5 +120,5 @@ def test_real_slices(weights, shared, tmp_path):
 def test_attribution_without_what_it_needs_does_not_stop_membership(challenge, folder, tmp_path, caplog):
     shutil.copytree(challenge, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / folder)
-    assert audit._tasks(read_catalog(str(tmp_path / "data"))) == ["membership"]
+    assert audit.tasks_of(read_catalog(str(tmp_path / "data"))) == ["membership"]
     assert "attribution is left out" in caplog.text

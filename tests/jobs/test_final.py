@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import adjusted_rand_score, f1_score, roc_auc_score
 
-from gansfp.collection.catalog import Catalog
-from gansfp.decision.decision import FinalConfig
+from gansfp.collection.catalog import Catalog, update_catalog
+from gansfp.decision.decide import FinalConfig
+from gansfp.decision.reports import Metrics
 from gansfp.decision.result_files import submitted_ids
 from gansfp.decision.summary import summary
 from gansfp.errors import DataError, UsageError
@@ -25,11 +26,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 FIGURES = {"accuracy", "precision", "recall", "specificity", "f1", "kappa", "auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1"}
 
 
+def decide(data: Path, work: Path, config: FinalConfig) -> Metrics:
+    """The final step as the job runs it."""
+    return final.decide(str(data), str(work), config, update_catalog(str(data), str(work)))
+
+
 @pytest.fixture(scope="module")
 def work(challenge, searched, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("final") / "work"
     shutil.copytree(searched, out)
-    final.final(str(challenge), str(out), FinalConfig(permutations=200))
+    decide(challenge, out, FinalConfig(permutations=200))
     return out
 
 
@@ -111,9 +117,31 @@ def test_nearest_generated_slices_are_generated_slices_of_the_set(challenge, wor
         assert all((challenge / f"{image_id}.png").exists() and "/generated/" in image_id for image_id in near)
 
 
+def test_a_search_of_an_earlier_version_is_completed_and_gives_the_same(challenge, searched, metrics, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(searched, work)
+    (work / "search/membership/nearest.parquet").unlink()
+    place = work / "search/attribution/best.json"
+    best = json.loads(place.read_text())
+    del best["names"]
+    place.write_text(json.dumps(best))
+    trials = {path: path.stat().st_mtime_ns for path in (work / "search").rglob("trials/*.parquet")}
+    assert trials
+    again = json.loads(json.dumps(decide(challenge, work, FinalConfig(permutations=200)).as_dict()))
+    assert again | {"run": 0} == metrics | {"run": 0}
+    assert trials == {path: path.stat().st_mtime_ns for path in (work / "search").rglob("trials/*.parquet")}
+
+
+def test_the_final_step_reads_no_embeddings(challenge, searched, metrics, tmp_path):
+    shutil.copytree(searched, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work/embeddings")
+    again = json.loads(json.dumps(decide(challenge, tmp_path / "work", FinalConfig(permutations=200)).as_dict()))
+    assert again | {"run": 0} == metrics | {"run": 0}
+
+
 def test_the_same_seed_gives_the_same(challenge, searched, work, metrics, tmp_path):
     shutil.copytree(searched, tmp_path / "work")
-    again = json.loads(json.dumps(final.final(str(challenge), str(tmp_path / "work"), FinalConfig(permutations=200))))
+    again = json.loads(json.dumps(decide(challenge, tmp_path / "work", FinalConfig(permutations=200)).as_dict()))
     for one in (again, metrics):
         one["run"].pop("seconds")
     assert again == metrics
@@ -126,12 +154,13 @@ def test_without_truth_the_figures_are_cross_validated(challenge, searched, tmp_
     for path in (tmp_path / "data").rglob("truth.csv"):
         path.unlink()
     shutil.copytree(searched, tmp_path / "work")
-    found = final.final(str(tmp_path / "data"), str(tmp_path / "work"), FinalConfig(permutations=100))
-    for report in (*found["membership"]["sets"].values(), found["attribution"]):
+    metrics = decide(tmp_path / "data", tmp_path / "work", FinalConfig(permutations=100))
+    values = metrics.as_dict()
+    for report in (*values["membership"]["sets"].values(), values["attribution"]):
         assert not set(report) & (FIGURES | {"ari", "p_value"})
         assert "p_value" in report["cross_validated"]
-    assert "mean_f1" not in found["membership"]
-    assert "cross-validated (the test has no truth)" in summary(found)
+    assert "mean_f1" not in values["membership"]
+    assert "cross-validated (the test has no truth)" in summary(metrics)
 
 
 def test_stack_and_best_and_every_rule(challenge, searched, tmp_path):
@@ -142,9 +171,8 @@ def test_stack_and_best_and_every_rule(challenge, searched, tmp_path):
         ("stack", 0.25, unknown // 4),
         ("stack", "f1", None),
     ):
-        found = final.final(str(challenge), str(tmp_path / "work"), FinalConfig(combine, rule, 100))
-        report = found["membership"]["sets"]["warp"]
-        assert report["configuration"]["combine"] == combine
+        metrics = decide(challenge, tmp_path / "work", FinalConfig(combine, rule, 100))
+        assert metrics.membership.sets["warp"].decision.combine == combine
         told = read_csv(tmp_path / "work/results/membership-warp.csv")
         if called is not None:
             assert list(told.values()).count("1") == called
@@ -159,25 +187,26 @@ def test_an_unknown_slice_that_cannot_be_read_is_not_used_and_warned_of(challeng
     drawn.write_bytes(b"")
     for task, backbone in (("membership", "highpass-w15-32"), ("attribution", "residual")):
         search.main(["--data", str(data), "--work", str(work), "--task", task, "--backbones", backbone])
-    found = final.final(str(data), str(work), FinalConfig(permutations=100))
+    metrics = decide(data, work, FinalConfig(permutations=100))
     assert read_csv(work / "results/membership-warp.csv")[bad.stem] == "0"
     assert f"{bad.stem}, set warp: cannot be read" in caplog.text
     assert drawn.stem in read_csv(work / "results/attribution.csv")
     table = pq.read_table(work / "results/membership-warp.parquet").to_pydict()
     assert table["score"][table["image_id"].index(bad.stem)] is None
-    reasons = {row["image_id"].rsplit("/")[-1]: row["reason"] for row in found["run"]["bad_images"]}
+    bad_images = metrics.as_dict()["run"]["bad_images"]
+    reasons = {row["image_id"].rsplit("/")[-1]: row["reason"] for row in bad_images}
     assert set(reasons) == {bad.stem, drawn.stem}
     assert all(reasons.values())
-    assert "2 images could not be read" in summary(found)
+    assert "2 images could not be read" in summary(metrics)
 
 
 def test_the_search_of_a_task_that_is_gone_is_left_alone(challenge, searched, tmp_path):
     shutil.copytree(challenge, tmp_path / "data")
     shutil.copytree(searched, tmp_path / "work")
     shutil.rmtree(tmp_path / "data/attribution")
-    found = final.final(str(tmp_path / "data"), str(tmp_path / "work"), FinalConfig(permutations=20))
-    assert set(found["membership"]["sets"]) == {"clean", "warp"}
-    assert "attribution" not in found
+    metrics = decide(tmp_path / "data", tmp_path / "work", FinalConfig(permutations=20))
+    assert set(metrics.membership.sets) == {"clean", "warp"}
+    assert metrics.attribution is None
 
 
 @pytest.mark.parametrize(
@@ -203,7 +232,7 @@ class TestRefusals:
         shutil.copytree(searched, tmp_path / "work")
         next((tmp_path / "data/membership/warp/test/unknown").iterdir()).unlink()
         with pytest.raises(DataError):
-            final.final(str(tmp_path / "data"), str(tmp_path / "work"), FinalConfig())
+            decide(tmp_path / "data", tmp_path / "work", FinalConfig())
 
     def test_an_image_or_a_group_that_changed_since_the_search(self, challenge, searched, tmp_path):
         data, work = tmp_path / "data", tmp_path / "work"
@@ -212,19 +241,19 @@ class TestRefusals:
         groups = (data / "groups.csv").read_text()
         (data / "groups.csv").write_text(groups.replace("patient_", "case_"))
         with pytest.raises(DataError, match="membership images, classes or groups changed since the search"):
-            final.final(str(data), str(work), FinalConfig())
+            decide(data, work, FinalConfig())
         (data / "groups.csv").write_text(groups)
         one, other, *_ = sorted((data / "membership/warp/test/unknown").iterdir())
         one.write_bytes(other.read_bytes())
         with pytest.raises(DataError, match="membership images, classes or groups changed since the search"):
-            final.final(str(data), str(work), FinalConfig())
+            decide(data, work, FinalConfig())
 
     @pytest.mark.parametrize("content", ["{", "", "{}", "[1]", '{"best": {}, "search": {}}'])
     def test_a_search_that_is_broken(self, challenge, searched, tmp_path, content):
         shutil.copytree(searched, tmp_path / "work")
         (tmp_path / "work/search/attribution/best.json").write_text(content)
         with pytest.raises(DataError, match=r"search/attribution: cannot be read .*; run tune.search again"):
-            final.final(str(challenge), str(tmp_path / "work"), FinalConfig())
+            decide(challenge, tmp_path / "work", FinalConfig())
 
     @pytest.mark.parametrize(
         "arguments", [["--check", "x.csv"], ["--data", "d"], ["--decide", "luck", "--data", "d", "--work", "w"]]
@@ -237,7 +266,7 @@ class TestRefusals:
 def test_check_says_what_is_wrong_with_anybodys_file(challenge, work, tmp_path, capsys):
     ids = str(challenge / "membership/warp/test/unknown")
     final.main(["--check", str(work / "results/membership-warp.csv"), "--ids", ids])
-    assert "right, 32 ids, each once" in capsys.readouterr().out
+    assert "valid, 32 ids, each once" in capsys.readouterr().out
     bad = tmp_path / "bad.csv"
     bad.write_text("image_id,used\n" + (work / "results/membership-warp.csv").read_text())
     done = subprocess.run(

@@ -92,9 +92,7 @@ def test_components_are_of_all_slices_of_the_set():
     assert {row.configuration.to_json() for row in rows} == set(expected)
     for row in rows:
         text = row.configuration.to_json()
-        if (
-            "kmeans" not in text
-        ):  # manhattan distances depend on the signs of the axes
+        if "kmeans" not in text:  # manhattan distances depend on the signs of the axes
             np.testing.assert_allclose(row.scores, expected[text], rtol=1e-3, atol=1e-4)
 
 

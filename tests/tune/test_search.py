@@ -13,14 +13,20 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from gansfp.collection.catalog import read_catalog
+from gansfp.decision.search_result import Trial
 from gansfp.embedding.embedder import EmbedConfig
 from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.labels import UNKNOWN
 from gansfp.runtime.progress import Progress
 from gansfp.scoring.membership import learns_from_labels
 from tune import search
-from tune.search import best_rows, choose_pairs
-from tune.trials import Problem, SearchConfig, run_trials
+from tune.membership import MembershipSlices
+from tune.options import choose_pairs
+from tune.problem import Problem, SearchConfig
+from tune.search import best_rows
+from tune.trials import run_trials
+
+PAIR = ("highpass-w15-32", "full")
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -32,9 +38,9 @@ def run(data: Path, work: Path, task: str = "membership", *more: str) -> None:
 
 def problem_of(data: Path, work: Path) -> Problem:
     """The membership search's problem on the embeddings that are there."""
-    config = EmbedConfig((("highpass-w15-32", "full"),))
+    inputs = search.SearchInputs(EmbedConfig((PAIR,)), {})
     images = read_catalog(str(data)).select(task="membership")
-    return search._problem(images, str(work), SearchConfig("membership"), config, {})[0]
+    return search._problem(images, str(work), SearchConfig("membership"), inputs)[0]
 
 
 def rows(work: Path, task: str) -> list[dict]:
@@ -114,7 +120,7 @@ class TestMembership:
         os.truncate(broken, int(broken.stat().st_size * share))
         backbones = "highpass-w15-32,highpass-w0-32"
         search.main(["--data", str(challenge), "--work", str(work), "--task", "membership", "--backbones", backbones])
-        assert f"{broken}: not whole" in caplog.text
+        assert f"{broken}: damaged" in caplog.text
         assert rows(work, "membership") == rows(searched, "membership")
 
     def test_a_trial_that_cannot_be_written_is_not_called_done(self, challenge, searched, tmp_path):
@@ -148,7 +154,7 @@ class TestMembership:
 
     def test_a_trial_that_fails_is_a_row_and_the_others_go_on(self, challenge, searched):
         problem = problem_of(challenge, searched)
-        trial = {"backbone": "highpass-w15-32", "view": "full", "components": 5000, "metric": "euclidean"}
+        trial = Trial(*PAIR, 5000, metric="euclidean")
         assert problem.run(trial, "cpu") == -1.0
         (row,) = pq.read_table(problem.place(trial)).to_pylist()
         assert row["status"] == "failed"
@@ -162,25 +168,28 @@ class TestFaults:
         """The search where trials are run by a problem of that kind; it finds no trial in `work` at first."""
         plain = search._problem
 
-        def problem(images, _, config, embedding, weights):
-            found, identities, unreadable = plain(images, str(searched), config, embedding, weights)
-            fields = {name: getattr(found, name) for name in ("config", "vectors", "keys", "rows")}
+        def problem(images, _, config, inputs):
+            found, identities, unreadable = plain(images, str(searched), config, inputs)
+            fields = {name: getattr(found, name) for name in ("config", "task", "load", "keys", "slices")}
             return kind(folder=str(work), **fields), identities, unreadable
 
         monkeypatch.setattr(search, "_problem", problem)
-        config = EmbedConfig((("highpass-w15-32", "full"),))
-        return search.search(read_catalog(str(challenge)), str(work), SearchConfig("membership"), config, {})
+        inputs = search.SearchInputs(EmbedConfig((PAIR,)), {})
+        return search.search(read_catalog(str(challenge)), str(work), SearchConfig("membership"), inputs)
 
     def test_whatever_a_trial_raises_is_a_row_with_the_reason(self, challenge, searched, tmp_path, monkeypatch, caplog):
-        class Failing(Problem):
-            def _evaluate(self, trial, device):
-                if trial["components"]:
+        class Failing(MembershipSlices):
+            def evaluate(self, trial, vectors, options):
+                if trial.components:
                     raise MemoryError("Unable to allocate 7 EiB")
-                return super()._evaluate(trial, device)
+                return super().evaluate(trial, vectors, options)
 
-        best = self.search(Failing, challenge, searched, tmp_path, monkeypatch)
-        assert best["failed"] == 1
-        assert best["best"]["warp"]["auc"] > 0.9
+        def problem(slices, **fields):
+            return Problem(slices=Failing(slices.sets), **fields)
+
+        result = self.search(problem, challenge, searched, tmp_path, monkeypatch)
+        assert result.failed == 1
+        assert result.best["warp"].columns["auc"] > 0.9
         table = pq.read_table(tmp_path / "trials.parquet").to_pylist()
         (failed,) = [row for row in table if row["status"] == "failed"]
         assert failed["error"] == "MemoryError: Unable to allocate 7 EiB"
@@ -192,18 +201,18 @@ class TestFaults:
 
         class Deadly(Problem):
             def run(self, trial, device):
-                if trial["components"] and not killed.exists():
+                if trial.components and not killed.exists():
                     killed.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
                 return super().run(trial, device)
 
-        with pytest.raises(GansfpError, match="1 of 2 trials did not end; the same command goes on"):
+        with pytest.raises(GansfpError, match="1 of 2 trials did not end; run the command again"):
             self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
         (finished,) = (tmp_path / "trials").iterdir()
         before = finished.stat().st_mtime_ns
         monkeypatch.undo()
-        best = self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
-        assert best["failed"] == 0
+        result = self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
+        assert result.failed == 0
         assert finished.stat().st_mtime_ns == before
         undisturbed = [row for row in rows(searched, "membership") if row["backbone"] == "highpass-w15-32"]
         table = pq.read_table(tmp_path / "trials.parquet").drop_columns(["seconds"]).to_pylist()
@@ -298,5 +307,5 @@ def test_a_search_that_is_stopped_is_not_called_done(algorithm, challenge, searc
     found = problem_of(challenge, searched)
     problem = replace(found, config=SearchConfig("membership", algorithm, gpus=0))
     monkeypatch.setattr("tune.trials.tune.Tuner.fit", lambda _: None)  # what Tune does when a worker is killed
-    with pytest.raises(GansfpError, match="2 of 2 trials did not end; the same command goes on"):
-        run_trials(problem, [{"a": 1}, {"a": 2}], 2, [("highpass", "full")], Progress("search", 2))
+    with pytest.raises(GansfpError, match="2 of 2 trials did not end; run the command again"):
+        run_trials(problem, [Trial(*PAIR, 0), Trial(*PAIR, 0.95)], 2, [PAIR], Progress("search", 2))
