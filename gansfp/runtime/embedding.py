@@ -1,8 +1,8 @@
-"""Embeds what is missing: every slice, masked once, through all (backbone, view) pairs in one pass of an actor.
+"""Embeds the slices that have no embedding yet: one actor computes all (backbone, view) pairs of a slice in one pass.
 
-Reading, decoding and the lung mask are Ray Data tasks on CPUs; what runs on the device is one actor a GPU (or a share
-of one), or one single-threaded actor a core where there is no GPU; shards are written by tasks again. A second run
-embeds what the first one left.
+Ray Data runs three steps. Tasks on CPUs read, decode and mask the slices. Actors compute what runs on the device: one
+actor a GPU (or a share of one), or one single-threaded actor a core if there is no GPU. Tasks write the shards. A
+second run embeds what the first run did not finish.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.networks.weights import Weights
 from gansfp.runtime.cluster import ClusterConfig, start_ray, usable_gpus
-from gansfp.runtime.embedding_blocks import EmbedActor, decode_block, write_block
-from gansfp.runtime.embedding_stats import Tally, describe
+from gansfp.runtime.embedding_blocks import BlockReport, EmbedActor, decode_block, write_block
+from gansfp.runtime.embedding_stats import EmbeddingFacts, Tally
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.record import record_stage
 from gansfp.runtime.worker_errors import from_text
 
-CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; more on a CPU take memory and gain nothing
-CPU_BLOCK = 128  # slices a block, which is what tasks hand on and what a shard holds
-BLOCKS = 16  # at least, for each actor: so the first shard comes soon, and no actor waits long for the last one
-# An actor and a task a core, on a cluster that shrinks as well: actors that start again leave tasks their room. That
-# the two differ keeps Ray from fusing stages.
+CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; larger batches on a CPU take memory and are not faster
+CPU_BLOCK = 128  # slices a block: tasks pass blocks on, and a shard holds one block
+BLOCKS = 16  # the least number of blocks an actor: the first shard comes soon, and no actor waits long for the last one
+# One actor and one task a core. This also holds on a Ray cluster that shrinks: actors that restart leave room for
+# tasks. The two numbers differ, because Ray fuses steps with equal resources.
 ACTOR_CPUS, TASK_CPUS = 0.95, 0.05
 TASK_CPUS_BESIDE_GPUS = 0.75
-PASS = 512  # slices that lack the same pairs are worth a pass of their own, in which only those are computed
-MOST = 1 << 19  # slices a pass: its block list is held in memory, which a collection must not outgrow
-ROUNDS = 3  # passes over what is missing, should another run or a lost node have taken away what was done
+PASS = 512  # slices that lack the same pairs get a pass of their own, which computes only these pairs
+MAX_PASS = 1 << 19  # slices a pass: the driver holds its list of blocks in memory, also for a very large collection
+ROUNDS = 3  # passes over what is missing, in case another run or a lost node removed shards
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many actors embed, and on what. Raises UsageError where least is more than most.
+    """How many actors embed, and their resources. Raises UsageError if least is larger than most.
 
-    gpus_per_actor: a share of a GPU. batch: slices on a device at once, None for what suits it. least, most: actors
-    asked for from the start, and at any time; None: as many as there is room and work for.
+    gpus_per_actor: the share of a GPU that an actor gets. batch: slices on a device at once, None for the device's
+    default. least, most: the numbers of actors at the start, and at most; None: as many as there is room and work for.
     """
 
     gpus_per_actor: float = 1.0
@@ -60,51 +60,51 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.least and self.most and self.least > self.most:
-            raise UsageError(f"--min-actors: got {self.least}, more than --max-actors {self.most}")
+            raise UsageError(f"--min-actors: got {self.least}, expected at most --max-actors {self.most}")
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What has to be embedded. images: (image id, uri, sha256) rows; wanted: (images, pairs) bool."""
+    """The embeddings to compute. images: (image id, uri, sha256) rows; missing: (images, pairs) bool."""
 
     pairs: list[Pair]
     identities: list[dict[str, str]]
     images: list[tuple[str, str, str]]
-    wanted: np.ndarray
+    missing: np.ndarray
 
     def passes(self) -> Iterator[Plan]:
-        """The plan in parts: large groups of slices that lack the same pairs, then the rest together."""
-        _, of_row, counts = np.unique(self.wanted, axis=0, return_inverse=True, return_counts=True)
-        own = (counts >= PASS)[of_row.reshape(-1)]
-        groups = [np.flatnonzero(of_row.reshape(-1) == number) for number in np.flatnonzero(counts >= PASS)]
-        for group in (*groups, np.flatnonzero(~own)):
-            for start in range(0, len(group), MOST):
-                rows = group[start : start + MOST]
-                columns = np.flatnonzero(self.wanted[rows].any(0))
+        """Returns the plan in parts: first large groups of slices that lack the same pairs, then the other slices."""
+        _, group_of_row, counts = np.unique(self.missing, axis=0, return_inverse=True, return_counts=True)
+        group_of_row = group_of_row.reshape(-1)
+        groups = [np.flatnonzero(group_of_row == number) for number in np.flatnonzero(counts >= PASS)]
+        for group in (*groups, np.flatnonzero((counts < PASS)[group_of_row])):
+            for start in range(0, len(group), MAX_PASS):
+                rows = group[start : start + MAX_PASS]
+                columns = np.flatnonzero(self.missing[rows].any(0))
                 yield Plan(
                     [self.pairs[column] for column in columns],
                     [self.identities[column] for column in columns],
                     [self.images[row] for row in rows],
-                    self.wanted[np.ix_(rows, columns)],
+                    self.missing[np.ix_(rows, columns)],
                 )
 
     def blocks(self, size: int) -> Iterator[pa.Table]:
-        """The images in blocks of at most `size`."""
+        """Returns the images in blocks of at most `size`."""
         for start in range(0, len(self.images), size):
             ids, uris, hashes = zip(*self.images[start : start + size], strict=True)
-            wanted = self.wanted[start : start + size]
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(wanted.reshape(-1).view(np.uint8)), wanted.shape[1])
-            yield pa.table({"image_id": ids, "uri": uris, "sha256": hashes, "wanted": flat})
+            missing = self.missing[start : start + size]
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(missing.reshape(-1).view(np.uint8)), missing.shape[1])
+            yield pa.table({"image_id": ids, "uri": uris, "sha256": hashes, "missing": flat})
 
 
 def plan(catalog: Catalog, work: str, config: EmbedConfig, weights: Mapping[str, Weights], retry: bool = True) -> Plan:
-    """Puts the shards in WORK in order and lists what is missing, with `retry` also what could not be had before."""
+    """Repairs the shards in WORK and lists the missing embeddings; with `retry` also those of unreadable images."""
     images = catalog.hashes()
     identities = [identity(pair, config, weights) for pair in config.pairs]
     missing = np.ones((len(images), len(identities)), bool)
-    for column, wanted in enumerate(identities):
-        there = shards.repair_and_list_done(work, wanted, images, retry)
-        missing[:, column] = [image_id not in there for image_id in images]
+    for column, of_pair in enumerate(identities):
+        done = shards.repair_and_list_done(work, of_pair, images, retry)
+        missing[:, column] = [image_id not in done for image_id in images]
     uris = catalog.column("uri").tolist()
     rows = [(image_id, uri, sha256) for (image_id, sha256), uri in zip(images.items(), uris, strict=True)]
     return Plan(
@@ -121,23 +121,23 @@ def embed(
     config: EmbedConfig,
     weights: Mapping[str, Weights],
     workers: Workers = Workers(),
-    cluster: ClusterConfig = ClusterConfig(),
+    cluster: ClusterConfig | None = None,
     stage: str = "embed",
-) -> dict[str, Any]:
-    """Embeds what is missing: on the Ray this process is connected to, else, once something is missing, on start_ray's.
+) -> EmbeddingFacts | None:
+    """Embeds what is missing. Uses the Ray that this process is connected to, or starts Ray if something is missing.
 
-    Returns what WORK/log keeps of it: how many slices were done, and how many of them were resized, had no lungs,
-    failed; seconds of work by step; {} where nothing was missing. Raises GansfpError where a stage fails for a reason
-    that a user can mend.
+    Returns what WORK/log keeps of the run; None if nothing was missing. Raises GansfpError if a step fails for a reason
+    that the user can correct.
     """
+    cluster = cluster or ClusterConfig()
     todo = plan(catalog, work, config, weights)
     if not todo.images:
         log.info("embed: nothing to do, %d pairs for %s slices are there", len(config.pairs), f"{len(catalog):,}")
-        return {}
+        return None
     log.info("embed: %d pairs of backbone and view for %s slices", len(todo.pairs), f"{len(todo.images):,}")
     if not ray.is_initialized():
         start_ray(cluster)
-    shipped = ray.put(dict(weights))  # once into the object store, so once to each node
+    shipped = ray.put(dict(weights))  # into the object store once, so to each node once
     tally, lanes = Tally(), 0
     with Progress(stage, len(todo.images)) as progress:
         for _ in range(ROUNDS):
@@ -145,9 +145,9 @@ def embed(
                 pipeline, actors = _pipeline(part, work, config, shipped, workers, cluster.gpus)
                 lanes = max(lanes, actors)
                 for row in _rows(pipeline):
-                    tally.add(row)
+                    tally.add(BlockReport.from_row(row))
                     progress.set(tally.counts["done"], tally.counts[shards.FAILED], tally.reasons)
-            todo = plan(catalog, work, config, weights, retry=False)  # settles what another run may have written, too
+            todo = plan(catalog, work, config, weights, retry=False)  # also repairs what another run may have written
             if not todo.images:
                 break
     tally.summarise()
@@ -157,77 +157,114 @@ def embed(
             "run the command again"
         )
     facts = tally.facts(usable_gpus(cluster.gpus) > 0, lanes, progress.running)
-    log.info("%s: %s", stage, describe(facts))
-    record_stage(work, stage, progress.seconds, facts, asdict(config) | asdict(workers) | {"actors": lanes})
+    log.info("%s: %s", stage, facts.describe())
+    configuration = asdict(config) | asdict(workers) | {"actors": lanes}
+    record_stage(work, stage, progress.seconds, facts.as_dict(), configuration)
     return facts
+
+
+@dataclass(frozen=True)
+class _Allocation:
+    """The actors of a pass, their resources, and the slices that they take.
+
+    least, most: numbers of actors. block: slices a block. gpu_batch, cpu_batch: slices on a device at once. actor_gpus,
+    actor_cpus, task_cpus: what Ray reserves for one actor and for one task. tasks: the largest number of tasks of a
+    step that run at once; None for no limit.
+    """
+
+    least: int
+    most: int
+    block: int
+    gpu_batch: int
+    cpu_batch: int
+    actor_gpus: float | None
+    actor_cpus: float
+    task_cpus: float
+    tasks: int | None
+
+    @property
+    def on_gpus(self) -> bool:
+        """True if the actors run on GPUs."""
+        return self.actor_gpus is not None
+
+
+def _allocate(slices: int, workers: Workers, planned_gpus: int | None) -> _Allocation:
+    """Divides the Ray cluster for a pass over so many slices."""
+    gpus, cores = usable_gpus(planned_gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    actors_per_gpu = int(1 / workers.gpus_per_actor + 1e-6)  # an actor cannot use the remainders of two GPUs
+    most = workers.most or (gpus * actors_per_gpu if gpus else cores)
+    gpu_batch, cpu_batch = workers.batch or GPU_BATCH, workers.batch or CPU_BATCH
+    block = gpu_batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-slices // (BLOCKS * most))))
+    most = max(1, workers.least or 1, min(most, -(-slices // block)))
+    # An autoscaler needs minutes to start GPUs: the pass requests all of them now, and does not wait for any.
+    least = workers.least or max(1, min(most, gpus * actors_per_gpu if gpus else most))
+    return _Allocation(
+        least,
+        most,
+        block,
+        gpu_batch,
+        cpu_batch,
+        actor_gpus=workers.gpus_per_actor if gpus else None,
+        # By default an actor on a GPU reserves a core: four of them on a node of four cores leave none for decoding.
+        actor_cpus=0 if gpus else ACTOR_CPUS,
+        task_cpus=TASK_CPUS_BESIDE_GPUS if gpus else TASK_CPUS,
+        tasks=None if gpus else max(1, cores - 1),
+    )
 
 
 def _pipeline(
     todo: Plan, work: str, config: EmbedConfig, weights: ray.ObjectRef, workers: Workers, planned_gpus: int | None
 ) -> tuple[Dataset, int]:
-    """Decode, embed, write, as Ray Data runs them: one row for each block; and how many actors it may have."""
-    gpus, cores = usable_gpus(planned_gpus), max(1, int(ray.cluster_resources().get("CPU", 1)))
-    each = int(1 / workers.gpus_per_actor + 1e-6)  # actors on a GPU: what is left over cannot be joined with another's
-    most = workers.most or (gpus * each if gpus else cores)
-    batch, cpu_batch = workers.batch or GPU_BATCH, workers.batch or CPU_BATCH
-    block = batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-len(todo.images) // (BLOCKS * most))))
-    most = max(1, workers.least or 1, min(most, -(-len(todo.images) // block)))
-    # GPUs that an autoscaler has yet to start take minutes to come: all are asked for now, and none is waited for.
-    least = workers.least or max(1, min(most, gpus * each if gpus else most))
-    # An actor on a GPU would take a core by default: four of them on a node of four cores leave none to decode on.
-    resources = {"num_gpus": workers.gpus_per_actor, "num_cpus": 0} if gpus else {"num_cpus": ACTOR_CPUS}
-    tasks: dict[str, Any] = (
-        {"num_cpus": TASK_CPUS_BESIDE_GPUS}
-        if gpus
-        else {"num_cpus": TASK_CPUS, "compute": TaskPoolStrategy(max(1, cores - 1))}
-    )
+    """Returns decode, embed and write as Ray Data runs them, with one row for each block; and the most actors."""
+    allocation = _allocate(len(todo.images), workers, planned_gpus)
     mask = config.mask if needs_lungs(todo.pairs) else ""
-    decode = {"pairs": todo.pairs, "mask_name": mask}
-    write = {"work": work, "identities": todo.identities}
-    embedded = (
-        ray.data.from_blocks(list(todo.blocks(block)))  # from_arrow asks for a core a block, and so starts nodes
-        .map_batches(
-            decode_block,
-            fn_kwargs=decode,
-            batch_size=None,
-            **tasks,
-        )
-        .map_batches(
-            EmbedActor,
-            fn_constructor_args=(todo.pairs, weights, mask, config.precision, gpus > 0, batch, cpu_batch),
-            batch_size=block,
-            compute=ActorPoolStrategy(min_size=least, max_size=most),
-            **resources,
-        )
+    task_pool = None if allocation.tasks is None else TaskPoolStrategy(allocation.tasks)
+    blocks = list(todo.blocks(allocation.block))
+    decoded = ray.data.from_blocks(blocks).map_batches(  # from_arrow reserves a core a block, and so starts nodes
+        decode_block,
+        fn_kwargs={"pairs": todo.pairs, "mask_name": mask},
+        batch_size=None,
+        num_cpus=allocation.task_cpus,
+        compute=task_pool,
+    )
+    batches = (allocation.gpu_batch, allocation.cpu_batch)
+    embedded = decoded.map_batches(
+        EmbedActor,
+        fn_constructor_args=(todo.pairs, weights, mask, config.precision, allocation.on_gpus, *batches),
+        batch_size=allocation.block,
+        compute=ActorPoolStrategy(min_size=allocation.least, max_size=allocation.most),
+        num_cpus=allocation.actor_cpus,
+        num_gpus=allocation.actor_gpus,
     )
     written = embedded.map_batches(
         write_block,
-        fn_kwargs=write,
+        fn_kwargs={"work": work, "identities": todo.identities},
         batch_size=None,
-        **tasks,
+        num_cpus=allocation.task_cpus,
+        compute=task_pool,
     )
-    return written, most
+    return written, allocation.most
 
 
-def _rows(written: Dataset) -> Iterator[dict[str, Any]]:
-    """Runs a pipeline. What went wrong in a worker and is no defect is raised as it was raised there."""
+def _rows(written: Dataset) -> Iterator[Mapping[str, Any]]:
+    """Runs a pipeline. Raises the errors of workers that a user can correct as they were raised there."""
     try:
         yield from written.iter_rows()
     except ray.exceptions.RayTaskError as error:
-        if ours := from_text(str(error)):
-            raise ours from error
+        if from_worker := from_text(str(error)):
+            raise from_worker from error
         if is_out_of_memory(error):
             raise GansfpError("out of memory with a single slice on the device; use smaller backbones") from error
         raise
 
 
 def available(names: Sequence[str], folder: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """Of a default set, the backbones whose weights can be had, and a line for each one that cannot."""
-    left_out = {name: line for name in names if (line := _lacking(name, folder))}
-    return tuple(name for name in names if name not in left_out), list(left_out.values())
+    """Returns the backbones of a default set whose weights can be loaded, and one line for each other one."""
+    reasons = {name: reason for name in names if (reason := _why_missing(name, folder))}
+    return tuple(name for name in names if name not in reasons), list(reasons.values())
 
 
-def _lacking(name: str, folder: str | None) -> str:
+def _why_missing(name: str, folder: str | None) -> str:
     try:
         load_all_weights([name], folder)
     except WeightsError as error:

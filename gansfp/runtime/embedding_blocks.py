@@ -1,7 +1,7 @@
-"""What runs on the cluster for each block of slices: read, decode and mask; embed; write.
+"""The steps that workers run for each block of slices: read, decode and mask; embed; write.
 
-In a file of its own, whose imports are light: every worker process imports it, and only the actors need PyTorch, which
-takes seconds and half a gigabyte.
+The imports of this file are light, because every worker process imports it. Only the actors need PyTorch, which takes
+seconds and half a gigabyte.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,20 +24,26 @@ from gansfp.images.slices import MAX_BYTES, SIDE, decode
 from gansfp.images.views import get_view
 from gansfp.stopwatch import Stopwatch
 
-Batch = dict[str, Any]
+if TYPE_CHECKING:
+    import ray
 
-COUNTS = ("done", "resized", "no_lungs", shards.FAILED)  # what is counted of a block, each by a column of one row
-# "segment" is the lung mask where a network makes it, "mask" where a CPU does.
-STEPS = ("read", "decode", "mask", "features", "segment", "upload", "view", "forward", "download", "write")
-ON_CPU, ON_DEVICE = (*STEPS[:4], STEPS[9]), STEPS[4:9]
-THREADS = 8  # that read or write one block of a remote store
+Batch = dict[str, np.ndarray]  # the columns of a block of slices
+
+COUNTS = ("done", "resized", "no_lungs", shards.FAILED)  # what is counted in each block
+# The steps whose seconds are measured. "mask" is a lung mask by a CPU, "segment" one by a network.
+DECODING_STEPS = ("read", "decode", "mask", "features")
+DEVICE_STEPS = ("segment", "upload", "view", "forward", "download")
+WRITING_STEPS = ("write",)
+STEPS = (*DECODING_STEPS, *DEVICE_STEPS, *WRITING_STEPS)
+CPU_STEPS = (*DECODING_STEPS, *WRITING_STEPS)
+THREADS = 8  # threads that read or write one block of a remote store
 
 
 def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
-    """CPU task: reads, decodes and masks the images of a block; a bad one is a row with its reason.
+    """CPU task: reads, decodes and masks the images of a block. An image that fails becomes a row with its reason.
 
-    mask_name: "" where no pair needs the lungs: nothing is masked then, and no slice is said to be without them. Where
-    a network makes the masks, they and what is computed from them are left to the actor.
+    mask_name: "" if no pair needs the lungs; then nothing is masked, and no slice counts as one without lungs. If a
+    network computes the masks, the actor computes them and the pairs that depend on them.
     """
     reading, uris = Stopwatch(clock=time.perf_counter), batch["uri"].tolist()
     with ThreadPoolExecutor(THREADS if any(map(store.is_remote, uris)) else 1) as readers:
@@ -51,21 +58,22 @@ def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
     for row, (uri, content) in enumerate(zip(uris, contents, strict=True)):
         if isinstance(content, str):
             status[row], error[row] = shards.FAILED, content
-            sha256[row] = ""  # nothing was seen of this file: it is tried again when it can be read
+            sha256[row] = ""  # the file was not read; "" makes a later run try it again
             continue
         slice_ = decode(content, uri)
         watch.mark("decode")
         if slice_.pixels is None:
             status[row], error[row] = shards.FAILED, slice_.error
-            if "needs pydicom" in slice_.error:
-                sha256[row] = ""  # nor of this one, before the package is there
+            if slice_.needs_package:
+                sha256[row] = ""  # a later run may have the package
             continue
         pixels[row], status[row] = slice_.pixels, slice_.status
         if mask:
             masks[row] = mask(slice_.pixels)
             no_lungs[row] = not masks[row].any()
             watch.mark("mask")
-    found = {
+    later = pairs_after_masks(pairs, mask_name)
+    decoded = {
         **{name: column for name, column in batch.items() if name != "uri"},
         "sha256": sha256,
         "status": status,
@@ -73,49 +81,65 @@ def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
         "no_lungs": no_lungs,
         "pixels": pixels,
         "mask": np.packbits(masks.reshape(n, -1), axis=1),
-        **_on_cpu(pairs, [pair for pair in pairs if pair not in waiting_for_masks(pairs, mask_name)], pixels, masks),
+        **_cpu_columns(pairs, [pair for pair in pairs if pair not in later], pixels, masks),
     }
     watch.mark("features")
-    return found | {"seconds": _shared_out(reading.seconds() | watch.seconds(), n)}
+    return decoded | {"seconds": _per_row(reading.seconds() | watch.seconds(), n)}
 
 
-def _shared_out(seconds: Mapping[str, float], n: int) -> np.ndarray:
-    """A block's seconds as a column, (n, STEPS) float32, a share a row: blocks are cut and joined on their way."""
+def _per_row(seconds: Mapping[str, float], n: int) -> np.ndarray:
+    """Returns the seconds of a block as a column, (n, STEPS) float32, in equal parts: Ray cuts and joins blocks."""
     return np.tile(np.array([seconds.get(step, 0.0) for step in STEPS], np.float32) / n, (n, 1))
 
 
 def _read(uri: str) -> bytes | str:
-    """The bytes of a file, or why they cannot be had."""
+    """Returns the bytes of a file, or the reason why it cannot be read."""
     try:
         return store.read_bytes(uri, MAX_BYTES)
     except OSError as error:
         return store.one_line(error)
 
 
-def waiting_for_masks(pairs: Sequence[Pair], mask_name: str) -> list[Pair]:
-    """The pairs that cannot be computed before a network has made the masks."""
+def pairs_after_masks(pairs: Sequence[Pair], mask_name: str) -> list[Pair]:
+    """Returns the pairs that can only be computed after a network has computed the masks."""
     return [pair for pair in pairs if get_view(pair[1]).region != "all"] if is_network(mask_name) else []
 
 
-def _on_cpu(pairs: Sequence[Pair], wanted: Sequence[Pair], pixels: np.ndarray, masks: np.ndarray) -> Batch:
-    """The columns of the wanted pairs that CPUs compute, slice by slice; pairs: all, by which columns are named."""
-    if not any(is_on_cpu(backbone) for backbone, _ in wanted):
+def _cpu_columns(pairs: Sequence[Pair], chosen: Sequence[Pair], pixels: np.ndarray, masks: np.ndarray) -> Batch:
+    """Computes the columns of the chosen pairs that run on CPUs, slice by slice. The columns are named by `pairs`."""
+    if not any(is_on_cpu(backbone) for backbone, _ in chosen):
         return {}
-    rows = [cpu_features(wanted, *one) for one in zip(pixels, masks, strict=True)]
+    rows = [cpu_features(chosen, *slice_and_mask) for slice_and_mask in zip(pixels, masks, strict=True)]
     return {vector_column(pairs, pair): np.stack([row[pair] for row in rows]) for pair in rows[0]}
 
 
 def vector_column(pairs: Sequence[Pair], pair: Pair) -> str:
-    """The column of a batch that holds a pair's vectors."""
+    """Returns the name of the column of a batch that holds a pair's vectors."""
     return f"vector_{list(pairs).index(pair)}"
 
 
 class EmbedActor:
-    """The device pass of one GPU, of a share of one, or of one core."""
+    """The device pass of one GPU, of a share of one, or of one core.
+
+    Args:
+        pairs: all pairs of backbone and view.
+        weights: a reference to a Mapping[str, Weights].
+        mask_name: as in decode_block.
+        precision: see gansfp.embedding.embedder.Embedder.
+        gpu: True if Ray gave this actor a GPU.
+        gpu_batch, cpu_batch: slices on the device at once, on a GPU and on a CPU.
+    """
 
     def __init__(
-        self, pairs: Sequence[Pair], weights: Any, mask_name: str, precision: str, gpu: bool, batch: int, cpu_batch: int
-    ) -> None:  # weights: an object reference to a Mapping[str, Weights]; mask_name: as decode_block takes it
+        self,
+        pairs: Sequence[Pair],
+        weights: ray.ObjectRef,
+        mask_name: str,
+        precision: str,
+        gpu: bool,
+        gpu_batch: int,
+        cpu_batch: int,
+    ) -> None:
         import ray
         import torch
 
@@ -127,10 +151,10 @@ class EmbedActor:
         if device == "cpu":
             torch.set_num_threads(1)
             keep_memory()
-        self.pairs, self.batch = list(pairs), batch if device == "cuda" else cpu_batch
-        self.waiting, self.segmenter = waiting_for_masks(pairs, mask_name), None
+        self.pairs, self.batch = list(pairs), gpu_batch if device == "cuda" else cpu_batch
+        self.after_masks, self.segmenter = pairs_after_masks(pairs, mask_name), None
         loaded = ray.get(weights)
-        if self.waiting:
+        if self.after_masks:
             from gansfp.embedding.network_masks import Segmenter
 
             self.segmenter = Segmenter(mask_name, loaded[mask_name], device, self.batch)
@@ -138,55 +162,97 @@ class EmbedActor:
         self.embedder = Embedder(on_device, loaded, device, precision, self.batch)
 
     def __call__(self, batch: Batch) -> Batch:
+        """Adds the columns of the pairs that run on the device, and removes the pixels and masks."""
         n = len(batch["image_id"])
-        kept = {name: column for name, column in batch.items() if name not in ("pixels", "mask")}
-        pixels = np.array(batch["pixels"])  # a copy: what Ray hands out is read-only
+        columns = {name: column for name, column in batch.items() if name not in ("pixels", "mask")}
+        pixels = np.array(batch["pixels"])  # a copy, because Ray's arrays are read-only
         masks = np.unpackbits(batch["mask"], axis=1).reshape(n, SIDE, SIDE).view(bool)
         watches, limit = [self.embedder.seconds], self.embedder.batch_limit
         if self.segmenter:
-            read = batch["status"].astype(str) != shards.FAILED
-            masks[read] = self.segmenter(pixels[read])
-            kept["no_lungs"] = read & ~masks.any((1, 2))
+            readable = batch["status"].astype(str) != shards.FAILED
+            masks[readable] = self.segmenter(pixels[readable])
+            columns["no_lungs"] = readable & ~masks.any((1, 2))
             watch = Stopwatch()
-            kept |= _on_cpu(self.pairs, self.waiting, pixels, masks)
+            columns |= _cpu_columns(self.pairs, self.after_masks, pixels, masks)
             watch.mark("features")
             watches += [self.segmenter.seconds, Counter(watch.seconds())]
             limit = self.embedder.batch_limit = min(limit, self.segmenter.batch_limit)
         if self.embedder.pairs:
             vectors = self.embedder(pixels, masks)
-            kept |= {vector_column(self.pairs, pair): found for pair, found in vectors.items()}
+            columns |= {vector_column(self.pairs, pair): of_pair for pair, of_pair in vectors.items()}
             limit = self.embedder.batch_limit
         seconds: Counter[str] = Counter()
         for watched in watches:
             seconds.update(watched)
             watched.clear()
-        kept["seconds"] = batch["seconds"] + _shared_out(seconds, n)
-        # what the driver is to tell
-        return kept | {"limit": np.full(n, limit if limit < self.batch else 0), "no_cuda": np.full(n, self.no_cuda)}
+        columns["seconds"] = batch["seconds"] + _per_row(seconds, n)
+        # The driver warns of a smaller limit and of a missing GPU.
+        columns["limit"] = np.full(n, limit if limit < self.batch else 0)
+        columns["no_cuda"] = np.full(n, self.no_cuda)
+        return columns
+
+
+@dataclass(frozen=True, eq=False)
+class BlockReport:
+    """What the driver learns about one block.
+
+    counts: slices, by COUNTS. seconds: of work, by STEPS. bad: a line "image id: reason" for each slice that failed.
+    limit: the number of slices that fit on the device at once if it is less than planned, else 0. no_cuda: True if Ray
+    gave the actor a GPU that CUDA does not have.
+    """
+
+    counts: Mapping[str, int]
+    seconds: np.ndarray
+    bad: Sequence[str] = ()
+    limit: int = 0
+    no_cuda: bool = False
+
+    def as_batch(self) -> Batch:
+        """Returns a batch of one row."""
+        return {
+            **{name: np.array([self.counts[name]]) for name in COUNTS},
+            "bad": np.array(["\n".join(self.bad)], object),
+            "seconds": self.seconds[None],
+            "limit": np.array([self.limit]),
+            "no_cuda": np.array([self.no_cuda]),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> BlockReport:
+        """Reads the row of as_batch, as Ray Data returns it."""
+        return cls(
+            {name: int(row[name]) for name in COUNTS},
+            np.asarray(row["seconds"]),
+            tuple(filter(None, row["bad"].split("\n"))),
+            int(row["limit"]),
+            bool(row["no_cuda"]),
+        )
 
 
 def write_block(batch: Batch, work: str, identities: Sequence[Mapping[str, str]]) -> Batch:
-    """CPU task: writes one shard a pair with the rows that lacked it. Returns one row that says what the block held."""
+    """CPU task: writes one shard for each pair, with the rows that lacked it. Returns the report as one row."""
     watch = Stopwatch(clock=time.perf_counter)
     ids, hashes, status = batch["image_id"], batch["sha256"], batch["status"].astype(str)
 
     def write(column: int) -> None:
-        rows = np.flatnonzero(batch["wanted"][:, column])
+        rows = np.flatnonzero(batch["missing"][:, column])
         if len(rows):
             images = dict(zip(ids[rows].tolist(), hashes[rows].tolist(), strict=True))
-            masked = identities[column]["mask"]  # where it is not, a slice without lungs is one like any other
-            told = np.where(batch["no_lungs"], "no_lungs", status) if masked else status
+            # For a pair without a mask, a slice without lungs is like any other.
+            masked = identities[column]["mask"]
+            statuses = (np.where(batch["no_lungs"], "no_lungs", status) if masked else status)[rows].tolist()
             vectors = np.asarray(batch[f"vector_{column}"])[rows]
-            shards.write_shard(
-                work, identities[column], images, told[rows].tolist(), batch["error"][rows].tolist(), vectors
-            )
+            shards.write_shard(work, identities[column], images, statuses, batch["error"][rows].tolist(), vectors)
 
     with ThreadPoolExecutor(THREADS if store.is_remote(work) else 1) as writers:
         list(writers.map(write, range(len(identities))))
     watch.mark("write")
     counts = (len(ids), (status == "resized").sum(), batch["no_lungs"].sum(), (status == shards.FAILED).sum())
-    bad = [f"{image_id}: {error}" for image_id, error in zip(ids, batch["error"], strict=True) if error]
-    seconds = batch["seconds"].sum(0, keepdims=True) + _shared_out(watch.seconds(), 1)
-    told = {name: np.array([count]) for name, count in zip(COUNTS, counts, strict=True)}
-    told |= {"bad": np.array(["\n".join(bad)], object), "seconds": seconds}
-    return told | {name: batch[name].max(keepdims=True) for name in ("limit", "no_cuda")}
+    report = BlockReport(
+        dict(zip(COUNTS, map(int, counts), strict=True)),
+        (batch["seconds"].sum(0, keepdims=True) + _per_row(watch.seconds(), 1))[0],
+        [f"{image_id}: {error}" for image_id, error in zip(ids, batch["error"], strict=True) if error],
+        int(batch["limit"].max()),
+        bool(batch["no_cuda"].max()),
+    )
+    return report.as_batch()

@@ -27,7 +27,7 @@ from gansfp.images.slices import load
 from gansfp.networks import model_files
 from gansfp.networks.lung_unet import ARCHITECTURE, LungUnet
 from gansfp.runtime import cluster, embedding_blocks
-from gansfp.runtime.embedding import MOST, PASS, Plan, Workers, _pipeline, _rows, available, embed, plan
+from gansfp.runtime.embedding import MAX_PASS, PASS, Plan, Workers, _pipeline, _rows, available, embed, plan
 from gansfp.training.unet import Averaging
 
 BACKBONES, VIEWS = ("test_resnet@random", "highpass-w15-32", "lbp"), ("full", "lungs")
@@ -164,8 +164,8 @@ class TestOnThisRay:
         before = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
         config = EmbedConfig((*PAIRS, ("highpass", "full")), precision="float32")
         counts = embed(catalog, str(work[0]), config, load_all_weights(BACKBONES, None))
-        assert counts["done"] == 65
-        assert counts["failed"] == 5
+        assert counts.done == 65
+        assert counts.failed == 5
         after = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
         assert {path for path in after if path not in before} == set(work[0].glob("embeddings/highpass/full/*.parquet"))
         assert before.items() <= after.items()
@@ -174,10 +174,10 @@ class TestOnThisRay:
     def test_a_replaced_image_is_embedded_again_alone(self, tmp_path, local_ray):
         draw(tmp_path / "data" / "attribution" / "test", 6)
         config = EmbedConfig((("highpass", "full"),))
-        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {})["done"] == 6
+        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {}).done == 6
         changed = sorted((tmp_path / "data/attribution/test").iterdir())[2]
         Image.fromarray(np.full((256, 256), 9, np.uint8)).save(changed)
-        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {})["done"] == 1
+        assert embed(read_catalog(str(tmp_path / "data")), str(tmp_path / "w"), config, {}).done == 1
         ids = read_catalog(str(tmp_path / "data")).ids.tolist()
         assert Counter(rows_on_disk(tmp_path / "w", ("highpass", "full"))) == Counter(ids)
 
@@ -190,13 +190,13 @@ class TestOnThisRay:
         config = EmbedConfig(pairs, mask=f"unet:{place}")
         weights = load_all_weights(config.backbones, None, config.network_mask)
         facts = embed(catalog, str(tmp_path), config, weights)
-        assert facts["work_seconds"]["segment"] > 0
-        assert facts["work_seconds"]["mask"] == 0
+        assert facts.work_seconds["segment"] > 0
+        assert facts.work_seconds["mask"] == 0
         slices = [load(uri) for uri in catalog.column("uri").tolist()]
         pixels = np.stack([s.pixels for s in slices if s.pixels is not None])
         masks = Segmenter(config.mask, weights[config.mask])(pixels)
         assert masks.any()
-        assert facts["no_lungs"] == (~masks.any((1, 2))).sum()
+        assert facts.no_lungs == (~masks.any((1, 2))).sum()
         expected = Embedder(pairs[:1], {})(pixels, masks)
         for pair in pairs[1:]:
             expected[pair] = np.stack([cpu_features([pair], *one)[pair] for one in zip(pixels, masks, strict=True)])
@@ -234,25 +234,25 @@ class TestOnThisRay:
 
 
 class TestPlan:
-    def make(self, wanted):
-        wanted = np.array(wanted, bool)
-        n, k = wanted.shape
+    def make(self, missing):
+        missing = np.array(missing, bool)
+        n, k = missing.shape
         pairs = [(f"b{column}", "full") for column in range(k)]
         return Plan(
-            pairs, [{"backbone": b} for b, _ in pairs], [(f"i{row}", f"u{row}", f"h{row}") for row in range(n)], wanted
+            pairs, [{"backbone": b} for b, _ in pairs], [(f"i{row}", f"u{row}", f"h{row}") for row in range(n)], missing
         )
 
     def test_passes_compute_no_pair_that_a_large_group_has(self):
-        wanted = [[False, True]] * PASS + [[True, True]] * 3 + [[True, False]]
-        passes = list(self.make(wanted).passes())
+        missing = [[False, True]] * PASS + [[True, True]] * 3 + [[True, False]]
+        passes = list(self.make(missing).passes())
         assert [part.pairs for part in passes] == [[("b1", "full")], [("b0", "full"), ("b1", "full")]]
         assert [len(part.images) for part in passes] == [PASS, 4]
-        assert passes[1].wanted.tolist() == [[True, True]] * 3 + [[True, False]]
+        assert passes[1].missing.tolist() == [[True, True]] * 3 + [[True, False]]
         assert passes[1].images[3] == (f"i{PASS + 3}", f"u{PASS + 3}", f"h{PASS + 3}")
 
     def test_passes_are_no_larger_than_memory_allows(self):
-        sizes = [len(part.images) for part in self.make(np.ones((MOST + 3, 1))).passes()]
-        assert sizes == [MOST, 3]
+        sizes = [len(part.images) for part in self.make(np.ones((MAX_PASS + 3, 1))).passes()]
+        assert sizes == [MAX_PASS, 3]
 
     def test_small_plans_are_one_pass(self):
         assert len(list(self.make([[False, True], [True, True], [True, False]]).passes())) == 1
@@ -261,15 +261,15 @@ class TestPlan:
         tables = list(self.make([[True, False, True]] * 7).blocks(3))
         assert [table.num_rows for table in tables] == [3, 3, 1]
         assert [i for table in tables for i in table["image_id"].to_pylist()] == [f"i{row}" for row in range(7)]
-        assert tables[2]["wanted"].to_pylist() == [[1, 0, 1]]
+        assert tables[2]["missing"].to_pylist() == [[1, 0, 1]]
 
 
 class TestStages:
-    def batch(self, folder, wanted=None):
+    def batch(self, folder, missing=None):
         paths = sorted(folder.rglob("*.png"))
         columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths], "sha256": ["h"] * len(paths)}
         found = {name: np.array(values, object) for name, values in columns.items()}
-        return found | {"wanted": np.ones((len(paths), 2), np.uint8) if wanted is None else wanted}
+        return found | {"missing": np.ones((len(paths), 2), np.uint8) if missing is None else missing}
 
     def test_decoding_never_raises_and_says_why(self, tmp_path):
         draw(tmp_path / "x", 2)
@@ -296,10 +296,10 @@ class TestStages:
         assert not found["mask"].any()
         assert not found["no_lungs"].any()
 
-    def test_only_wanted_rows_are_written(self, tmp_path):
+    def test_only_missing_rows_are_written(self, tmp_path):
         draw(tmp_path / "x", 3)
-        wanted = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
-        found = embedding_blocks.decode_block(self.batch(tmp_path / "x", wanted), [], "threshold")
+        missing = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
+        found = embedding_blocks.decode_block(self.batch(tmp_path / "x", missing), [], "threshold")
         found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([0, 4, 4])}
         found |= {"no_cuda": np.array([False, False, True])}
         found["no_lungs"][0] = True
@@ -341,5 +341,5 @@ def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):
 def test_nothing_to_do_needs_no_ray(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("gansfp.runtime.embedding.start_ray", lambda *_: pytest.fail("started Ray"))
     with caplog.at_level(logging.INFO):
-        assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) == {}
+        assert embed(read_catalog(str(data)), str(tmp_path), EmbedConfig(()), {}) is None
     assert "nothing to do" in caplog.text

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from gansfp.runtime.embedding_blocks import COUNTS, STEPS
-from gansfp.runtime.embedding_stats import NAMED, Tally, describe
+from gansfp.runtime.embedding_blocks import COUNTS, STEPS, BlockReport
+from gansfp.runtime.embedding_stats import NAMED, Tally
 
 
-def block(**values):
-    plain = {**dict.fromkeys(COUNTS, 0), "bad": "", "limit": 0, "no_cuda": False, "seconds": np.zeros(len(STEPS))}
-    return {**plain, **values}
+def block(seconds=None, bad=(), limit=0, no_cuda=False, **counts):
+    seconds = np.zeros(len(STEPS)) if seconds is None else seconds
+    return BlockReport({**dict.fromkeys(COUNTS, 0), **counts}, seconds, bad, limit, no_cuda)
 
 
 def seconds(**values):
@@ -18,7 +18,7 @@ def seconds(**values):
 
 def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
     tally = Tally()
-    bad = "\n".join(f"i{n}: empty file" for n in range(60))
+    bad = [f"i{n}: empty file" for n in range(60)]
     for _ in range(5):
         tally.add(block(done=70, failed=60, bad=bad))
     assert tally.counts["failed"] == 300
@@ -30,7 +30,7 @@ def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
 def test_reasons_are_grouped_and_the_rest_counted():
     tally = Tally()
     errors = ["60000x60000 pixels", "9000x9000 pixels", "empty file", "a: b", "c", "d"]
-    tally.add(block(done=9, failed=6, bad="\n".join(f"i{n}: {error}" for n, error in enumerate(errors))))
+    tally.add(block(done=9, failed=6, bad=[f"i{n}: {error}" for n, error in enumerate(errors)]))
     assert tally.reasons == "2 NxN pixels, 1 empty file, 1 a: b, 2 other"
     assert Tally().reasons == ""
 
@@ -46,8 +46,8 @@ def test_gpus_that_are_none_are_told_once(caplog):
     tally = Tally()
     for no_cuda in (False, True, True):
         tally.add(block(no_cuda=no_cuda))
-    assert caplog.text.count("no CUDA") == 1
-    assert "gpus_busy" not in tally.facts(True, 2, 10.0)
+    assert caplog.text.count("CUDA finds none") == 1
+    assert "gpus_busy" not in tally.facts(True, 2, 10.0).as_dict()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,8 @@ def test_the_bottleneck_is_what_to_make_faster(on_gpus, spent, binds):
     for _ in range(2):
         tally.add(block(done=5, seconds=seconds(**spent) / 2))
     facts = tally.facts(on_gpus, 2, 10.0)
-    assert facts["bottleneck"] == binds
-    assert facts["work_seconds"]["forward"] == pytest.approx(spent["forward"])
-    assert describe(facts).endswith(f"the bottleneck is {binds}")
-    assert ("GPUs busy" in describe(facts)) == on_gpus
+    assert facts.bottleneck == binds
+    assert facts.work_seconds["forward"] == pytest.approx(spent["forward"])
+    assert facts.describe().endswith(f"the bottleneck is {binds}")
+    assert ("GPUs busy" in facts.describe()) == on_gpus
+    assert ("gpus_busy" in facts.as_dict()) == on_gpus
