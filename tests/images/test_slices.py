@@ -1,4 +1,4 @@
-"""gansfp.images.slices: each kind of file against a slow plain reading of it, each kind of broken file against its reason."""
+"""gansfp.images.slices: each kind of file against a plain reading, each kind of broken file against its reason."""
 
 import io
 import struct
