@@ -1,4 +1,4 @@
-"""Seconds by step."""
+"""gansfp.stopwatch: the seconds of each step."""
 
 import time
 
@@ -8,7 +8,7 @@ import torch
 from gansfp.stopwatch import Stopwatch
 
 
-def test_steps_are_added_up_on_the_clock_that_is_given():
+def test_seconds_are_added_up_by_step():
     ticks = iter([0.0, 1.0, 3.0, 3.5])
     watch = Stopwatch(clock=lambda: next(ticks))
     for step in ("decode", "mask", "decode"):
@@ -16,7 +16,7 @@ def test_steps_are_added_up_on_the_clock_that_is_given():
     assert watch.seconds() == {"decode": 1.5, "mask": 2.0}
 
 
-def test_waiting_is_no_work_by_default():
+def test_waiting_does_not_count_by_default():
     watch = Stopwatch()
     time.sleep(0.2)
     watch.mark("waited")
@@ -24,7 +24,7 @@ def test_waiting_is_no_work_by_default():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-def test_a_gpu_is_timed_by_its_own_clock():
+def test_a_gpu_is_timed_by_its_events():
     x = torch.ones(4096, 4096, device="cuda")
     watch = Stopwatch("cuda")
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""gansfp.store: paths and URIs, whole files or none, one-line errors."""
+"""gansfp.store: paths and URIs, files that are written completely or not at all, errors in one line."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from gansfp.errors import DataError, UsageError
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """s3://bucket stands for a local folder; yields (folder, URIs that were opened)."""
+    """s3://bucket stands for a local folder. Yields the folder and the URIs that are opened."""
     opened = []
 
     def from_uri(uri):
@@ -66,7 +66,7 @@ def test_s3_and_gs_are_understood():
     assert path == "bucket/x"
 
 
-def test_bytes_go_and_come_back_locally(tmp_path):
+def test_local_bytes_round_trip(tmp_path):
     uri = store.join(str(tmp_path), "new", "folder", "a b.bin")
     assert not store.exists(uri)
     store.write_bytes_atomically(uri, b"one")
@@ -78,7 +78,7 @@ def test_bytes_go_and_come_back_locally(tmp_path):
         store.read_bytes(str(tmp_path / "nothing"))
 
 
-def test_bytes_go_and_come_back_remotely(bucket):
+def test_remote_bytes_round_trip(bucket):
     folder, opened = bucket
     uri = store.join("s3://bucket/data?region=eu", "a b", "c#?.bin")
     store.write_bytes_atomically(uri, b"one")
@@ -87,7 +87,7 @@ def test_bytes_go_and_come_back_remotely(bucket):
     assert store.list_files("s3://bucket/data?region=eu", recursive=True) == [uri]
     store.check_writable("s3://bucket/work?region=eu")
     assert store.list_files("s3://bucket/work?region=eu") == []
-    assert opened == ["s3://bucket?region=eu"]  # one client a bucket, not one a file
+    assert opened == ["s3://bucket?region=eu"]  # one client for the bucket, not one for each file
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
@@ -110,25 +110,25 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_list_files(tmp_path):
     for name in ("b.parquet", "a.parquet", "a.csv", ".hidden.parquet", "_tmp-1-c.parquet", "sub/d.parquet"):
         store.write_bytes_atomically(str(tmp_path / name), b"")
-    found = store.list_files(str(tmp_path), ".parquet")
-    assert found == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
-    assert store.list_files(str(tmp_path), ".parquet", recursive=True) == [*found, str(tmp_path / "sub" / "d.parquet")]
+    files = store.list_files(str(tmp_path), ".parquet")
+    assert files == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    assert store.list_files(str(tmp_path), ".parquet", recursive=True) == [*files, str(tmp_path / "sub" / "d.parquet")]
     assert store.list_files(str(tmp_path / "nothing")) == []
     with pytest.raises(DataError, match="cannot be listed"):
         store.list_files(str(tmp_path / "a.csv"))
 
 
-def test_what_killed_writers_left_goes_when_it_is_old(tmp_path):
+def test_old_unfinished_files_are_removed(tmp_path):
     names = ("_tmp-0123456789ab-a.parquet.part", "sub/_tmp-fedcba987654-b.json.part", "_tmp-probe-0123456789ab")
-    others = ("a.parquet", "_tmp-mine.txt", "sub/b.json", "sub/_tmp-0123456789ab-young.part")
-    for name in (*names, *others):
+    kept_names = ("a.parquet", "_tmp-mine.txt", "sub/b.json", "sub/_tmp-0123456789ab-young.part")
+    for name in (*names, *kept_names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
         if "young" not in name:
             os.utime(tmp_path / name, (0, time.time() - 2 * store.UNFINISHED_FOR))
     assert store.clear_unfinished(str(tmp_path)) == len(names) - 1
     assert store.clear_unfinished(str(tmp_path), recursive=True) == 1
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(others)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept_names)
     assert store.clear_unfinished(str(tmp_path / "nothing")) == 0
 
 
@@ -170,7 +170,7 @@ def test_read_csv_of_a_bad_file(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_remove_takes_files_and_folders_and_what_is_not_there(tmp_path):
+def test_remove_accepts_files_folders_and_missing_paths(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "file").write_text("x")
     (tmp_path / "file").write_text("x")

@@ -86,7 +86,7 @@ def round_trip(root, names, content):
 
 @SETTINGS
 @given(FOLDERS, st.binary(max_size=20))
-def test_local_files_go_and_come_back(names, content):
+def test_local_files_round_trip(names, content):
     with tempfile.TemporaryDirectory() as folder:
         round_trip(folder, names, content)
         store.write_bytes_atomically(Path(folder, *names).as_uri(), content)
@@ -95,7 +95,7 @@ def test_local_files_go_and_come_back(names, content):
 
 @SETTINGS
 @given(FOLDERS, st.binary(max_size=20), st.sampled_from(OPTIONS))
-def test_files_in_a_bucket_go_and_come_back(names, content, options):
+def test_remote_files_round_trip(names, content, options):
     with bucket() as (folder, opened):
         round_trip(f"s3://bucket/data{options}", names, content)
         uri = store.join(f"s3://bucket/data{options}", *names)

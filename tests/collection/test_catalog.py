@@ -1,4 +1,4 @@
-"""gansfp.collection.catalog: the table of what there is, from small folders made here and from the shared challenge."""
+"""gansfp.collection.catalog: the table of all images, of small folders made here and of the shared challenge."""
 
 import hashlib
 import io
@@ -126,14 +126,14 @@ def test_pipes_and_devices_are_not_read(data):
         assert row(catalog, name)["error"] == "neither a file nor a folder"
 
 
-def test_what_one_run_was_allowed_the_next_is_not(data, tmp_path):
-    """Neither the table of an earlier run nor its hashes let an image in that is outside."""
+def test_permission_to_read_outside_data_holds_for_one_run(data, tmp_path):
+    """The catalog of an earlier run does not let the next run read an image outside DATA."""
     outside = tmp_path / "outside.png"
     shutil.copy(data / "attribution/test/t0.png", outside)
     collection, work = tmp_path / "collection", str(tmp_path / "work")
     collection.mkdir()
-    told = f"image_id,uri,task,split,role\nt,{outside},attribution,test,unknown\n"
-    (collection / "catalog.csv").write_text(told)
+    table = f"image_id,uri,task,split,role\nt,{outside},attribution,test,unknown\n"
+    (collection / "catalog.csv").write_text(table)
     with pytest.raises(DataError, match="leads out of"):
         update_catalog(str(collection), work)
     assert update_catalog(str(collection), work, allow_outside=True).column("uri").tolist() == [str(outside)]
@@ -142,7 +142,7 @@ def test_what_one_run_was_allowed_the_next_is_not(data, tmp_path):
         update_catalog(str(collection), work)
 
 
-def test_duplicates_are_found_and_told(data):
+def test_duplicates_are_found_and_noted(data):
     shutil.copy(data / "membership/a/train/used/used1.png", data / "membership/a/train/not_used/not_used2.png")
     shutil.copy(data / "membership/a/train/used/used2.png", data / "membership/a/test/unknown/x1.png")
     shutil.copy(data / "membership/a/train/generated/generated0.png", data / "membership/a/test/unknown/x2.png")
@@ -198,7 +198,7 @@ def test_groups_that_contradict_themselves(data, lines, message):
         read_catalog(str(data))
 
 
-def test_groups_said_twice_alike_and_without_a_column(data):
+def test_groups_repeated_and_without_a_column(data):
     (data / "groups.csv").write_text("image_id,group\nused1,p1\nused1,p1\n")
     assert row(read_catalog(str(data)), "used1")["group"] == "p1"
     (data / "groups.csv").write_text("image_id,patient\nused1,p1\n")
@@ -217,7 +217,7 @@ def test_groups_of_a_table(data):
         read_catalog(str(data))
 
 
-def test_a_second_reading_opens_only_what_is_new(data, tmp_path, monkeypatch):
+def test_a_second_reading_opens_only_new_files(data, tmp_path, monkeypatch):
     opened = []
     read_bytes = store.read_bytes
     monkeypatch.setattr(
@@ -232,7 +232,7 @@ def test_a_second_reading_opens_only_what_is_new(data, tmp_path, monkeypatch):
     opened.clear()
     again = update_catalog(str(data), work)
     assert again.table.equals(first.table)
-    assert [name for name in opened if name.endswith(".png")] == ["t9.png"]  # a bad one may have been mended
+    assert [name for name in opened if name.endswith(".png")] == ["t9.png"]  # an unreadable file may be repaired
     opened.clear()
     changed = data / "attribution/test/t1.png"
     changed.write_bytes(png(200))
@@ -244,7 +244,7 @@ def test_a_second_reading_opens_only_what_is_new(data, tmp_path, monkeypatch):
     assert len(third) == 21
 
 
-def test_without_a_time_nothing_is_taken_over(data):
+def test_files_without_a_time_are_read_again(data):
     path = data / "attribution/test/t1.png"
     os.utime(path, ns=(0, 0))
     first = read_catalog(str(data))
@@ -279,7 +279,7 @@ def test_progress(data, monkeypatch):
     assert seen == [(10, 21), (20, 21), (21, 21)]
 
 
-def test_the_answers_are_not_in_the_catalog(data):
+def test_the_truth_is_not_in_the_catalog(data):
     before = read_catalog(str(data))
     (data / "membership/a/test/truth.csv").write_text("image_id,used\nx0,1\nx1,0\nx2,1\n")
     (data / "attribution/test/truth.csv").write_text("image_id,generator\nt0,gan\nt1,gan\nt2,vae\n")
@@ -307,7 +307,7 @@ def test_the_shared_challenge(shared, tmp_path):
     assert catalog.sets() == ["glo", "warp"]
 
 
-def test_groups_of_which_none_fits_are_refused(data):
+def test_groups_are_refused_if_none_fits(data):
     (data / "groups.csv").write_text("image_id,group\nused1.png,p1\nx1.png,p2\n")
     with pytest.raises(DataError, match=r"none of its 2 ids fits an image, such as 'used1.png'"):
         read_catalog(str(data))

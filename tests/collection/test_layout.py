@@ -14,12 +14,12 @@ def place(data, *paths, content=b"x"):
         (data / path).write_bytes(content)
 
 
-def parts(data, **options):
+def purposes(data, **options):
     return {image.image_id: tuple(image.purpose) for image in find_images(str(data), **options)[0]}
 
 
 def refused(data, **options):
-    """The message with which DATA is refused."""
+    """The message of the DataError for DATA."""
     with pytest.raises(DataError) as caught:
         find_images(str(data), **options)
     assert "\n" not in str(caught.value)
@@ -43,7 +43,7 @@ def test_every_folder_of_the_layout(tmp_path):
         "attribution/test/unknown/t2.png",
         "attribution/test/generated_unknown/t3.png",
     )
-    assert parts(tmp_path) == {
+    assert purposes(tmp_path) == {
         "g1": ("membership", "a", "train", "generated", ""),
         "u1": ("membership", "a", "train", "used", ""),
         "n1": ("membership", "a", "train", "not_used", ""),
@@ -67,7 +67,7 @@ def test_every_folder_of_the_layout(tmp_path):
     assert deep.mtime == (tmp_path / "membership/b/train/real_used/patient7/deep/u2.tiff").stat().st_mtime_ns
 
 
-def test_ids_are_names_and_paths_only_where_names_collide(tmp_path):
+def test_ids_are_names_or_paths_where_names_collide(tmp_path):
     place(tmp_path, "attribution/test/a.b.png", "attribution/train/g/1.png", "attribution/train/h/1.jpg")
     images, _ = find_images(str(tmp_path))
     assert [(image.image_id, image.name) for image in images] == [
@@ -77,16 +77,16 @@ def test_ids_are_names_and_paths_only_where_names_collide(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("other", ["1.jpg", "1.PNG"])
-def test_two_endings_of_one_name_are_an_id_twice(tmp_path, other):
-    place(tmp_path, "attribution/test/1.png", f"attribution/test/{other}")
+@pytest.mark.parametrize("second", ["1.jpg", "1.PNG"])
+def test_two_files_that_differ_only_in_their_ending_are_refused(tmp_path, second):
+    place(tmp_path, "attribution/test/1.png", f"attribution/test/{second}")
     message = refused(tmp_path)
     assert "two images have the image_id 'attribution/test/1'" in message
     assert str(tmp_path / "attribution/test/1.png") in message
-    assert str(tmp_path / "attribution/test" / other) in message
+    assert str(tmp_path / "attribution/test" / second) in message
 
 
-def test_other_files_are_passed_by_and_counted(tmp_path):
+def test_other_files_are_ignored_and_counted(tmp_path):
     place(
         tmp_path,
         "attribution/test/1.png",
@@ -108,14 +108,14 @@ def test_other_files_are_passed_by_and_counted(tmp_path):
     ]
 
 
-def test_links_and_folders_that_are_no_images_get_their_row(tmp_path):
+def test_broken_links_and_folders_named_like_images_become_rows(tmp_path):
     place(tmp_path, "attribution/test/1.png", "real/2.png", "attribution/test/series.dcm/3.dcm")
     (tmp_path / "attribution/test/nowhere.png").symlink_to(tmp_path / "nothing")
     (tmp_path / "attribution/test/folder.png").mkdir()
     (tmp_path / "attribution/train").mkdir()
     (tmp_path / "attribution/train/linked").symlink_to(tmp_path / "real")
-    found = {image.image_id: (image.purpose.split, image.bytes) for image in find_images(str(tmp_path))[0]}
-    assert found == {
+    images = {image.image_id: (image.purpose.split, image.bytes) for image in find_images(str(tmp_path))[0]}
+    assert images == {
         "1": ("test", 1),
         "2": ("train", 1),
         "3": ("test", 1),
@@ -135,7 +135,7 @@ def test_a_class_without_images_is_an_error(tmp_path, folder):
     assert refused(tmp_path).startswith(f"no images in {tmp_path / folder}, expected files ending in .png .jpg")
 
 
-def test_no_images_no_data(tmp_path):
+def test_data_without_images(tmp_path):
     message = refused(tmp_path)
     assert message.startswith(
         f"no images found in {tmp_path}, expected membership/<set>/train/{{generated,used,not_used}}"
@@ -179,7 +179,7 @@ def test_table_as_csv_and_as_parquet(tmp_path):
     header, *lines = [line.split(",") for line in ROWS.format(data=tmp_path).splitlines()]
     columns = {name: [line[index] or None for line in lines] for index, name in enumerate(header)}
     (tmp_path / "catalog.csv").unlink()
-    typed = pa.table(columns | {"embedding": [[1.0, 2.0]] * 4})  # columns of others are no matter
+    typed = pa.table(columns | {"embedding": [[1.0, 2.0]] * 4})  # other columns are ignored
     typed = typed.set_column(5, "role", typed["role"].dictionary_encode())
     pq.write_table(typed, tmp_path / "catalog.parquet")
     check_rows(tmp_path)
@@ -190,12 +190,12 @@ def test_table_as_csv_and_as_parquet(tmp_path):
     assert "cannot be read as a Parquet table" in refused(tmp_path)
 
 
-def test_a_table_goes_before_the_folders(tmp_path):
+def test_a_table_has_priority_over_the_folders(tmp_path):
     place(tmp_path, "attribution/test/1.png", "attribution/train/vae/2.png")
     (tmp_path / "catalog.csv").write_text(
         "image_id,uri,task,split,role\nx,attribution/test/1.png,attribution,test,unknown\n"
     )
-    assert parts(tmp_path) == {"x": ("attribution", "", "test", "unknown", "")}
+    assert purposes(tmp_path) == {"x": ("attribution", "", "test", "unknown", "")}
     (tmp_path / "catalog.csv").write_text("image_id,uri,task,split,role\n")
     assert refused(tmp_path).startswith(f"no images found in {tmp_path / 'catalog.csv'}, expected")
 
@@ -243,7 +243,7 @@ def test_bad_tables(tmp_path, old, new, message):
     assert message in refused(table(tmp_path, ROWS.replace(old, new)))
 
 
-def test_outside_on_request_and_files_that_are_not_there(tmp_path):
+def test_allow_outside_and_missing_files(tmp_path):
     data = tmp_path / "data"
     place(tmp_path, "1.png")
     place(data, "x")
@@ -254,7 +254,7 @@ def test_outside_on_request_and_files_that_are_not_there(tmp_path):
     assert images["four"].bytes == -1
 
 
-def test_links_that_lead_out_are_followed_and_told(tmp_path):
+def test_links_that_lead_out_are_followed_and_noted(tmp_path):
     data = tmp_path / "data"
     place(tmp_path, "other/2.png", "other/3.png")
     place(data, "attribution/test/1.png", "attribution/real/5.png")
@@ -269,16 +269,16 @@ def test_links_that_lead_out_are_followed_and_told(tmp_path):
         assert len(images) == 6
         first = data / "attribution/test/file.png"
         assert notes[1:] == [f"symbolic links lead out of {name} to 3 images, such as {first}"]
-    (tmp_path / "linked").symlink_to(data)  # DATA itself may be one
+    (tmp_path / "linked").symlink_to(data)  # DATA itself may be a link
     assert "to 3 images" in find_images(str(tmp_path / "linked"))[1][1]
 
 
 def test_a_table_goes_through_links_but_not_up_from_them(tmp_path):
-    """`link/..` is the folder that holds the link, as in a URI, and not where the system would go."""
-    data, other = tmp_path / "data", tmp_path / "other/inner"
+    """`link/..` is the folder that holds the link, as in a URI; the operating system would follow the link first."""
+    data, outside = tmp_path / "data", tmp_path / "other/inner"
     place(data, "images/2.png", "images/3.png", "images/4.png", "images/5.png", "1.png")
     place(tmp_path, "other/inner/1.png", "other/1.png")
-    (data / "link").symlink_to(other)
+    (data / "link").symlink_to(outside)
     table(data, ROWS.replace("images/1.png", "link/1.png"))
     images, notes = find_images(str(data))
     assert len(images) == ROWS.count("\n") - 1
@@ -291,12 +291,12 @@ def test_a_table_goes_through_links_but_not_up_from_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a,b.png", "a\nb.png"])
-def test_a_test_slice_whose_name_no_csv_can_hold(tmp_path, name):
-    for folder, there in (("train/gan", "a,b.png"), ("test", name)):
+def test_a_test_slice_with_a_name_that_csv_cannot_hold(tmp_path, name):
+    for folder, file in (("train/gan", "a,b.png"), ("test", name)):
         (tmp_path / "attribution" / folder).mkdir(parents=True)
-        (tmp_path / "attribution" / folder / there).write_bytes(b"")
-    told = refused(tmp_path)
-    assert "comma or line break" in told
-    assert "\n" not in told
+        (tmp_path / "attribution" / folder / file).write_bytes(b"")
+    message = refused(tmp_path)
+    assert "comma or line break" in message
+    assert "\n" not in message
     (tmp_path / "attribution/test" / name).rename(tmp_path / "attribution/test/c.png")
     assert len(find_images(str(tmp_path))[0]) == 2

@@ -1,4 +1,4 @@
-"""Small files that want to be large: refused by what they say of themselves, or read within bounded memory."""
+"""Decompression bombs, small files of large images: refused by their header, or read within bounded memory."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 INFLATED = 400  # MB
-BOUND = 100  # MB, beyond what a harmless image takes
+BOUND = 100  # MB more than a harmless image takes
 
 MEASURE = """
 import json, resource, sys
@@ -22,13 +22,13 @@ from pathlib import Path
 from gansfp.images import slices
 folder = Path(sys.argv[1])
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-found = {}
+results = {}
 for name in ["harmless.png", "harmless.dcm", *sys.argv[2:]]:
     before, data = peak(), (folder / name).read_bytes()
-    told = slices.inspect(data, name)[3]
+    header_error = slices.inspect(data, name)[3]
     slice_ = slices.decode(data, name)
-    found[name] = slice_.status, slice_.error, told, peak() - before
-print(json.dumps(found))
+    results[name] = slice_.status, slice_.error, header_error, peak() - before
+print(json.dumps(results))
 """
 
 
@@ -49,7 +49,7 @@ def png(*chunks, side=256, data=None):
 
 
 def jpeg(side):
-    """A JPEG file whose header says that it is this large."""
+    """A JPEG file whose header gives this side."""
     file = io.BytesIO()
     Image.new("L", (16, 16)).save(file, "JPEG")
     data = bytearray(file.getvalue())
@@ -59,7 +59,7 @@ def jpeg(side):
 
 
 def tiff(data, side=256, rows=256, count=None, tile=0):
-    """A deflated grey TIFF file of one strip of so many rows, or of one tile."""
+    """A deflated grey TIFF file: one strip with this number of rows, or one tile."""
     tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1}
     tags |= {322: tile, 323: tile, 324: 0, 325: len(data)} if tile else {273: 0, 278: rows, 279: count or len(data)}
     tags[324 if tile else 273] = 8 + 2 + 12 * len(tags) + 4
@@ -92,8 +92,8 @@ def encapsulated(frame):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What became of each bomb: status, error, error of the header alone, MB; all in one process."""
+def results(tmp_path_factory):
+    """For each bomb (status, error, error of inspect, MB of memory); all in one process."""
     folder, inflating = tmp_path_factory.mktemp("bombs"), squeezed()
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (INFLATED * 8192)
     files = {
@@ -121,7 +121,7 @@ def found(tmp_path_factory):
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
-REFUSED = {  # by header alone
+REFUSED = {  # by the header
     "header.png": "60000x60000 pixels, at most 8192x8192 are read",
     "text.png": "ValueError: Decompressed data too large",
     "international.png": "ValueError: Decompressed data too large",
@@ -136,24 +136,24 @@ REFUSED = {  # by header alone
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is counted in other units elsewhere")
-def test_bombs_stay_small(found):
-    assert found["harmless.png"][:3] == found["harmless.dcm"][:3] == ["ok", "", ""]
-    large = {name: megabytes for name, (*_, megabytes) in found.items() if megabytes > BOUND}
-    assert not set(large) - {"harmless.png", "harmless.dcm"}, large  # of these, libraries that are loaded
+def test_bombs_stay_small(results):
+    assert results["harmless.png"][:3] == results["harmless.dcm"][:3] == ["ok", "", ""]
+    large = {name: megabytes for name, (*_, megabytes) in results.items() if megabytes > BOUND}
+    assert not set(large) - {"harmless.png", "harmless.dcm"}, large  # for these two, libraries are loaded
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_says_that_it_is_too_large_is_refused_by_its_header(found, name):
-    status, error, told, _ = found[name]
+def test_a_file_that_is_too_large_is_refused_by_its_header(results, name):
+    status, error, header_error, _ = results[name]
     assert status == "failed"
     assert REFUSED[name] in error
-    assert told == error
+    assert header_error == error
 
 
-def test_what_is_more_than_the_image_needs_is_not_unpacked(found):
-    """Zeros beyond the image's own pixels: decoders stop there."""
-    assert [found[name][0] for name in ("pixels.png", "strip.tif")] == ["ok"] * 2
-    assert [found[name][0] for name in ("count.tif", "jpeg.dcm")] == ["failed"] * 2
+def test_data_beyond_the_pixels_is_not_unpacked(results):
+    """Zeros follow the image's pixels; decoders stop before them."""
+    assert [results[name][0] for name in ("pixels.png", "strip.tif")] == ["ok"] * 2
+    assert [results[name][0] for name in ("count.tif", "jpeg.dcm")] == ["failed"] * 2
 
 
 def test_compressed_dicom_is_read():

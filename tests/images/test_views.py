@@ -63,9 +63,9 @@ def test_regions_slice_by_slice(name):
 
 def test_boxes_equal_plain_boxes():
     masks = some_masks()
-    found = views.boxes(masks, views.get_view("lungs"))
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, [plain_box(mask.numpy()) for mask in masks], atol=1e-4)
+    boxes = views.boxes(masks, views.get_view("lungs"))
+    assert boxes.dtype == torch.float32
+    np.testing.assert_allclose(boxes, [plain_box(mask.numpy()) for mask in masks], atol=1e-4)
 
 
 def test_cropped_boxes_are_squares_within_the_slice_that_hold_the_lungs():
@@ -96,8 +96,8 @@ def test_area_of_the_full_slice_is_exactly_block_means(size):
 )
 def test_area_equals_plain_means(box, size):
     image = np.random.default_rng(1).random((256, 256)).astype(np.float32)
-    found = views.resample(torch.from_numpy(image)[None], torch.tensor([box]), size, "area")[0]
-    np.testing.assert_allclose(found, plain_area(image, box, size), atol=1e-5)
+    resampled = views.resample(torch.from_numpy(image)[None], torch.tensor([box]), size, "area")[0]
+    np.testing.assert_allclose(resampled, plain_area(image, box, size), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [64, 224, 256, 299])
@@ -106,8 +106,8 @@ def test_bicubic_equals_pillow(box, size):
     image = np.random.default_rng(2).random((256, 256)).astype(np.float32) * 255
     y0, x0, y1, x1 = box
     expected = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1))
-    found = views.resample(torch.from_numpy(image)[None], torch.tensor([box], dtype=torch.float32), size)[0]
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)
+    resampled = views.resample(torch.from_numpy(image)[None], torch.tensor([box], dtype=torch.float32), size)[0]
+    np.testing.assert_allclose(resampled, np.asarray(expected), atol=1e-3)
 
 
 def test_bicubic_at_its_own_size_changes_nothing():
@@ -118,12 +118,12 @@ def test_bicubic_at_its_own_size_changes_nothing():
 @pytest.mark.parametrize("mode", ["bicubic", "area"])
 def test_rows_do_not_depend_on_the_batch_and_channels_are_kept(mode):
     images = torch.rand(6, 3, 256, 256, generator=torch.Generator().manual_seed(3)) * 255
-    found = views.boxes(some_masks(), views.get_view("lungs"))
-    together = views.resample(images, found, 96, mode)
+    boxes = views.boxes(some_masks(), views.get_view("lungs"))
+    together = views.resample(images, boxes, 96, mode)
     assert together.shape == (6, 3, 96, 96)
     assert together.dtype == torch.float32
     for i in range(6):
-        torch.testing.assert_close(views.resample(images[i, 1:2], found[i : i + 1], 96, mode)[0], together[i, 1])
+        torch.testing.assert_close(views.resample(images[i, 1:2], boxes[i : i + 1], 96, mode)[0], together[i, 1])
 
 
 def test_autocast_does_not_round_the_pixels():
@@ -133,7 +133,7 @@ def test_autocast_does_not_round_the_pixels():
     assert torch.equal(inside, views.resample(image, FULL, 224))
 
 
-def test_unknown_names_say_what_there_is():
+def test_unknown_names_list_the_names():
     with pytest.raises(
         UsageError, match=r"got 'heart', expected one of \['full', 'lungs', 'lungs_uncropped', 'outer'\]"
     ):
