@@ -1,1 +1,1 @@
-"""The collection DATA: its layout, the catalog of its images, duplicates, truth files, the submission format."""
+"""The collection DATA: layout, catalog of the images, groups, duplicates, truth files, submission format."""

@@ -1,6 +1,6 @@
 """Finds byte-identical images and says how bad they are.
 
-A slice that is there twice with different purposes, such as used and unknown, gives the answer away.
+An image with two purposes, such as used and unknown, reveals the answer or makes the results wrong.
 """
 
 from collections import defaultdict

@@ -1,1 +1,1 @@
-"""One image: decoded to grey levels, its lungs, what a view shows of it, how training changes it."""
+"""Single images: decoding to grey levels, lung masks, views, and random changes for training."""
