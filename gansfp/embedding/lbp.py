@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from gansfp.errors import UsageError
 from gansfp.images.views import View, regions
 
-_DIAGONAL = 0.70711  # pixels down and across to a neighbour at distance 1; five decimals, as scikit-image has it
-_STRIP = 32  # rows at once, whose intermediate results stay in the processor's cache
+_DIAGONAL = 0.70711  # pixels down and across to a diagonal neighbour at distance 1; scikit-image uses five decimals
+_STRIP = 32  # rows at once: their intermediate results stay in the processor's cache
 
 
 def _uniform_codes() -> NDArray[np.uint8]:
-    """(256,): the code of every pattern of 8 signs, bit i that of neighbour i; 9 where signs change more than twice."""
+    """Returns (256,) the code of every pattern of 8 signs; 9 if the signs change more than twice.
+
+    Bit i of a pattern is the sign of neighbour i.
+    """
     signs = (np.arange(256)[:, None] >> np.arange(8)) & 1
     return np.where(np.abs(np.diff(signs, axis=1)).sum(1) <= 2, signs.sum(1), 9).astype(np.uint8)
 
@@ -37,49 +40,50 @@ def lbp_features(
 
 
 def lbp_codes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Uniform local binary patterns of 8 neighbours at 1 pixel (Ojala et al. 2002): (256, 256) uint8, codes 0 to 9.
+    """Computes uniform local binary patterns of 8 neighbours at 1 pixel (Ojala et al. 2002): codes 0 to 9, uint8.
 
-    The numbers of scikit-image's local_binary_pattern(P=8, R=1, method="uniform"), in a quarter of its time: bilinear
-    interpolation, black beyond the border, changes of sign counted from the first neighbour to the last.
+    Equals scikit-image's local_binary_pattern(P=8, R=1, method="uniform"), in a quarter of its time: bilinear
+    interpolation, black beyond the border, sign changes counted from the first neighbour to the last. pixels and
+    result: (256, 256).
     """
     height, width = pixels.shape
     padded = np.zeros((height + 2, width + 2))
     padded[1:-1, 1:-1] = pixels
     rows, columns = np.arange(height)[:, None], np.arange(width)
-    # Places and shares as scikit-image rounds them: where neighbours are alike, the last bit decides their sign.
+    # The weights are rounded as scikit-image rounds them: for equal neighbours, the last bit decides the sign.
     up, down = (rows - _DIAGONAL) - (rows - 1), (rows + _DIAGONAL) - rows
     left, right = (columns - _DIAGONAL) - (columns - 1), (columns + _DIAGONAL) - columns
     codes = np.empty((height, width), np.uint8)
     for start in range(0, height, _STRIP):
-        here = slice(start, min(start + _STRIP, height))
-        around = padded[here.start : here.stop + 2]
-        west = (1 - left) * around[:, :-2] + left * around[:, 1:-1]  # between each pixel and the one before it
-        east = (1 - right) * around[:, 1:-1] + right * around[:, 2:]
-        (above, below), (far_above, far_below) = (up[here], down[here]), (1 - up[here], 1 - down[here])
+        strip = slice(start, min(start + _STRIP, height))
+        window = padded[strip.start : strip.stop + 2]
+        west = (1 - left) * window[:, :-2] + left * window[:, 1:-1]  # between each pixel and its left neighbour
+        east = (1 - right) * window[:, 1:-1] + right * window[:, 2:]
+        (above, below), (far_above, far_below) = (up[strip], down[strip]), (1 - up[strip], 1 - down[strip])
         neighbours = (  # counter-clockwise from the right
-            around[1:-1, 2:],
+            window[1:-1, 2:],
             far_above * east[:-2] + above * east[1:-1],
-            around[:-2, 1:-1],
+            window[:-2, 1:-1],
             far_above * west[:-2] + above * west[1:-1],
-            around[1:-1, :-2],
+            window[1:-1, :-2],
             far_below * west[1:-1] + below * west[2:],
-            around[2:, 1:-1],
+            window[2:, 1:-1],
             far_below * east[1:-1] + below * east[2:],
         )
-        centre = around[1:-1, 1:-1]
+        centre = window[1:-1, 1:-1]
         pattern = np.zeros(centre.shape, np.uint8)
         for bit, neighbour in enumerate(neighbours):
             pattern |= (neighbour >= centre).view(np.uint8) << np.uint8(bit)
-        codes[here] = _CODES.take(pattern)
+        codes[strip] = _CODES.take(pattern)
     return codes
 
 
 def lbp(pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: str = "histogram") -> NDArray[np.float32]:
-    """Local binary patterns of one slice over a region: their histogram, or their mean code as one number.
+    """Computes the local binary patterns of one slice over a region: their histogram, or their mean code.
 
-    Codes are taken on the whole slice, so that the region's outline makes none. pixels: (256, 256) uint8; region:
-    (256, 256) bool. Returns (10,) float32 that sums to 1, or (1,) float32; zeros for an empty region.
-    Raises UsageError for another output.
+    The codes come from the whole slice, so the region's outline adds none. pixels: (256, 256) uint8; region: (256, 256)
+    bool. Returns (10,) float32 that sums to 1, or (1,) float32; zeros for an empty region. Raises UsageError for an
+    output other than "histogram" and "mean".
     """
     return summarise_lbp(lbp_codes(pixels), region, output)
 
@@ -87,7 +91,7 @@ def lbp(pixels: NDArray[np.uint8], region: NDArray[np.bool_], output: str = "his
 def summarise_lbp(
     codes: NDArray[np.uint8], region: NDArray[np.bool_], output: str = "histogram"
 ) -> NDArray[np.float32]:
-    """What lbp returns, from lbp_codes: for several regions of one slice, since the codes are what takes the time."""
+    """Summarises the codes of lbp_codes as `lbp` does. Several regions of a slice share its codes, the slow part."""
     counts = np.bincount(codes[region], minlength=10)
     shares = counts / max(1, counts.sum())
     if output == "histogram":

@@ -1,4 +1,4 @@
-"""Embeddings on disk: WORK/embeddings/<backbone>/<view>/*.parquet, each complete or absent, each with its identity."""
+"""Embeddings on disk: shards WORK/embeddings/<backbone>/<view>/*.parquet. Each is complete, and holds its identity."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from gansfp.errors import DataError
 
 IDENTITY = b"gansfp_identity"  # key in a shard's Parquet metadata
 FAILED = "failed"  # the status of a slice that could not be read; its embedding is null
-READERS = 8  # threads that read shards: stores answer slowly, but many at once
-LONGEST = 150  # characters of a folder's name; file systems end at 255 bytes, the percent signs of URIs counted
-AHEAD = 64  # shards in memory beside the matrix that they fill
+READERS = 8  # threads that read shards: a remote store answers slowly, but answers many requests at once
+LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes, and URIs add percent signs
+AHEAD = 64  # shards in memory at once, beside the matrix that they fill
 
-Pair = tuple[str, str]  # of a backbone and a view, by name
+Pair = tuple[str, str]  # the names of a backbone and a view
 
 log = logging.getLogger(__name__)
 
 
 def folder(work: str, pair: Pair) -> str:
-    """Where the shards of a (backbone, view) are; a long name of a backbone, as a trained one's, is cut short."""
+    """Returns the folder of the shards of a (backbone, view). A long name, as of a trained backbone, is shortened."""
     name = quote(pair[0], safe=":@-_.")
     if len(name) > LONGEST:
         name = f"{name[: LONGEST - 21]}-{hashlib.sha256(pair[0].encode()).hexdigest()[:20]}"
@@ -37,7 +37,10 @@ def folder(work: str, pair: Pair) -> str:
 
 
 def schema(width: int, identity: Mapping[str, str]) -> pa.Schema:
-    """image_id, sha256 (of the file, "" where it could not be had), status, error, embedding: float32[width]."""
+    """Returns the columns: image_id, sha256 (of the file; "" if it could not be read), status, error, embedding.
+
+    The embedding is a list of `width` float32. The metadata hold the identity.
+    """
     columns = [(name, pa.string()) for name in ("image_id", "sha256", "status", "error")]
     vector = pa.field("embedding", pa.list_(pa.float32(), width))
     return pa.schema([*columns, vector], metadata={IDENTITY: json.dumps(dict(identity), sort_keys=True).encode()})
@@ -53,8 +56,8 @@ def write_shard(
 ) -> str:
     """Writes one shard and returns its place.
 
-    images: sha256 by image id; vectors: (n, d) float32, rows whose status is "failed" are written as null. The name
-    comes from the images, so that a task that is run twice writes the same file once. Raises DataError.
+    images: sha256 by image id; vectors: (n, d) float32, written as null where the status is "failed". The file's name
+    is a hash of the images, so a task that runs twice writes one file. Raises DataError.
     """
     failed = np.array([status == FAILED for status in statuses], dtype=bool)
     width = vectors.shape[1]
@@ -76,9 +79,9 @@ def _write(work: str, identity: Mapping[str, str], table: pa.Table) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """The vectors of some images, in the order in which they were asked for.
+    """The vectors of some images, in the order of the request.
 
-    vectors: (n, d) float32, zero where failed; status: (n,) str; error: (n,) str.
+    vectors: (n, d) float32, zeros for a failed image; status: (n,) str; error: (n,) str.
     """
 
     vectors: np.ndarray
@@ -87,62 +90,62 @@ class Embeddings:
 
     @property
     def ok(self) -> np.ndarray:
-        """(n,) bool: the rows that hold a vector."""
+        """(n,) bool: True for the rows that hold a vector."""
         return self.status != FAILED
 
 
 def repair_and_list_done(
     work: str, identity: Mapping[str, str], images: Mapping[str, str], retry: bool = True
 ) -> set[str]:
-    """Which of `images` (sha256 by image id) have their row under an identity; afterwards each has one at most.
+    """Returns the ids among `images` (sha256 by image id) that already have a row, and leaves at most one row for each.
 
-    A failed image has its row too. What must go is rewritten or removed: shards that are not whole; rows of an image
-    whose file has changed or, to `retry`, could not be had when it was embedded; rows that another shard holds as well,
-    as left by a run that was killed while its last tasks were still writing.
+    An image that could not be read has a row too. Removes or rewrites truncated shards; shards with rows of an image
+    whose file has changed; with `retry`, shards with rows of an image that could not be read before; and shards with
+    rows that another shard also holds, as a killed run leaves them whose last tasks were still writing.
     """
-    kept: set[str] = set()
-    for path, table in _tables(work, identity, ["image_id", "sha256"], broken=store.remove):
+    done: set[str] = set()
+    for path, table in _tables(work, identity, ["image_id", "sha256"], on_truncated=store.remove):
         ids, hashes = table["image_id"].to_pylist(), table["sha256"].to_pylist()
-        good = []
+        valid = []
         for image_id, sha256 in zip(ids, hashes, strict=True):
             current = images.get(image_id, sha256) == sha256 or not (sha256 or retry)
-            good.append(current and image_id not in kept)
-            if good[-1]:
-                kept.add(image_id)
-        if not all(good):
-            rest = store.read_parquet(path).filter(pa.array(good))
-            if rest.num_rows:  # first the new shard, then away with the old one: a kill in between loses nothing
-                _write(work, identity, rest)
+            valid.append(current and image_id not in done)
+            if valid[-1]:
+                done.add(image_id)
+        if not all(valid):
+            valid_rows = store.read_parquet(path).filter(pa.array(valid))
+            if valid_rows.num_rows:  # the new shard is written before the old one is removed: a kill loses nothing
+                _write(work, identity, valid_rows)
             store.remove(path)
-    return kept & images.keys()
+    return done & images.keys()
 
 
 def read_embeddings(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> Embeddings:
-    """The embeddings of `images` (sha256 by image id) under one identity. An image that two shards hold is taken once.
+    """Returns the embeddings of `images` (sha256 by image id) under one identity.
 
-    Raises DataError where an image has none.
+    If two shards hold an image, one of its rows is used. Raises DataError if an image has no row.
     """
-    rows = {image_id: row for row, image_id in enumerate(images)}
-    vectors = np.zeros((len(rows), 0), np.float32)
-    status, error = np.full(len(rows), "", object), np.full(len(rows), "", object)
+    row_of = {image_id: row for row, image_id in enumerate(images)}
+    vectors = np.zeros((len(row_of), 0), np.float32)
+    status, error = np.full(len(row_of), "", object), np.full(len(row_of), "", object)
     for _, table in _tables(work, identity, None):
         ids, hashes = table["image_id"].to_pylist(), table["sha256"].to_pylist()
-        # A row without a hash tells why the file could not be had; one that has it is better.
-        here = np.array(
+        # A row without a hash says why the file could not be read; a row with the current hash replaces it.
+        targets = np.array(
             [
-                rows[i] if images.get(i) == h or (not h and i in rows and not status[rows[i]]) else -1
+                row_of[i] if images.get(i) == h or (not h and i in row_of and not status[row_of[i]]) else -1
                 for i, h in zip(ids, hashes, strict=True)
             ],
             dtype=np.int64,
         )
-        take = here >= 0
-        block = _dense(table["embedding"].combine_chunks())
+        used = targets >= 0
+        of_shard = _dense(table["embedding"].combine_chunks())
         if not vectors.shape[1]:
-            vectors = np.zeros((len(rows), block.shape[1]), np.float32)
-        vectors[here[take]] = block[take]
-        status[here[take]] = np.array(table["status"].to_pylist(), object)[take]
-        error[here[take]] = np.array(table["error"].to_pylist(), object)[take]
-    missing = [image_id for image_id, row in rows.items() if not status[row]]
+            vectors = np.zeros((len(row_of), of_shard.shape[1]), np.float32)
+        vectors[targets[used]] = of_shard[used]
+        status[targets[used]] = np.array(table["status"].to_pylist(), object)[used]
+        error[targets[used]] = np.array(table["error"].to_pylist(), object)[used]
+    missing = [image_id for image_id, row in row_of.items() if not status[row]]
     if missing:
         place = folder(work, (identity["backbone"], identity["view"]))
         raise DataError(f"{place}: no embedding of {len(missing)} images, such as {missing[0]!r}; run jobs.embed again")
@@ -150,7 +153,7 @@ def read_embeddings(work: str, identity: Mapping[str, str], images: Mapping[str,
 
 
 def _dense(column: pa.FixedSizeListArray) -> np.ndarray:
-    """(n, d) float32: the values of a column, with zeros where a vector is null."""
+    """Returns the values of a column, (n, d) float32, with zeros where a vector is null."""
     values = column.flatten().to_numpy().reshape(-1, column.type.list_size)
     if column.null_count == 0:
         return values
@@ -160,11 +163,14 @@ def _dense(column: pa.FixedSizeListArray) -> np.ndarray:
 
 
 def _tables(
-    work: str, identity: Mapping[str, str], columns: list[str] | None, broken: Callable[[str], None] | None = None
+    work: str,
+    identity: Mapping[str, str],
+    columns: list[str] | None,
+    on_truncated: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The shards of an identity, in the order of their names; those of another are passed over, and said so.
+    """Returns the shards of an identity, in the order of their names. Logs how many shards of others it leaves out.
 
-    broken: what to do with a truncated file, beside the warning.
+    on_truncated: called with the path of a truncated file, after the warning.
     """
     place = folder(work, (identity["backbone"], identity["view"]))
     paths = sorted(store.list_files(place, ".parquet"))
@@ -172,28 +178,29 @@ def _tables(
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(paths), AHEAD):
             part = paths[start : start + AHEAD]
-            for path, found in zip(part, pool.map(lambda path: _read(path, identity, columns), part), strict=True):
-                if isinstance(found, pa.Table):
-                    yield path, found
-                elif found is None:
+            for path, result in zip(part, pool.map(lambda path: _read(path, identity, columns), part), strict=True):
+                if isinstance(result, pa.Table):
+                    yield path, result
+                elif result is None:
                     others += 1
                 else:
                     log.warning(
-                        "%s: not a whole shard (%s); its images are embedded again", path, store.one_line(found)
+                        "%s: not a whole shard (%s); its images are embedded again", path, store.one_line(result)
                     )
-                    if broken and isinstance(found, pa.ArrowInvalid):  # not an OSError: the store may answer next time
-                        broken(path)
+                    # An OSError does not say that the file is truncated: the store may answer next time.
+                    if on_truncated and isinstance(result, pa.ArrowInvalid):
+                        on_truncated(path)
     if others:
-        log.warning("%s: %d shards of another identity (weights, mask or precision) are left aside", place, others)
+        log.warning("%s: left out %d shards of another identity (weights, mask or precision)", place, others)
 
 
 def _read(path: str, identity: Mapping[str, str], columns: list[str] | None) -> pa.Table | Exception | None:
-    """The columns of a shard; None for one of another identity, the error for one that cannot be read."""
+    """Returns the columns of a shard; None for a shard of another identity, the error for one that cannot be read."""
     file_system, inner = store.open_store(path)
     try:
         with file_system.open_input_file(inner) as source:
             file = store.open_parquet(source)
-            found = json.loads((file.schema_arrow.metadata or {}).get(IDENTITY, b"{}"))
-            return file.read(columns=columns) if found == dict(identity) else None
+            of_shard = json.loads((file.schema_arrow.metadata or {}).get(IDENTITY, b"{}"))
+            return file.read(columns=columns) if of_shard == dict(identity) else None
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and UnicodeDecodeError are ValueErrors
         return error

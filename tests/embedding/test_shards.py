@@ -105,7 +105,7 @@ def test_another_identity_is_never_mixed_in(tmp_path, caplog, field):
     write(tmp_path, {"a": "1"}, other)
     with pytest.raises(DataError):
         read_embeddings(str(tmp_path), IDENTITY, {"a": "1"})
-    assert "1 shards of another identity" in caplog.text
+    assert "left out 1 shards of another identity" in caplog.text
     assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1"}) == set()
     write(tmp_path, {"a": "1"})  # the same images under both: neither overwrites the other
     assert (
