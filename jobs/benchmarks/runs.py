@@ -119,10 +119,10 @@ def run_embed(data: str, pairs: Sequence[Pair], precision: str, batch: int) -> R
 
 def _record(work: str) -> EmbedRecord | None:
     """Returns what WORK/log/stages.jsonl says of the embedding; None where the line or its seconds are missing."""
-    record = read_records(work).get("embed", {})
-    if "work_seconds" not in record:
+    record = read_records(work).get("embed")
+    if record is None or "work_seconds" not in record.values:
         return None
-    return EmbedRecord(record["done"], record["work_seconds"], record["bottleneck"])
+    return EmbedRecord(*(record.values[name] for name in ("done", "work_seconds", "bottleneck")))
 
 
 def _watch(process: subprocess.Popen[bytes], memory: Memory, cpu: dict[int, float], started: float) -> None:

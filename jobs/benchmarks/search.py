@@ -30,7 +30,8 @@ from gansfp.errors import GansfpError
 from gansfp.labels import UNKNOWN
 from gansfp.runtime.cluster import ClusterConfig, start_ray
 from gansfp.runtime.progress import Progress
-from gansfp.scoring.membership import MembershipSet, Sweep, scores
+from gansfp.scoring.embedded_set import EmbeddedSet
+from gansfp.scoring.membership import Sweep, scores
 from gansfp.statistics.intervals import membership_figures
 from gansfp.statistics.permutation import p_values_ari, p_values_auc
 from jobs.benchmarks.measure import Bench, Row, Target
@@ -55,7 +56,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class SetArrays:
-    """The arrays of one membership set, as MembershipSet and SetRows take them."""
+    """The arrays of one membership set, as EmbeddedSet and SetSlices take them."""
 
     generated: np.ndarray
     real: np.ndarray
@@ -63,9 +64,9 @@ class SetArrays:
     groups: np.ndarray
     folds: np.ndarray
 
-    def membership_set(self) -> MembershipSet:
-        """Returns a new MembershipSet of these arrays, which has no distances in its memory yet."""
-        return MembershipSet(self.generated, self.real, self.labels, self.groups, self.folds)
+    def membership_set(self) -> EmbeddedSet:
+        """Returns a new EmbeddedSet of these arrays, which has no distances in its memory yet."""
+        return EmbeddedSet(self.generated, self.real, self.labels, self.groups, self.folds)
 
 
 def _vectors(rng: np.random.Generator, count: int, width: int) -> np.ndarray:

@@ -1,11 +1,14 @@
 """The measurements of embedding in jobs.benchmark, and the slices that they use: every figure is there and adds up."""
 
+import subprocess
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import end_all_from
 
 from gansfp.collection.catalog import Catalog
 from gansfp.embedding.embedder import EmbedConfig
@@ -96,6 +99,29 @@ class TestTheFigures:
     def test_a_run_without_a_record_is_an_error(self):
         with pytest.raises(GansfpError, match="no record of its work_seconds"):
             where_time_goes(run_of(1000, 1.0), 0.01, Turn([]))
+
+
+class TestMemory:
+    def test_it_tells_workers_from_the_command_and_keeps_peaks(self):
+        worker = "bash -c 'exec -a ray::Worker sleep 60' & "
+        memory, cpu = Memory(), dict[int, float]()
+        command = subprocess.Popen(["bash", "-c", f"{worker}{worker}wait"])
+        try:
+            deadline = time.monotonic() + 30
+            while memory.workers <= memory.worker and time.monotonic() < deadline:
+                memory.look(command.pid, cpu)
+                time.sleep(0.01)
+        finally:
+            end_all_from(command.pid)
+            command.wait()
+        assert memory.workers > memory.worker > 0
+        assert memory.together >= memory.driver + memory.worker
+        assert memory.driver > 0
+        assert memory.store == 0
+        assert len(cpu) == 3
+        peaks = replace(memory)
+        memory.look(command.pid, cpu)
+        assert memory == peaks
 
 
 class TestTheSlices:
