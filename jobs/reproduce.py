@@ -1,24 +1,24 @@
-"""The 60 published systems on your data: what each would have said, and its score beside the published one.
+"""Runs the published systems on your data and compares their scores with the published ones.
 
     python -m jobs.reproduce --data DATA --work WORK --weights WEIGHTS
     python -m jobs.reproduce --data DATA --work WORK --systems 53,aim24-t1-5-outer-resnet50-min10
-    python -m jobs.reproduce --data DATA --work WORK --random-weights --max-steps 20 --input-size 64      for trying out
+    python -m jobs.reproduce --data DATA --work WORK --random-weights --max-steps 20 --input-size 64      a trial run
 
-Every slice is embedded once for all systems together, networks that several systems share are trained once, and
-decisions are spread over the cluster. A system that fails is a row with its reason. What is finished is kept:
-predictions in WORK/results/reproduction/<id>-<name>/, networks in WORK/models. The truth is read to score, after all
-predictions are written. The exit status is 0 where every system has its row, also one that says why it failed.
+Each slice is embedded once for all systems. A network that several systems share is trained once. Decisions are
+distributed over the Ray cluster. A system that fails has a row with the reason. Finished work is kept: predictions in
+WORK/results/reproduction/<id>-<name>/, networks in WORK/models. The truth is read only to score, after all predictions
+are written. The exit status is 0 when every system has its row, also if the row says why the system failed.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
-import math
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,14 +27,13 @@ from gansfp.collection.catalog import Catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
 from gansfp.decision.result_files import write_result
 from gansfp.embedding.embedder import PRECISIONS, EmbedConfig
-from gansfp.errors import GansfpError
 from gansfp.images.lungs import MASK_NAMES
 from gansfp.networks.weights import WEIGHT_ENDINGS, check_folder
 from gansfp.published.recipe import Recipe
 from gansfp.published.recipes import find
-from gansfp.published.systems import clusters_known, nothing_to_decide, read_answers
 from gansfp.published.table import Row, as_csv, as_markdown
 from gansfp.published.training_plan import Planner, Scale
+from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.embedding import Workers
@@ -51,215 +50,184 @@ from gansfp.runtime.options import (
 )
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import record_stage
-from gansfp.statistics.intervals import SetDecisions, attribution_figures, mean_f1
-from gansfp.statistics.metrics import decision_metrics, f1_all_used, partition_metrics
-from jobs.reproduction import baselines
-from jobs.reproduction.predictions import Predictions, Said
-from jobs.reproduction.prerequisites import Embedding
+from jobs.reproduction.baselines import read_grey_levels
+from jobs.reproduction.predictions import Predictions
+from jobs.reproduction.prerequisites import EmbeddingJob
+from jobs.reproduction.scores import Scorer, Truth
 
 PLACE = Place("<!-- reproduction: written by jobs.reproduce -->", "<!-- end of reproduction -->")
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Truth:
-    """The answers, read once for all rows. by_set: (labels (n,) 0/1, groups (n,)); attribution: (names, groups)."""
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Which systems run, and how.
 
-    by_set: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    attribution: tuple[np.ndarray, np.ndarray] | None = None
-    known: np.ndarray | None = None  # the generators of the training slices, which the catalog tells
+    embed: how slices are embedded; its pairs are not used. scale: how training is scaled down. stage_folders: the data
+    of training stages that DATA does not hold. weights: a folder of weights, or None. random_weights: random weights
+    are used where weights are missing. upscaler: the name of the upscaler for systems that enlarge slices.
+    """
+
+    recipes: tuple[Recipe, ...]
+    embed: EmbedConfig
+    workers: Workers
+    cluster: ClusterConfig
+    scale: Scale
+    stage_folders: tuple[str, ...]
+    weights: str | None
+    random_weights: bool
+    upscaler: str
+    seed: int
 
 
 def read_truth(data: str, catalog: Catalog) -> Truth:
-    """What DATA has of it. Raises DataError as gansfp.collection.truth does."""
-    truth = Truth()
+    """Reads the truth that DATA has. Raises DataError as gansfp.collection.truth does."""
+    labels = {}
     for name in catalog.sets_to_decide():
-        labels = read_membership_truth(data, catalog, name)
-        if labels is not None:
-            groups = catalog.unknown(name).groups()
-            truth.by_set[name] = (np.array(list(labels.values())), groups)
-    test = catalog.unattributed()
-    generators = read_attribution_truth(data, catalog) if len(test) else None
-    if generators is not None:
-        truth.attribution = (np.array(list(generators.values())), test.groups())
-    truth.known = catalog.known_generators().column("generator")
-    return truth
+        used = read_membership_truth(data, catalog, name)
+        if used is not None:
+            labels[name] = np.array(list(used.values()))
+    generators = read_attribution_truth(data, catalog) if len(catalog.unattributed()) else None
+    return Truth(labels, None if generators is None else np.array(list(generators.values())))
 
 
-def scored(row: Row, answers: baselines.Answers, truth: Truth, seed: int) -> Row:
-    """A row with the figures of these answers, by set or "attribution"; as it was where there is no truth."""
-    if row.task == "attribution":
-        if truth.attribution is None:
-            return row
-        generators, groups = truth.attribution
-        ari = attribution_figures(generators, answers["attribution"], groups, seed=seed)["ari"]
-        return replace(row, reproduced=ari, chance=0.0)
-    of = {name: (*truth.by_set[name], answers[name]) for name in answers if name in truth.by_set}
-    if not of:
-        return row
-    each = {name: decision_metrics(labels, answer) for name, (labels, _, answer) in of.items()}
-    decided = [SetDecisions(truth=labels, prediction=answer, groups=groups) for labels, groups, answer in of.values()]
-    return replace(
-        row,
-        reproduced=mean_f1(decided, seed=seed),
-        chance=float(np.mean([f1_all_used(labels) for labels, _, _ in of.values()])),
-        f1={name: figures["f1"] for name, figures in each.items()},
-        accuracy={name: figures["accuracy"] for name, figures in each.items()},
+def reproduce(data: str, work: str, catalog: Catalog, config: ReproduceConfig) -> list[Row]:
+    """Makes the predictions that are missing in WORK, and returns the row of each system and baseline."""
+    predictions = Predictions(
+        config.recipes,
+        catalog,
+        EmbeddingJob(work, config.embed, config.workers, config.cluster),
+        Planner(catalog, config.scale, config.embed.mask, config.seed, config.stage_folders),
+        config.weights,
+        config.random_weights,
+        config.seed,
+        config.upscaler,
     )
-
-
-def table(
-    recipes: Sequence[Recipe],
-    said: dict[int, Said],
-    data: str,
-    catalog: Catalog,
-    work: str,
-    seed: int,
-    levels: baselines.Grey,
-) -> list[Row]:
-    """The rows of these systems and of the baselines, scored where DATA has the truth."""
-    truth = read_truth(data, catalog)
-    rows = []
-    for task in ("membership", "attribution"):
-        of_task = [recipe for recipe in recipes if recipe.task == task]
-        if not of_task:
-            continue
-        for name in () if nothing_to_decide(task, catalog) else baselines.names(task):
-            row = Row(name.replace("_", " "), task)
-            try:
-                rows.append(scored(row, baselines.answers(name, task, catalog, levels, seed), truth, seed))
-            except GansfpError as error:
-                rows.append(replace(row, error=str(error)))
-        rows += [system_row(recipe, said[recipe.id], catalog, work, truth, seed) for recipe in of_task]
-    return rows
-
-
-def system_row(recipe: Recipe, said: Said, catalog: Catalog, work: str, truth: Truth, seed: int) -> Row:
-    """The row of a system whose predictions have been made, or that has failed."""
-    published = recipe.published
-    row = Row(
-        recipe.name,
-        recipe.task,
-        str(recipe.id),
-        recipe.paper,
-        published["test_f1_mean" if recipe.task == "membership" else "test_ari"],
-        published_known=published["train_ari"],
-        assumed=recipe.assumed,
-        notes=tuple(said.notes),
-        seconds=math.nan if said.error else said.seconds,
-        error=said.error,
-    )
-    if said.error:
-        return row
-    if recipe.task == "attribution":
-        test = catalog.unattributed()
-        row = scored(row, {"attribution": read_answers(work, recipe, "attribution", test)}, truth, seed)
-        known = catalog.known_generators()
-        if not clusters_known(recipe, catalog):
-            return row
-        labels = read_answers(work, recipe, "known", known)
-        return replace(row, known=partition_metrics(known.column("generator"), labels)["ari"])
-    answers = {name: read_answers(work, recipe, name, catalog.unknown(name)) for name in catalog.sets_to_decide()}
-    return scored(row, answers, truth, seed)
+    tasks = sorted({recipe.task for recipe in config.recipes})
+    levels = read_grey_levels(catalog, tasks, work, predictions.start_ray)
+    outcomes = predictions.run()
+    return Scorer(catalog, work, read_truth(data, catalog), config.seed).rows(config.recipes, outcomes, levels)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of the module's docstring."""
+    """Runs the command line of the module's docstring."""
     options = parser().parse_args(arguments)
-    # Names before places before weights: what is quick to tell is told first.
-    recipes = find(options.systems)
-    config = EmbedConfig((), options.lungs, options.precision)
-    workers = Workers(options.gpus_per_actor, None, options.min_actors, options.max_actors)
-    scale = Scale(options.epochs or 0, options.max_steps or 0, options.input_size or 0, options.batch_size or 0)
-    check_folder(options.weights)
-    if options.readme:
-        PLACE.read(options.readme)
+    # The checks are in the order of their cost: names, then places.
+    config = reproduce_config(options)
+    check_folder(config.weights)
+    readme: str | None = options.readme
+    if readme:
+        PLACE.read(readme)
     check_places(options.data, options.work)
     with held(options.work, "jobs.reproduce"):
-        work, started = store.absolute(options.work), time.monotonic()
-        catalog = read_collection(options.data, work, options.allow_outside)
-        embedding = Embedding(work, config, workers, cluster_config(options))
-        predictions = Predictions(
-            recipes,
-            catalog,
-            embedding,
-            Planner(catalog, scale, options.lungs, options.seed, options.stages_data),
-            options.weights,
-            options.random_weights,
-            options.seed,
-            options.upscaler,
-        )
-        levels = baselines.grey(catalog, sorted({recipe.task for recipe in recipes}), work, predictions.start)
-        said = predictions.run()
-        rows = table(recipes, said, options.data, catalog, work, options.seed, levels)
-        failed = [row for row in rows if row.error]
-        facts = {"done": len(rows), "failed": len(failed)}
-        record_stage(work, "reproduce", time.monotonic() - started, facts, {"systems": [r.name for r in recipes]})
+        data, work, started = options.data, store.absolute(options.work), time.monotonic()
+        catalog = read_collection(data, work, options.allow_outside)
+        rows = reproduce(data, work, catalog, config)
+        failed = sum(bool(row.error) for row in rows)
+        facts = {"done": len(rows), "failed": failed}
+        systems = {"systems": [recipe.name for recipe in config.recipes]}
+        record_stage(work, "reproduce", time.monotonic() - started, facts, systems)
         command = f"python -m jobs.reproduce {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
-        text = as_markdown(rows, described(command, catalog))
+        text = as_markdown(rows, introduction(command, catalog))
         write_result(work, "reproduction.csv", as_csv(rows).encode())
         write_result(work, "reproduction.md", text.encode())
-        if options.readme:
-            PLACE.write(options.readme, text)
+        if readme:
+            PLACE.write(readme, text)
         print(text, end="")
         if failed:
-            log.warning("%d of %d rows have no figures, the table says why", len(failed), len(rows))
+            log.warning("%d of %d rows have no scores; the table says why", failed, len(rows))
 
 
-def described(command: str, catalog: Catalog) -> list[str]:
-    """What the table is, for the lines above it."""
+def introduction(command: str, catalog: Catalog) -> list[str]:
+    """Returns the lines above the table that explain it."""
     sets = [f"`{name}` ({len(catalog.of_set(name)):,} slices)" for name in catalog.sets()]
-    clusters = len(catalog.select(task="attribution"))
-    data = [f"sets {', '.join(sets)}"] * bool(sets) + [f"attribution ({clusters:,} slices)"] * bool(clusters)
+    attribution = len(catalog.select(task="attribution"))
+    parts = [f"sets {', '.join(sets)}"] if sets else []
+    parts += [f"attribution ({attribution:,} slices)"] if attribution else []
     return [
         f"Written by `{command}`.",
         "",
-        "Published figures are of the papers' own data, reproduced ones of this, so they need not agree: "
-        f"{' and '.join(data)}. A system is worth what it has above `by chance` and above the baselines in italics, "
-        "which know no more than a file's size and grey levels. **Figures in (parentheses) are of random weights or of "
-        "training that was scaled down: they show that the system runs, and say nothing about the published one.** "
-        "Numbers in brackets and under `assumed` (what the paper leaves open) lead to the list below. `s`: seconds of "
-        "the decision and of the training that it rests on, without embedding. Predictions are in "
-        "`results/reproduction`, all figures in `results/reproduction.csv`.",
+        "Published scores are of the papers' own data. Reproduced scores are of this data, so they need not agree: "
+        f"{' and '.join(parts)}. A system is useful only if its score is higher than `by chance` and higher than the "
+        "baselines in italics, which use only a file's size and grey levels. **Scores in (parentheses) are of random "
+        "weights or of scaled-down training: they show that the system runs, and say nothing about the published "
+        "one.** Numbers in brackets and under `assumed` (what the paper leaves open) refer to the list below the "
+        "tables. `s`: seconds of the decision and of the trainings that it needs, without embedding. Predictions are "
+        "in `results/reproduction`, all scores in `results/reproduction.csv`.",
     ]
 
 
+def reproduce_config(options: argparse.Namespace) -> ReproduceConfig:
+    """Returns the configuration for these options. Raises UsageError for unknown names and impossible numbers."""
+    return ReproduceConfig(
+        recipes=tuple(find(options.systems)),
+        embed=EmbedConfig((), options.lungs, options.precision),
+        workers=Workers(options.gpus_per_actor, None, options.min_actors, options.max_actors),
+        cluster=cluster_config(options),
+        scale=Scale(options.epochs or 0, options.max_steps or 0, options.input_size or 0, options.batch_size or 0),
+        stage_folders=tuple(options.stages_data),
+        weights=options.weights,
+        random_weights=options.random_weights,
+        upscaler=options.upscaler,
+        seed=options.seed,
+    )
+
+
 def parser() -> Parser:
-    """The options of the command."""
-    found = Parser(prog="jobs.reproduce", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--systems", type=names, default=("all",), help="ids or names with commas between (default all)")
-    found.add_argument("--data", required=True, help="the collection: a folder or a URI")
-    found.add_argument("--work", required=True, help="where results go: a folder or a URI")
-    add_outside_option(found)
-    found.add_argument("--weights", help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}; else timm's download")
-    found.add_argument(
-        "--random-weights", action="store_true", help="random ones where weights cannot be had; the row says so"
+    """Returns the parser of the command's options."""
+    parser = Parser(prog="jobs.reproduce", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--systems", type=names, default=("all",), help="ids or names, separated by commas (default: all)"
     )
-    found.add_argument("--lungs", default="threshold", help=f"the lung mask, among {','.join(MASK_NAMES)}")
-    found.add_argument(
-        "--upscaler", choices=("esrgan", "bicubic"), default="esrgan", help="what enlarges the slices of system 16"
+    parser.add_argument("--data", required=True, help="the collection: a folder or a URI")
+    parser.add_argument("--work", required=True, help="the folder or URI for the results")
+    add_outside_option(parser)
+    parser.add_argument(
+        "--weights",
+        help=f"a folder with files <timm name>{'|'.join(WEIGHT_ENDINGS)}; other weights are downloaded by timm",
     )
-    found.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
-    found.add_argument("--seed", type=seed, default=0)
-    found.add_argument("--epochs", type=positive, help="of training, at most; as all that scales down, the row says it")
-    found.add_argument("--max-steps", type=positive, help="optimiser steps of each training")
-    found.add_argument("--input-size", type=positive, help="pixels a side, for networks that are trained")
-    found.add_argument("--batch-size", type=positive, help="slices an optimiser step")
-    found.add_argument(
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="use random weights where weights are missing; the row of the table says so",
+    )
+    parser.add_argument("--lungs", default="threshold", help=f"the lung mask, one of {','.join(MASK_NAMES)}")
+    parser.add_argument(
+        "--upscaler",
+        choices=("esrgan", "bicubic"),
+        default="esrgan",
+        help="how systems that enlarge slices do it (default: %(default)s)",
+    )
+    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default: %(default)s)")
+    _add_scale_options(parser)
+    parser.add_argument(
         "--stages-data",
         nargs="+",
         default=(),
         metavar="FOLDER",
-        help="what KDE-lab 2023 trained on first: natural images, tampered and authentic; COVID-19 CT; one or both, "
-        "each a folder of classes",
+        help="data of the first training stages of KDE-lab 2023: natural images, tampered and authentic; then COVID-19 "
+        "CT; each folder has one sub-folder for each class; without a folder the stage is skipped",
     )
-    found.add_argument("--readme", metavar="FILE", help=f"also put the table between {PLACE.begin} and {PLACE.end}")
-    found.add_argument("--gpus-per-actor", type=share, default=1.0, help="a share: 0.5 puts two actors on a GPU")
-    found.add_argument("--min-actors", type=positive, help="embedding processes asked for from the start")
-    found.add_argument("--max-actors", type=positive, help="embedding processes at any time")
-    add_cluster_options(found)
-    return found
+    parser.add_argument(
+        "--readme", metavar="FILE", help=f"also write the table into this file, between {PLACE.begin} and {PLACE.end}"
+    )
+    parser.add_argument(
+        "--gpus-per-actor", type=share, default=1.0, help="the share of a GPU: with 0.5 two actors share one GPU"
+    )
+    parser.add_argument("--min-actors", type=positive, help="number of embedding processes at the start")
+    parser.add_argument("--max-actors", type=positive, help="largest number of embedding processes")
+    add_cluster_options(parser)
+    return parser
+
+
+def _add_scale_options(parser: Parser) -> None:
+    """Adds the options that scale training down. The table says where they change a system."""
+    parser.add_argument("--epochs", type=positive, help="largest number of epochs of each training stage")
+    parser.add_argument("--max-steps", type=positive, help="largest number of optimiser steps of each training stage")
+    parser.add_argument("--input-size", type=positive, help="pixels a side of the inputs of trained networks")
+    parser.add_argument("--batch-size", type=positive, help="slices in an optimiser step")
 
 
 if __name__ == "__main__":

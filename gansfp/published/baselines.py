@@ -1,7 +1,7 @@
-"""Baselines of honesty: what may be said of slices without looking at what is in them, to print beside every system.
+"""Baselines to print beside every system: decisions that do not use the content of the slices.
 
-A system that does not beat "all_used", a coin, or the size of the file has found nothing out about membership; one that
-does not beat the colour of a file has found the file's colour, not the generator.
+A system shows nothing about membership unless it beats "all_used", a fair coin and the file size. A system shows
+nothing about the generator unless it beats the file size, the mean grey level and the number of grey levels.
 """
 
 from __future__ import annotations
@@ -17,76 +17,81 @@ from gansfp.published.rules import Decision
 from gansfp.scoring.attribution import Clustering, cluster
 from gansfp.statistics.metrics import decision_metrics
 
-FILE_FIGURES = ("bytes", "mean_grey", "grey_levels")
+FILE_PROPERTIES = ("bytes", "mean_grey", "grey_levels")
 BASELINES = {
-    "membership": ("all_used", "random", *FILE_FIGURES),
-    "attribution": ("one_cluster", "random", *FILE_FIGURES),
+    "membership": ("all_used", "random", *FILE_PROPERTIES),
+    "attribution": ("one_cluster", "random", *FILE_PROPERTIES),
 }
 
 
-def grey_figures(pixels: np.ndarray) -> tuple[float, int]:
-    """The mean of a slice, 0 to 255, and how many different grey levels it has. pixels: (h, w) uint8."""
+def grey_properties(pixels: np.ndarray) -> tuple[float, int]:
+    """Returns a slice's mean grey level, 0 to 255, and its number of different grey levels. pixels: (h, w) uint8."""
     counts = np.bincount(pixels.ravel(), minlength=256)
     return float(counts @ np.arange(256) / pixels.size), int((counts > 0).sum())
 
 
 def decide_baseline(
-    name: str, labels: np.ndarray, figures: Mapping[str, np.ndarray] | None = None, seed: int = 0
+    name: str, labels: np.ndarray, properties: Mapping[str, np.ndarray] | None = None, seed: int = 0
 ) -> Decision:
-    """What a membership baseline says of real slices.
+    """Decides about real slices by a membership baseline. "random" is a fair coin for each slice.
 
-    labels: (n,) 1 used, 0 not used, -1 unknown; figures: FILE_FIGURES of the slices, (n,) each: size of the file in
-    bytes, and the two of grey_figures. "random" is a fair coin for each slice. Raises UsageError for an unknown name,
-    for figures that are not finite, and where a class has no labelled slice to learn from.
+    labels: (n,) 1 used, 0 not used, -1 unknown; properties: the FILE_PROPERTIES of the slices, (n,) each: the file size
+    in bytes, and the two of grey_properties. Raises UsageError for an unknown name, for properties that are not finite,
+    and where a class has no labelled slice to learn from.
     """
-    _check(name, "membership")
+    _check_name(name, "membership")
     if name == "all_used":
         return Decision(np.ones(len(labels), np.int64), None)
     if name == "random":
         return Decision(np.random.default_rng(seed).integers(0, 2, len(labels)), None)
-    return one_number(_figure(name, figures, len(labels)), labels)
+    return decide_by_property(_finite_property(name, properties, len(labels)), labels)
 
 
 def attribute_baseline(
-    name: str, n: int, k: int, figures: Mapping[str, np.ndarray] | None = None, seed: int = 0
+    name: str, n: int, k: int, properties: Mapping[str, np.ndarray] | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Clusters (n,) int64 that an attribution baseline makes of n slices: one, random ones, or k-means of one figure.
+    """Clusters n slices by an attribution baseline: one cluster, random clusters, or k-means of one property.
 
-    k: how many, fewer where there are fewer slices. figures: as for decide_baseline, of these slices.
+    k: the number of clusters; if there are fewer slices, their number. properties: as for decide_baseline. Returns
+    (n,) int64.
     """
-    _check(name, "attribution")
+    _check_name(name, "attribution")
     if name == "one_cluster":
         return np.zeros(n, np.int64)
     if name == "random":
         return np.random.default_rng(seed).integers(0, k, n)
-    values = _figure(name, figures, n)[:, None].astype(np.float32)
+    values = _finite_property(name, properties, n)[:, None].astype(np.float32)
     return cluster(values, Clustering("kmeans", standardise=True, seed=seed), min(k, n)).labels
 
 
-def one_number(values: np.ndarray, labels: np.ndarray) -> Decision:
-    """A threshold on one number: the one, and the side of it, with the best balanced accuracy on the labelled slices.
+def decide_by_property(values: np.ndarray, labels: np.ndarray) -> Decision:
+    """Decides by a threshold on one number: the threshold and the side with the best balanced accuracy on the labelled
+    slices.
 
-    Where both sides do as well, used is above; of equally good thresholds the one that calls the fewest used, as
-    choose_threshold has it. values: (n,) float, labels: (n,); the score is the number, or minus it.
+    If both sides are equally good, slices above the threshold are used. Of equally good thresholds, choose_threshold
+    takes the one that calls the fewest slices used. values: (n,) float, labels: (n,). The score is the value, or minus
+    the value where slices below the threshold are used.
     """
     labelled = labels != UNKNOWN
     truth = (labels[labelled] == USED).astype(np.int64)
-    found = []
+    candidates: list[tuple[float, Decision]] = []
     for side in (1, -1):
         score = side * np.asarray(values, np.float64)
         prediction = (score >= choose_threshold(score[labelled], truth, "balanced_accuracy")).astype(np.int64)
-        right = decision_metrics(truth, prediction[labelled])
-        found.append((right["recall"] + right["specificity"], Decision(prediction, score, {"side": side})))
-    return max(found, key=lambda each: each[0])[1]
+        metrics = decision_metrics(truth, prediction[labelled])
+        candidates.append((metrics["recall"] + metrics["specificity"], Decision(prediction, score, {"side": side})))
+    return max(candidates, key=lambda candidate: candidate[0])[1]
 
 
-def _check(name: str, task: str) -> None:
+def _check_name(name: str, task: str) -> None:
     if name not in BASELINES[task]:
         raise UsageError(f"baseline: got {name!r}, expected one of {list(BASELINES[task])}")
 
 
-def _figure(name: str, figures: Mapping[str, np.ndarray] | None, n: int) -> np.ndarray:
-    values = np.asarray((figures or {}).get(name, ()), np.float64)
+def _finite_property(name: str, properties: Mapping[str, np.ndarray] | None, n: int) -> np.ndarray:
+    values = np.asarray((properties or {}).get(name, ()), np.float64)
     if values.shape != (n,) or not np.isfinite(values).all():
-        raise UsageError(f"baseline {name!r}: got {values.shape} numbers for {n} slices, expected one each, all finite")
+        raise UsageError(
+            f"baseline {name!r}: got {values.shape} numbers for {n} slices, expected one for each slice, all finite"
+        )
     return values

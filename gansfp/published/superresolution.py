@@ -1,12 +1,13 @@
-"""Super-resolution by 4 of slices, as Method 4 of KDE Lab 2024: an ESRGAN network, or bicubic where asked for by name.
+"""Super-resolution by 4 of slices, as in Method 4 of KDE Lab 2024: by an ESRGAN network, or bicubic.
 
 The network is RRDBNet of ESRGAN (Wang et al. 2018) as the spandrel package builds it: 23 residual-in-residual dense
-blocks of 64 channels. Its weights come from a file; grey levels go in as three equal colours and come out as their
-mean. A picture goes through in tiles, so that a pass takes the memory of a tile, whatever the picture.
+blocks of 64 channels. Its weights are read from a file. The network gets the grey levels as three equal colours; the
+mean of its output colours is the enlarged slice. A slice goes through the network in tiles, so the memory depends on
+the tile and not on the slice.
 
-How far tiles agree with a picture in one piece: what a pixel becomes depends on the input up to `reach(blocks)` pixels
-away, 19 for one block and 349 for the published 23. A margin of that width gives the same grey levels; with MARGIN, as
-is used for deeper networks, pixels beside a seam may differ. A picture of up to TILE pixels a side, such as the
+Tiles and one pass over the whole slice may differ near the seams. An output pixel depends on input pixels at most
+`reach(blocks)` pixels away: 19 for one block, 349 for the published 23. A margin of that width gives the same grey
+levels. Deeper networks use MARGIN, so pixels beside a seam may differ. A slice of up to TILE pixels a side, such as the
 published 224, has no seams.
 """
 
@@ -17,10 +18,10 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -36,13 +37,13 @@ from gansfp.networks.weights import WEIGHT_ENDINGS, check_folder
 
 FACTOR = 4
 BLOCKS = 23  # of the published network
-TILE = 256  # input pixels a side that one pass takes, margins included
-MARGIN = 32  # input pixels around a tile that are computed and thrown away, at most
+TILE = 256  # input pixels a side in one pass, with margins
+MARGIN = 32  # input pixels around a tile that are computed and dropped, at most
 NAMES = ("bicubic", "esrgan", "esrgan@random")
-FILES = ("RRDB_ESRGAN_x4", "ESRGAN_SRx4_DF2KOST_official-ff704c30")  # as the authors and as BasicSR publish it
+FILES = ("RRDB_ESRGAN_x4", "ESRGAN_SRx4_DF2KOST_official-ff704c30")  # names by the authors and by BasicSR
 
 _LEAST_TILE = 16
-_MOST_TENSORS = 20_000  # forty times those of the published network
+_MOST_TENSORS = 20_000  # forty times as many as in the published network
 _EXTRA = 'pip install "gansfp[superresolution]"'
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class UpscalerWeights:
-    """What upscales: a name of NAMES, and for a network its tensors and their digest. May be sent between processes."""
+    """An upscaler: one of NAMES, and for a network its tensors and their digest. It can be sent to other processes."""
 
     name: str
     tensors: Mapping[str, torch.Tensor]
@@ -58,23 +59,25 @@ class UpscalerWeights:
 
     @property
     def identity(self) -> str:
-        """What tells pictures of this upscaler from another's; fit for a folder's name."""
+        """A folder name that is different for each upscaler."""
         return f"{self.name.replace('@', '-')}-{self.digest}" if self.digest else self.name
 
 
 def reach(blocks: int) -> int:
-    """How many input pixels away, at most, something still changes an output pixel of RRDBNet."""
-    # 15 convolutions of 3x3 a block, one before and one after them; then half a pixel at twice the size and three
-    # quarters at four times, which nearest-neighbour enlarging rounds up to 2.
+    """Returns how many input pixels away, at most, an input pixel can change an output pixel of RRDBNet."""
+    # Each block has 15 convolutions of 3x3, and there is one before and one after the blocks. Those after the first
+    # enlarging reach half an input pixel, those after the second three quarters, which nearest-neighbour enlarging
+    # rounds up to 2.
     return 15 * blocks + 4
 
 
 def load_upscaler(name: str, folder: str | None, blocks: int = BLOCKS) -> UpscalerWeights:
-    """What upscales, by name: "bicubic"; "esrgan", from one of FILES in `folder`; "esrgan@random", untrained, always
-    the same, for trying out, of which `blocks` may be fewer.
+    """Loads an upscaler by name: "bicubic"; "esrgan", from one of FILES in `folder`; or "esrgan@random", an untrained
+    network for trial runs, always the same, which may have fewer `blocks`.
 
-    Raises UsageError for another name, a folder that is not there and where spandrel is not installed; WeightsError,
-    which names the file to put and where, when there is none, and when it is no ESRGAN network for one image by 4.
+    Raises UsageError for another name, for a missing folder, and if spandrel is not installed. Raises WeightsError if
+    there is no file (the message names the file and its folder), or if the file is not an ESRGAN network that enlarges
+    one image by 4.
     """
     if name not in NAMES:
         raise UsageError(f"upscaler: got {name!r}, expected one of {sorted(NAMES)}")
@@ -92,21 +95,21 @@ def load_upscaler(name: str, folder: str | None, blocks: int = BLOCKS) -> Upscal
 
 
 class Upscaler:
-    """Enlarges pictures by 4 on one device. Out of memory on the device halves the tile, for this call and later ones.
+    """Enlarges pictures by 4 on one device. If the device runs out of memory, the tile is halved from then on.
 
     Args:
-        weights: as `load_upscaler` gives them.
+        weights: from `load_upscaler`.
         device: "cpu", "cuda", ...
-        tile: input pixels a side that go through at once, margins included; at least 16.
-        margin: input pixels around a tile that are computed and thrown away; no more than a quarter of the tile is
-            used, and no more than the network's reach.
+        tile: input pixels a side in one pass, with margins; at least 16.
+        margin: input pixels around a tile that are computed and dropped. At most a quarter of the tile is used, and at
+            most the network's reach.
 
-    Raises UsageError for a tile or a margin that cannot be, and where spandrel is not installed.
+    Raises UsageError for an impossible tile or margin, and if spandrel is not installed.
     """
 
     def __init__(self, weights: UpscalerWeights, device: str = "cpu", tile: int = TILE, margin: int = MARGIN) -> None:
         if tile < _LEAST_TILE or margin < 0:
-            raise UsageError(f"tiles: got {tile!r} pixels with a margin of {margin!r}, expected at least 16 and 0")
+            raise UsageError(f"tile: got {tile!r} pixels with a margin of {margin!r}, expected at least 16 and 0")
         self.identity = weights.identity
         self.tile, self.device = tile, device
         self._margin, self._network = margin, None
@@ -116,90 +119,85 @@ class Upscaler:
 
     @property
     def margin(self) -> int:
-        """The margin that is used with the present tile."""
+        """The margin that is used with the current tile."""
         return min(self._margin, self.tile // 4)
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """(n, h, w) uint8 -> (n, 4 h, 4 w) uint8, each by itself.
+        """Enlarges each picture by itself: (n, h, w) uint8 -> (n, 4 h, 4 w) uint8.
 
-        Raises an out-of-memory error only where a tile of 16 pixels is too much.
+        Raises an out-of-memory error only if a tile of 16 pixels needs too much memory.
         """
         enlarged = np.empty((len(pictures), FACTOR * pictures.shape[1], FACTOR * pictures.shape[2]), np.uint8)
-        for picture, into in zip(pictures, enlarged, strict=True):
+        for picture, output in zip(pictures, enlarged, strict=True):
             if self._network is None:
                 size = (FACTOR * picture.shape[1], FACTOR * picture.shape[0])
-                into[:] = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+                output[:] = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
             else:
-                self._fill(picture, into)
+                self._fill(picture, output)
         return enlarged
 
-    def _fill(self, picture: np.ndarray, into: np.ndarray) -> None:
-        """One picture, tile by tile; from the start again with a smaller tile where memory is short."""
+    def _fill(self, picture: np.ndarray, output: np.ndarray) -> None:
+        """Enlarges one picture tile by tile; if memory runs out, starts again with a smaller tile."""
         while True:
             try:
-                for rows, columns in product(*(_stretches(side, self.tile, self.margin) for side in picture.shape)):
-                    (top, bottom, above, below), (left, right, before, after) = rows, columns
-                    seen = self._enlarge(picture[above:below, before:after])
-                    kept = seen[_times(top - above, bottom - above), _times(left - before, right - before)]
-                    into[_times(top, bottom), _times(left, right)] = kept
+                for rows, columns in product(*(_tiles_of_axis(side, self.tile, self.margin) for side in picture.shape)):
+                    tile = self._enlarge(picture[rows.with_margin, columns.with_margin])
+                    output[_enlarged(rows.inner), _enlarged(columns.inner)] = tile[
+                        _enlarged(rows.inner, rows.with_margin.start),
+                        _enlarged(columns.inner, columns.with_margin.start),
+                    ]
                 return
-            except RuntimeError as error:  # of which OutOfMemoryError is one
-                half = min(self.tile, max(picture.shape)) // 2  # of what was tried
+            except RuntimeError as error:  # OutOfMemoryError is a RuntimeError
+                half = min(self.tile, max(picture.shape)) // 2  # half of the size that was tried
                 if half < _LEAST_TILE or not is_out_of_memory(error):
                     raise
-            self.tile = half  # outside the handler, which would keep the tensors alive
-            log.warning("out of memory on %s: going on with tiles of %d pixels", self.device, self.tile)
+            self.tile = half  # outside the handler, because the handler would keep the tensors alive
+            log.warning("out of memory on %s: continuing with tiles of %d pixels", self.device, self.tile)
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _enlarge(self, part: np.ndarray) -> np.ndarray:
-        """(h, w) uint8 -> (4 h, 4 w) uint8, in one pass."""
+    def _enlarge(self, tile: np.ndarray) -> np.ndarray:
+        """Enlarges a tile in one pass: (h, w) uint8 -> (4 h, 4 w) uint8."""
         assert self._network is not None
         channels = self._network.hyperparameters["in_nc"]
-        grey = torch.from_numpy(np.ascontiguousarray(part)).to(self.device).float() / 255
+        grey = torch.from_numpy(np.ascontiguousarray(tile)).to(self.device).float() / 255
         colours = self._network(grey.expand(1, channels, *grey.shape))[0]
-        # Each colour within its range before the mean is taken: the customary way to store what the network gives.
+        # Each colour is clamped to its range before the mean, as is usual when the output is stored as an image.
         return (colours.clamp(0, 1).mean(0) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def upscale_files(
-    uris: Sequence[str],
-    sha256: Sequence[str],
-    folder: str,
-    upscaler: Upscaler,
-    side: int = 224,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    uris: Sequence[str], sha256: Sequence[str], folder: str, upscaler: Upscaler, side: int = 224
 ) -> list[str]:
-    """Slices enlarged and kept: each decoded, resized to side x side (bicubic, antialiased), enlarged by 4 and written
-    as an 8-bit grey PNG under FOLDER/<upscaler>-<side>/<sha256>.png, where no other upscaler's pictures are.
+    """Enlarges slices and writes them as files. Slices that have a file already are not enlarged again.
 
-    sha256: of the slices' files, as the catalog has them. What is there already is not made again. report: called after
-    each slice with done, of, made. Returns the pictures' URIs in the order of `uris`, "" where a slice cannot be read,
-    which a warning names. Raises UsageError for what does not fit together, DataError where nothing can be written.
+    Each slice is decoded, resized to side x side (bicubic, antialiased), enlarged by 4 and written as an 8-bit grey PNG
+    to FOLDER/<upscaler>-<side>/<sha256>.png. The folder holds only the pictures of this upscaler.
+
+    sha256: of the slices' files, as in the catalog. Returns the URIs of the pictures in the order of `uris`; "" where a
+    slice cannot be read, and a warning names it. Raises UsageError for arguments that contradict each other, DataError
+    if a file cannot be written.
     """
     if len(uris) != len(sha256):
-        raise UsageError(f"super-resolution: got {len(sha256)} digests for {len(uris)} slices")
+        raise UsageError(f"super-resolution: got {len(sha256)} digests for {len(uris)} slices, expected one for each")
     if not 8 <= side <= slices.SIDE:
         raise UsageError(f"super-resolution: got side {side!r}, expected 8 to {slices.SIDE}")
     folder = store.join(folder, f"{upscaler.identity}-{side}")
-    there, made, pictures = set(store.list_files(folder, ".png")), 0, []
-    for done, (uri, digest) in enumerate(zip(uris, sha256, strict=True), start=1):
+    existing, pictures = set(store.list_files(folder, ".png")), []
+    for uri, digest in zip(uris, sha256, strict=True):
         picture = store.join(folder, f"{digest}.png")
-        if picture not in there:
-            one = slices.load(uri)
-            if one.pixels is None:
-                log.warning("%s: left out of super-resolution (%s)", uri, one.error)
+        if picture not in existing:
+            loaded = slices.load(uri)
+            if loaded.pixels is None:
+                log.warning("%s: left out of super-resolution (%s)", uri, loaded.error)
                 picture = ""
             else:
                 content = io.BytesIO()
-                Image.fromarray(upscaler(_resized(one.pixels, side)[None])[0]).save(content, "PNG")
+                Image.fromarray(upscaler(_resized(loaded.pixels, side)[None])[0]).save(content, "PNG")
                 store.write_bytes_atomically(picture, content.getvalue())
-                there.add(picture)
-                made += 1
+                existing.add(picture)
         pictures.append(picture)
-        if report:
-            report({"done": done, "of": len(uris), "made": made})
     return pictures
 
 
@@ -209,37 +207,48 @@ def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
     return resample(torch.from_numpy(pixels)[None], whole, side)[0].round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _stretches(length: int, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
-    """One axis in even stretches: (start, stop) of what is kept and of what is seen, which is `tile` long at most."""
+class _TileOfAxis(NamedTuple):
+    """A tile along one axis of the picture. inner: the pixels that are kept."""
+
+    inner: slice
+    with_margin: slice
+
+
+def _tiles_of_axis(length: int, tile: int, margin: int) -> list[_TileOfAxis]:
+    """Divides an axis into tiles of about equal length; with its margins no tile is longer than `tile`."""
     if length <= tile:
-        return [(0, length, 0, length)]
+        return [_TileOfAxis(slice(0, length), slice(0, length))]
     count = math.ceil(length / (tile - 2 * margin))
     ends = [length * number // count for number in range(count + 1)]
-    return [(start, stop, max(start - margin, 0), min(stop + margin, length)) for start, stop in pairwise(ends)]
+    return [
+        _TileOfAxis(slice(start, stop), slice(max(start - margin, 0), min(stop + margin, length)))
+        for start, stop in pairwise(ends)
+    ]
 
 
-def _times(start: int, stop: int) -> slice:
-    return slice(FACTOR * start, FACTOR * stop)
+def _enlarged(pixels: slice, origin: int = 0) -> slice:
+    """Returns the output pixels of these input pixels, counted from the input pixel `origin`."""
+    return slice(FACTOR * (pixels.start - origin), FACTOR * (pixels.stop - origin))
 
 
 def _from_folder(folder: str | None) -> dict[str, torch.Tensor]:
-    """The tensors of the first of FILES that is there, known to be a network for one image by 4."""
+    """Reads the tensors from the first of FILES that exists. Raises WeightsError as `load_upscaler` does."""
     paths = [os.path.join(folder, name + ending) for name in FILES for ending in WEIGHT_ENDINGS] if folder else []
     path = next((path for path in paths if os.path.isfile(path)), None)
     if path is None:
         place = f"into {folder}" if folder else "into a folder and name it with --weights"
         raise WeightsError(
-            f"super-resolution: no ESRGAN weights; put {FILES[0]}.pth (or .safetensors) {place}, "
-            "or ask for bicubic or esrgan@random"
+            f"super-resolution: got no ESRGAN weights; put {FILES[0]}.pth (or .safetensors) {place}, "
+            "or use bicubic or esrgan@random"
         )
-    _spandrel()  # where it is missing, that is what is wrong
+    _spandrel()  # if it is not installed, say so before the file is blamed
     try:
         if path.endswith(".safetensors"):
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         tensors = _tensors(_network(state))
-    except Exception as error:  # a broken file, or another network's, raises whatever it leads the reader to
+    except Exception as error:  # the parser may raise any exception for a broken file or another network's file
         raise WeightsError(
             f"{path}: cannot be read as an ESRGAN network for one image by {FACTOR} "
             f"({type(error).__name__}: {store.one_line(error)[:160]}); put {FILES[0]}.pth as published in its place"
@@ -248,27 +257,30 @@ def _from_folder(folder: str | None) -> dict[str, torch.Tensor]:
 
 
 def _random(blocks: int) -> dict[str, torch.Tensor]:
-    """The published architecture, untrained: PyTorch's own start, the same each time, global random state untouched."""
+    """Returns the published architecture with PyTorch's initial weights, always the same.
+
+    The global random state does not change.
+    """
     arch = _spandrel()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _tensors(arch.ESRGAN(num_blocks=blocks))
 
 
-def _network(state: dict[str, Any]) -> Any:
-    """spandrel's RRDBNet with these tensors: the one architecture it may find in them. Raises ValueError for others."""
+def _network(state: object) -> Any:
+    """Returns spandrel's RRDBNet with these tensors. Raises ValueError for tensors of another architecture."""
     arch = _spandrel()
     from spandrel import ArchRegistry, ArchSupport, ModelLoader
 
     if not isinstance(state, dict) or len(state) > _MOST_TENSORS:
-        raise ValueError("no state dict")
+        raise ValueError("it is not a state dict")
     registry = ArchRegistry()
     registry.add(ArchSupport.from_architecture(arch.ESRGANArch()))
-    found = ModelLoader(registry=registry).load_from_state_dict(state)  # tensors only: it reads no file here
-    channels = (found.input_channels, found.output_channels)
-    if found.scale != FACTOR or channels not in ((1, 1), (3, 3)) or found.model.shuffle_factor:
-        raise ValueError(f"it enlarges by {found.scale}, from {channels[0]} to {channels[1]} channels")
-    return found.model.float().eval()
+    loaded = ModelLoader(registry=registry).load_from_state_dict(state)  # it reads no file, only these tensors
+    channels = (loaded.input_channels, loaded.output_channels)
+    if loaded.scale != FACTOR or channels not in ((1, 1), (3, 3)) or loaded.model.shuffle_factor:
+        raise ValueError(f"it enlarges by {loaded.scale}, from {channels[0]} to {channels[1]} channels")
+    return loaded.model.float().eval()
 
 
 def _tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -276,7 +288,7 @@ def _tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _spandrel() -> Any:
-    """spandrel's ESRGAN. Raises UsageError where the package is not installed."""
+    """Imports spandrel's ESRGAN. Raises UsageError if the package is not installed."""
     try:
         from spandrel.architectures import ESRGAN
     except ImportError as error:
@@ -286,8 +298,11 @@ def _spandrel() -> Any:
 
 @dataclass(frozen=True)
 class Pictures:
-    """folder: of the enlarged real slices, below WORK/enlarged; uris: the pictures by the sha256 of the slices' files,
-    generated ones too."""
+    """Enlarged slices on disk.
+
+    folder: of the real slices, below WORK/enlarged. uris: of the pictures of real and generated slices, by the sha256
+    of the slices' files.
+    """
 
     folder: str
     uris: dict[str, str]

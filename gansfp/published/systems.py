@@ -1,8 +1,8 @@
-"""What a published system says of a collection: predictions from a recipe, embeddings and trained networks; no truth.
+"""Runs a published system on a collection: predictions from a recipe, embeddings and trained networks. Reads no truth.
 
-WORK/results/reproduction/<id>-<name>/ holds <set>.csv or attribution.csv in the challenge's format, known.csv with the
-clusters of the known generators' slices where the paper clusters those, too, and, written last, made.json: what made
-them, without which they are made anew.
+WORK/results/reproduction/<id>-<name>/ holds <set>.csv or attribution.csv in the format of the challenge. It also holds
+known.csv with the clusters of the known generators' slices, where the paper clusters those too. made.json is written
+last and says what the predictions were made from. Without it, or if it does not match, they are made again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,27 +28,36 @@ from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.published.recipe import Recipe
 
 FOLDER = "reproduction"  # below WORK/results
-CPU_BATCH, GPU_BATCH = 16, 256  # slices of 256 pixels a side through a classifier at once; of larger ones fewer
-_WORDS = ("paper", "run", "assumed", "note")  # of a recipe, which change nothing that it does
-LABELS = {"used": USED, "not_used": NOT_USED, "unknown": UNKNOWN}
+CPU_BATCH, GPU_BATCH = 16, 256  # slices of 256 pixels a side in one pass of a classifier; of larger slices fewer
+LABEL_OF_ROLE = {"used": USED, "not_used": NOT_USED, "unknown": UNKNOWN}
+_TEXT_FIELDS = ("paper", "run", "assumed", "note")  # fields of a recipe that do not change its predictions
 
-Part = tuple[str, str, str]  # task, split, role of slices
-REAL: tuple[Part, ...] = (
-    ("membership", "train", "used"),
-    ("membership", "train", "not_used"),
-    ("membership", "test", "unknown"),
-)
-CLUSTERED: Part = ("membership", "", "generated")  # of a set's test, or where it has none there, of its training
-LEARNT_GENERATED: Part = ("membership", "train", "generated")
+
+class SliceKind(NamedTuple):
+    """Slices of a collection by what they are for. The values are those of the catalog's columns."""
+
+    task: str
+    split: str
+    role: str
+
+
+LABELLED_USED = SliceKind("membership", "train", "used")
+LABELLED_NOT_USED = SliceKind("membership", "train", "not_used")
+UNKNOWN_REAL = SliceKind("membership", "test", "unknown")
+REAL_KINDS = (LABELLED_USED, LABELLED_NOT_USED, UNKNOWN_REAL)
+TRAIN_GENERATED = SliceKind("membership", "train", "generated")
+CLUSTERED_GENERATED = SliceKind("membership", "", "generated")  # of a set's test; if it has none there, of its training
+KNOWN_GENERATORS = SliceKind("attribution", "train", "generated")
+TO_ATTRIBUTE = SliceKind("attribution", "test", "unknown")
 
 
 @dataclass(frozen=True)
-class Source:
-    """The numbers that a system decides by.
+class DecisionInput:
+    """Where the numbers come from that a system decides by: an embedding or trained networks.
 
-    identity: that of an embedding. Or models: trained networks in WORK/models, by set, "" for one that serves all sets;
-    pictures: the folder in WORK/enlarged with what they look at instead of slices, "" for the slices; side: of those,
-    in pixels.
+    identity: the identity of an embedding. models: names of folders in WORK/models by set; "" for one network that
+    serves all sets. pictures: the folder in WORK/enlarged with the enlarged slices that the networks get; "" for the
+    slices themselves. side: pixels a side of what the networks get.
     """
 
     identity: Mapping[str, str] = field(default_factory=dict)
@@ -57,205 +66,244 @@ class Source:
     side: int = SIDE
 
 
-def parts(recipe: Recipe) -> frozenset[Part]:
-    """The slices that a recipe's decision looks at, beside those that its network is trained on."""
+@dataclass(frozen=True)
+class Made:
+    """The content of made.json. key: the decision_key of the predictions; notes: remarks about this run."""
+
+    key: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Returns the content as JSON values."""
+        return {"key": self.key, "seconds": self.seconds, "told": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, object]) -> Made:
+        """Reads what as_dict returns. Raises KeyError, TypeError or ValueError for anything else."""
+        key, seconds, notes = content["key"], content["seconds"], content["told"]
+        if not (isinstance(key, str) and isinstance(seconds, int | float) and isinstance(notes, list)):
+            raise ValueError(f"got {content!r}, expected the content of made.json")
+        return cls(key, seconds, tuple(map(str, notes)))
+
+
+def slice_kinds(recipe: Recipe) -> frozenset[SliceKind]:
+    """Returns the kinds of slices that a recipe's decision needs, apart from those that its network is trained on."""
     if recipe.task == "attribution":
-        known = {("attribution", "train", "generated")} if recipe.k_train else set()
-        return frozenset({("attribution", "test", "unknown"), *known})
+        return frozenset({TO_ATTRIBUTE, KNOWN_GENERATORS} if recipe.k_train else {TO_ATTRIBUTE})
     if recipe.method == "cluster_distance":
-        return frozenset({REAL[2], CLUSTERED})
-    return frozenset(REAL)
+        return frozenset({UNKNOWN_REAL, CLUSTERED_GENERATED})
+    return frozenset(REAL_KINDS)
 
 
-def select(catalog: Catalog, wanted: frozenset[Part]) -> Catalog:
-    """The slices of those parts."""
+def select_kinds(catalog: Catalog, kinds: frozenset[SliceKind]) -> Catalog:
+    """Returns the slices of these kinds."""
     rows = catalog.table.select(["task", "set", "split", "role"]).to_pylist()
-    tested = {row["set"] for row in rows if row["role"] == "generated" and row["split"] == "test"}
-    keep = []
+    sets_with_test = {row["set"] for row in rows if row["role"] == "generated" and row["split"] == "test"}
+    selected = []
     for row in rows:
-        clustered = row["role"] == "generated" and (row["split"] == "test" or row["set"] not in tested)
-        part = (row["task"], row["split"], row["role"])
-        keep.append(part in wanted or (clustered and (row["task"], "", row["role"]) in wanted))
-    return catalog.where(pa.array(keep, pa.bool_()))
+        clustered = row["role"] == "generated" and (row["split"] == "test" or row["set"] not in sets_with_test)
+        kind = SliceKind(row["task"], row["split"], row["role"])
+        selected.append(kind in kinds or (clustered and kind._replace(split="") in kinds))
+    return catalog.where(pa.array(selected, pa.bool_()))
 
 
-def clusters_known(recipe: Recipe, catalog: Catalog) -> bool:
-    """True where a system clusters the known generators' slices, too, and there are enough of them."""
-    known = catalog.known_generators()
-    return bool(recipe.k_train) and len(known) >= recipe.k_train
+def clusters_known_generators(recipe: Recipe, catalog: Catalog) -> bool:
+    """Returns whether a system also clusters the known generators' slices, and the collection has enough of them."""
+    return bool(recipe.k_train) and len(catalog.known_generators()) >= recipe.k_train
 
 
-def nothing_to_decide(task: str, catalog: Catalog) -> str:
-    """Why a task cannot be done with a collection; "" where there are slices to decide about."""
+def missing_slices(task: str, catalog: Catalog) -> str:
+    """Returns why a collection has nothing to decide for a task; "" if it has slices to decide about."""
     if task == "attribution":
-        there = len(catalog.unattributed()) > 0
-        return "" if there else "there are no slices to attribute, expected attribution/test"
-    return (
-        "" if catalog.sets_to_decide() else "there are no slices to decide about, expected membership/SET/test/unknown"
-    )
+        missing = not len(catalog.unattributed())
+        return "there are no slices to attribute, expected attribution/test" if missing else ""
+    missing = not catalog.sets_to_decide()
+    return "there are no slices to decide about, expected membership/SET/test/unknown" if missing else ""
 
 
 def folder(work: str, recipe: Recipe) -> str:
-    """Where a system's predictions are."""
+    """Returns the folder of a system's predictions."""
     return store.join(work, "results", FOLDER, f"{recipe.id}-{recipe.name}")
 
 
-def key(recipe: Recipe, catalog: Catalog, source: Source, seed: int) -> str:
-    """What predictions depend on: a system's with another key are made anew."""
-    does = {name: value for name, value in asdict(recipe).items() if name not in _WORDS}
-    told = [does, catalog.select(task=recipe.task).digest(), asdict(source), seed]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def decision_key(recipe: Recipe, catalog: Catalog, source: DecisionInput, seed: int) -> str:
+    """Returns a digest of everything that the predictions depend on. Predictions with another key are made again."""
+    settings = {name: value for name, value in asdict(recipe).items() if name not in _TEXT_FIELDS}
+    content = [settings, catalog.select(task=recipe.task).digest(), asdict(source), seed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def made(work: str, recipe: Recipe, wanted: str) -> dict[str, Any] | None:
-    """What made.json holds, if the predictions are there and made by what `wanted` says, a key; else None."""
+def read_made(work: str, recipe: Recipe, key: str) -> Made | None:
+    """Reads made.json. Returns None where there is none, it cannot be read, or it has another key."""
     place = store.join(folder(work, recipe), "made.json")
     try:
-        told = json.loads(store.read_bytes(place))
-        return told if told["key"] == wanted else None
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours: made anew
+        made = Made.from_dict(json.loads(store.read_bytes(place)))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return made if made.key == key else None
 
 
 def run_system(
-    recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str = "cpu"
-) -> dict[str, Any]:
-    """Writes a system's predictions and made.json, and returns what that holds.
+    recipe: Recipe, catalog: Catalog, work: str, source: DecisionInput, seed: int, device: str = "cpu"
+) -> Made:
+    """Writes a system's predictions and made.json, and returns the content of made.json.
 
-    Raises GansfpError where the system cannot say anything of this collection.
+    Raises GansfpError where the system cannot decide about this collection.
     """
     started = time.monotonic()
-    told = DECIDE[recipe.method](recipe, catalog, work, source, seed, device)
-    facts = {"key": key(recipe, catalog, source, seed), "seconds": round(time.monotonic() - started, 3), "told": told}
-    store.write_bytes_atomically(store.join(folder(work, recipe), "made.json"), json.dumps(facts).encode())
-    return facts
+    notes = METHODS[recipe.method](recipe, catalog, work, source, seed, device)
+    seconds = round(time.monotonic() - started, 3)
+    made = Made(decision_key(recipe, catalog, source, seed), seconds, tuple(notes))
+    store.write_bytes_atomically(store.join(folder(work, recipe), "made.json"), json.dumps(made.as_dict()).encode())
+    return made
 
 
-def read_answers(work: str, recipe: Recipe, name: str, images: Catalog) -> np.ndarray:
-    """(n,) int64: the predictions in <name>.csv, in the order of these images. Raises DataError for another number."""
+def read_predictions(work: str, recipe: Recipe, name: str, images: Catalog) -> np.ndarray:
+    """Reads <name>.csv; returns (n,) int64 in the order of the images. Raises DataError for another number of lines."""
     place = store.join(folder(work, recipe), f"{name}.csv")
     try:
         lines = store.read_bytes(place).decode().splitlines()
-        answers = np.array([int(line.rpartition(",")[2]) for line in lines], np.int64)
+        predictions = np.array([int(line.rpartition(",")[2]) for line in lines], np.int64)
     except (OSError, ValueError) as error:
         raise DataError(f"{place}: cannot be read ({store.one_line(error)}); remove its folder") from error
-    if len(answers) != len(images):
-        raise DataError(f"{place}: got {len(answers)} lines, expected {len(images)}; remove its folder")
-    return answers
+    if len(predictions) != len(images):
+        raise DataError(f"{place}: got {len(predictions)} lines, expected {len(images)}; remove its folder")
+    return predictions
 
 
-def _write(work: str, recipe: Recipe, name: str, images: Catalog, answers: np.ndarray) -> None:
-    values = dict(zip(submitted_ids(images), answers.tolist(), strict=True))
+def _write(work: str, recipe: Recipe, name: str, images: Catalog, predictions: np.ndarray) -> None:
+    values = dict(zip(submitted_ids(images), predictions.tolist(), strict=True))
     place = "/".join((FOLDER, f"{recipe.id}-{recipe.name}", f"{name}.csv"))
     submit(work, place, values, binary=recipe.task == "membership")
 
 
-def _vectors(images: Catalog, work: str, source: Source) -> shards.Embeddings:
-    hashes = images.hashes()
-    return shards.read_embeddings(work, source.identity, hashes)
+def _read_vectors(images: Catalog, work: str, source: DecisionInput) -> shards.Embeddings:
+    return shards.read_embeddings(work, source.identity, images.hashes())
 
 
-def _by_vectors(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
-    """Membership by embeddings; returns what is to be said of it."""
+def _by_embeddings(
+    recipe: Recipe, catalog: Catalog, work: str, source: DecisionInput, seed: int, device: str
+) -> list[str]:
+    """Decides membership by embeddings; returns notes. A slice that cannot be read is not used."""
     from gansfp.published.rules import decide
 
-    told = []
+    notes = []
     for name in catalog.sets_to_decide():
-        images = select(catalog.of_set(name), parts(recipe))
-        found, roles = _vectors(images, work, source), images.column("role")
-        real = (roles != "generated") & found.ok
-        labels = np.array([LABELS[role] for role in roles[real]])
-        generated = found.vectors[(roles == "generated") & found.ok] if recipe.method == "cluster_distance" else None
-        with _of_set(name):
-            decision = decide(recipe, found.vectors[real], labels, generated, seed)
-        answers = np.zeros(len(images), np.int64)
-        answers[real] = decision.prediction
-        unknown = catalog.unknown(name)
-        _write(work, recipe, name, unknown, answers[roles == "unknown"])
-        told += [f"set {name}: {what} {value}" for what, value in decision.told.items()]
-    return told
+        images = select_kinds(catalog.of_set(name), slice_kinds(recipe))
+        embeddings, roles = _read_vectors(images, work, source), images.column("role")
+        generated = (roles == "generated") & embeddings.ok
+        real = (roles != "generated") & embeddings.ok
+        labels = np.array([LABEL_OF_ROLE[role] for role in roles[real]])
+        with _naming_the_set(name):
+            decision = decide(recipe, embeddings.vectors[real], labels, embeddings.vectors[generated], seed)
+        predictions = np.zeros(len(images), np.int64)
+        predictions[real] = decision.prediction
+        _write(work, recipe, name, catalog.unknown(name), predictions[roles == "unknown"])
+        notes += [f"set {name}: {detail} {value}" for detail, value in decision.details.items()]
+    return notes
 
 
-def _by_classifier(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
-    """Membership by a classifier's probabilities of the unknown slices."""
-    from gansfp.networks.model_files import read_model
+def _by_classifier(
+    recipe: Recipe, catalog: Catalog, work: str, source: DecisionInput, seed: int, device: str
+) -> list[str]:
+    """Decides membership by a classifier's probabilities for the unknown slices."""
+    from gansfp.networks.model_files import identity_of, read_model
     from gansfp.published.rules import classifier_decision
-    from gansfp.training.classifier import predict
     from gansfp.training.examples import LabelledSlices
+    from gansfp.training.prediction import predict
 
     assert recipe.training is not None
     for name in catalog.sets_to_decide():
         unknown = catalog.unknown(name)
-        place = store.join(work, "models", source.models.get(name) or source.models[""])
+        model = store.join(work, "models", source.models.get(name) or source.models[""])
         hashes, uris = unknown.column("sha256").tolist(), unknown.column("uri").tolist()
         if source.pictures:
             uris = [store.join(work, "enlarged", source.pictures, f"{sha256}.png") for sha256 in hashes]
-        none = (-1,) * len(unknown)
-        slices = LabelledSlices(tuple(uris), none, tuple(unknown.ids.tolist()), tuple(hashes), (), source.side)
+        slices = LabelledSlices.unlabelled(uris, unknown.ids.tolist(), hashes, source.side)
         batch = (CPU_BATCH if device == "cpu" else GPU_BATCH) * SIDE**2 // source.side**2
-        probabilities = predict(place, slices, device, max(1, batch))
-        with _of_set(name):
-            decision = classifier_decision(
-                probabilities, read_model(place)[0]["identity"]["classes"], recipe.training.target
-            )
+        probabilities = predict(model, slices, device, max(1, batch))
+        with _naming_the_set(name):
+            classes = identity_of(read_model(model)[0])["classes"]
+            assert isinstance(classes, list)
+            decision = classifier_decision(probabilities, classes, recipe.training.target)
         _write(work, recipe, name, unknown, decision.prediction)
     return []
 
 
-def _by_autoencoder(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
-    """Membership by the errors of an autoencoder of the set's generated slices."""
-    from gansfp.published.rules import most_similar_mean, nearest_mean_error
+def _by_reconstruction_error(
+    recipe: Recipe, catalog: Catalog, work: str, source: DecisionInput, seed: int, device: str
+) -> list[str]:
+    """Decides membership by the errors of an autoencoder that was trained on the set's generated slices."""
+    from gansfp.published.rules import nearest_mean_error
     from gansfp.training import autoencoder
 
     for name in catalog.sets_to_decide():
-        real = select(catalog.of_set(name), frozenset(REAL))
-        place, uris = store.join(work, "models", source.models[name]), real.column("uri").tolist()
-        labels = np.array([LABELS[role] for role in real.column("role")])
-        answers = np.zeros(len(real), np.int64)
-        with _of_set(name):
-            if recipe.method == "autoencoder_mse":
-                errors = autoencoder.errors(place, uris, device)
-                there = np.isfinite(errors)
-                answers[there] = nearest_mean_error(errors[there], labels[there]).prediction
-            else:
-                means = autoencoder.mean_error_images(place, uris, labels, device)
-                there = labels == UNKNOWN
-                alike = autoencoder.similarities(place, [uris[row] for row in np.flatnonzero(there)], means, device)
-                answers[there] = most_similar_mean(alike[:, 0], alike[:, 1]).prediction
-        _write(work, recipe, name, catalog.unknown(name), answers[labels == UNKNOWN])
+        real = select_kinds(catalog.of_set(name), frozenset(REAL_KINDS))
+        labels = np.array([LABEL_OF_ROLE[role] for role in real.column("role")])
+        predictions = np.zeros(len(real), np.int64)
+        with _naming_the_set(name):
+            model = store.join(work, "models", source.models[name])
+            errors = autoencoder.errors(model, real.column("uri").tolist(), device)
+            readable = np.isfinite(errors)
+            predictions[readable] = nearest_mean_error(errors[readable], labels[readable]).prediction
+        _write(work, recipe, name, catalog.unknown(name), predictions[labels == UNKNOWN])
     return []
 
 
-def _by_clusters(recipe: Recipe, catalog: Catalog, work: str, source: Source, seed: int, device: str) -> list[str]:
-    """Attribution: clusters of the test slices, and of the known generators' where the paper has those; what cannot be
-    read goes to the largest cluster."""
+def _by_error_images(
+    recipe: Recipe, catalog: Catalog, work: str, source: DecisionInput, seed: int, device: str
+) -> list[str]:
+    """Decides membership by how similar the autoencoder's error images are to the mean error images of the classes."""
+    from gansfp.published.rules import most_similar_mean
+    from gansfp.training import autoencoder
+
+    for name in catalog.sets_to_decide():
+        real = select_kinds(catalog.of_set(name), frozenset(REAL_KINDS))
+        labels, uris = np.array([LABEL_OF_ROLE[role] for role in real.column("role")]), real.column("uri")
+        with _naming_the_set(name):
+            model = store.join(work, "models", source.models[name])
+            means = autoencoder.mean_error_images(model, uris.tolist(), labels, device)
+            similarities = autoencoder.similarities(model, uris[labels == UNKNOWN].tolist(), means, device)
+            decision = most_similar_mean(similarities[:, 0], similarities[:, 1])
+        _write(work, recipe, name, catalog.unknown(name), decision.prediction)
+    return []
+
+
+def _by_clusters(
+    recipe: Recipe, catalog: Catalog, work: str, source: DecisionInput, seed: int, device: str
+) -> list[str]:
+    """Clusters the slices to attribute, and those of the known generators where the paper clusters them too.
+
+    A slice that cannot be read is put into the largest cluster, which has number 0.
+    """
     from gansfp.published.rules import attribute
 
-    test = catalog.unattributed()
-    wanted = [("attribution", test, recipe.k)]
-    if clusters_known(recipe, catalog):
-        wanted.append(("known", catalog.known_generators(), recipe.k_train))
-    for name, images, k in wanted:
-        found = _vectors(images, work, source)
-        answers = np.zeros(len(images), np.int64)
-        answers[found.ok] = attribute(recipe, found.vectors[found.ok], k, seed).labels
-        _write(work, recipe, name, images, answers)
+    parts = [("attribution", catalog.unattributed(), recipe.k)]
+    if clusters_known_generators(recipe, catalog):
+        parts.append(("known", catalog.known_generators(), recipe.k_train))
+    for name, images, k in parts:
+        embeddings = _read_vectors(images, work, source)
+        clusters = np.zeros(len(images), np.int64)
+        clusters[embeddings.ok] = attribute(recipe, embeddings.vectors[embeddings.ok], k, seed).labels
+        _write(work, recipe, name, images, clusters)
     return []
 
 
 @contextmanager
-def _of_set(name: str) -> Iterator[None]:
-    """An error of ours says which set it is about."""
+def _naming_the_set(name: str) -> Iterator[None]:
+    """Puts the name of the set in front of gansfp's own errors."""
     try:
         yield
     except GansfpError as error:
         raise type(error)(f"set {name}: {error}") from error
 
 
-DECIDE: dict[str, Callable[[Recipe, Catalog, str, Source, int, str], list[str]]] = {
-    **dict.fromkeys(("two_means", "kmeans_per_class", "cluster_distance"), _by_vectors),
+METHODS: dict[str, Callable[[Recipe, Catalog, str, DecisionInput, int, str], list[str]]] = {
+    **dict.fromkeys(("two_means", "kmeans_per_class", "cluster_distance"), _by_embeddings),
     **dict.fromkeys(("kmeans", "hierarchical", "gmm"), _by_clusters),
     "classifier": _by_classifier,
-    **dict.fromkeys(("autoencoder_mse", "autoencoder_ssim"), _by_autoencoder),
+    "autoencoder_mse": _by_reconstruction_error,
+    "autoencoder_ssim": _by_error_images,
 }
 ON_DEVICE = ("classifier", "autoencoder_mse", "autoencoder_ssim")  # methods whose decisions need a network

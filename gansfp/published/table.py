@@ -1,4 +1,4 @@
-"""What was published beside what was reproduced: a row for each system, as CSV with all of it and as Markdown."""
+"""The table of published and reproduced results: one row for each system, as CSV in full and as Markdown."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ QUESTIONS = {
     "membership": "Membership: were these slices used? Mean F1 over the sets",
     "attribution": "Attribution: which generator? Adjusted Rand index",
 }
-ANOTHER = ("random ", "scaled down", "bicubic")  # how notes begin with which a row is not the published system's
-LONGEST = 45  # characters of a note that stands in its row
-NOTHING = Estimate(math.nan)
+# A note that begins with one of these says that the row is not the published system.
+NOT_COMPARABLE = ("random ", "scaled down", "bicubic")
+LONGEST_NOTE = 45  # characters; a longer note is printed below the tables, and its row refers to it by number
+UNKNOWN_ESTIMATE = Estimate(math.nan)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system, or a baseline: then without id and paper. What is not known is nan.
+    """The results of one system, or of a baseline, which has no id and no paper. Unknown numbers are nan.
 
-    published, reproduced: the mean F1 over the sets, or the ARI, of the test slices. chance: what it is worth to know
-    nothing. published_known, known: the ARI of the known generators' slices. f1, accuracy: of each set. assumed: what
-    the paper leaves open. notes: what makes this another system than the published one. seconds: of the decision and
-    of the training that it rests on. error: why there are no figures.
+    published, reproduced: the mean F1 over the sets, or the ARI, of the test slices. chance: the expected value without
+    any knowledge. published_known, reproduced_known: the ARI of the known generators' slices. f1, accuracy: by set.
+    assumed: what the paper leaves open. notes: differences from the published system. seconds: of the decision and of
+    the trainings that it needs. error: why there are no results.
     """
 
     name: str
@@ -35,10 +36,10 @@ class Row:
     id: str = ""
     paper: str = ""
     published: float = math.nan
-    reproduced: Estimate = NOTHING
+    reproduced: Estimate = UNKNOWN_ESTIMATE
     chance: float = math.nan
     published_known: float = math.nan
-    known: float = math.nan
+    reproduced_known: float = math.nan
     f1: Mapping[str, float] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
@@ -48,93 +49,98 @@ class Row:
 
     @property
     def comparable(self) -> bool:
-        """False where weights are random or training was scaled down: the system ran, and that is all it says."""
-        return not any(note.startswith(ANOTHER) for note in self.notes)
+        """False where weights are random or training was scaled down: then the row shows only that the system runs."""
+        return not any(note.startswith(NOT_COMPARABLE) for note in self.notes)
 
     @property
     def status(self) -> str:
-        """ok, no truth (there are predictions, but nothing to score them by), or failed."""
+        """One of ok, no truth (there are predictions, but no truth to score them by) and failed."""
         return "failed" if self.error else "no truth" if math.isnan(self.reproduced.value) else "ok"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """One line a row, a column of F1 and of accuracy for each set of any row; what is not known is empty."""
+    """Returns one line for each row, with an F1 and an accuracy column for each set; unknown values are empty."""
     sets = sorted({name for row in rows for name in row.f1})
     sink = io.StringIO()
-    lines = csv.writer(sink, lineterminator="\n")
-    told = ["id", "name", "paper", "task", "measure", "published", "reproduced", "low", "high", "chance"]
-    told += ["published_known", "reproduced_known"]
-    per_set = [f"{figure}_{name}" for name in sets for figure in ("f1", "accuracy")]
-    lines.writerow([*told, *per_set, "comparable", "assumed", "notes", "seconds", "status", "error"])
+    writer = csv.writer(sink, lineterminator="\n")
+    columns = ["id", "name", "paper", "task", "measure", "published", "reproduced", "low", "high", "chance"]
+    columns += ["published_known", "reproduced_known"]
+    columns += [f"{metric}_{name}" for name in sets for metric in ("f1", "accuracy")]
+    writer.writerow([*columns, "comparable", "assumed", "notes", "seconds", "status", "error"])
     for row in rows:
-        found = row.reproduced
-        figures = [row.published, found.value, found.low, found.high, row.chance]
-        figures += [row.published_known, row.known]
-        figures += [by_set.get(name, math.nan) for name in sets for by_set in (row.f1, row.accuracy)]
+        estimate = row.reproduced
+        numbers = [row.published, estimate.value, estimate.low, estimate.high, row.chance]
+        numbers += [row.published_known, row.reproduced_known]
+        numbers += [by_set.get(name, math.nan) for name in sets for by_set in (row.f1, row.accuracy)]
         texts = ["yes" if row.comparable else "no", "; ".join(row.assumed), "; ".join(row.notes)]
         seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.1f}"
-        who = [row.id, row.name, row.paper, row.task, MEASURES[row.task]]
-        lines.writerow([*who, *map(_exact, figures), *texts, seconds, row.status, row.error])
+        system = [row.id, row.name, row.paper, row.task, MEASURES[row.task]]
+        writer.writerow([*system, *map(_six_digits, numbers), *texts, seconds, row.status, row.error])
     return sink.getvalue()
 
 
-def as_markdown(rows: Sequence[Row], told: Sequence[str]) -> str:
-    """A heading, lines on what this is, a table for each task, and the texts that the tables refer to by number."""
-    lines = ["# The published systems, run on this data", "", *told]
+def as_markdown(rows: Sequence[Row], introduction: Sequence[str]) -> str:
+    """Returns a heading, the lines of the introduction, a table for each task, and the texts that the tables number."""
+    lines = ["# The published systems, run on this data", "", *introduction]
     texts: list[str] = []
     for task, question in QUESTIONS.items():
-        of_task = [row for row in rows if row.task == task]
-        if not of_task:
+        task_rows = [row for row in rows if row.task == task]
+        if not task_rows:
             continue
         lines += [
             "",
             f"**{question}**",
             "",
-            f"| {' | '.join(_heads(task))} |",
-            f"|{'---|' * len(_heads(task))}",
-            *(f"| {' | '.join(_cells(row, texts))} |" for row in of_task),
+            f"| {' | '.join(_headings(task))} |",
+            f"|{'---|' * len(_headings(task))}",
+            *(f"| {' | '.join(_cells(row, texts))} |" for row in task_rows),
         ]
     lines += ["", *(f"{number}. {text}" for number, text in enumerate(texts, start=1))]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _heads(task: str) -> list[str]:
+def _headings(task: str) -> list[str]:
     known = ["known generators: published", "reproduced"] if task == "attribution" else []
     return ["id", "system", "published", "reproduced [95 %]", "by chance", *known, "assumed", "notes", "s"]
 
 
 def _cells(row: Row, texts: list[str]) -> list[str]:
-    """The cells of a row; what is long goes to `texts`, and its number into the row."""
+    """Returns the cells of a row. Appends long texts to `texts` and puts their numbers into the cells."""
 
     def number(text: str) -> str:
         if text not in texts:
             texts.append(text)
         return str(texts.index(text) + 1)
 
-    found = row.reproduced
-    shown = "-" if math.isnan(found.value) else _short(found.value)
-    if not math.isnan(found.low):
-        shown += f" [{_short(found.low)}, {_short(found.high)}]"
-    if not row.comparable and shown != "-":
-        shown = f"({shown})"
     notes = [f"**failed** [{number(row.error)}]"] if row.error else ["no truth"] if row.status == "no truth" else []
-    notes += [note if len(note) <= LONGEST else f"[{number(note)}]" for note in row.notes]
+    notes += [note if len(note) <= LONGEST_NOTE else f"[{number(note)}]" for note in row.notes]
+    known = [_fixed(row.published_known, 4), _fixed(row.reproduced_known)] if row.task == "attribution" else []
     return [
         row.id,
         row.name if row.id else f"*{row.name}*",
-        _short(row.published, 4),
-        shown,
-        _short(row.chance),
-        *([_short(row.published_known, 4), _short(row.known)] if row.task == "attribution" else []),
+        _fixed(row.published, 4),
+        _reproduced(row),
+        _fixed(row.chance),
+        *known,
         ", ".join(map(number, row.assumed)),
         "; ".join(notes).replace("|", "/"),
         "" if math.isnan(row.seconds) else f"{row.seconds:,.0f}",
     ]
 
 
-def _short(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # and no -0.000
+def _reproduced(row: Row) -> str:
+    """Returns the estimate with its interval, in parentheses where it is not comparable."""
+    estimate = row.reproduced
+    if math.isnan(estimate.value):
+        return "-"
+    interval = "" if math.isnan(estimate.low) else f" [{_fixed(estimate.low)}, {_fixed(estimate.high)}]"
+    text = f"{_fixed(estimate.value)}{interval}"
+    return text if row.comparable else f"({text})"
 
 
-def _exact(value: float) -> str:
+def _fixed(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
+
+
+def _six_digits(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"

@@ -1,1 +1,1 @@
-"""The steps of jobs.reproduce: prerequisites, trainings, predictions, baselines."""
+"""The steps of jobs.reproduce: prerequisites, trainings, upscaling, predictions, baselines, scores."""

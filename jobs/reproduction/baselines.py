@@ -1,4 +1,4 @@
-"""What the baselines of honesty say of a collection: the colour of its files is looked at on the cluster, once."""
+"""Decides by the baselines. The grey levels of the files are read once, on the Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,99 +13,99 @@ from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.errors import GansfpError
 from gansfp.images import slices
-from gansfp.published.baselines import BASELINES, attribute_baseline, decide_baseline, grey_figures
-from gansfp.published.systems import FOLDER, LABELS, REAL, select
+from gansfp.published.baselines import attribute_baseline, decide_baseline, grey_properties
+from gansfp.published.systems import FOLDER, LABEL_OF_ROLE, REAL_KINDS, TO_ATTRIBUTE, SliceKind, select_kinds
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.tasks import Call, spread
 
-CHUNK = 256  # slices a task
-GENERATORS = 4  # clusters of the attribution baselines, as many as the published systems make of the test slices
-NOT_A_SLICE = (math.nan, math.nan)
+CHUNK = 256  # slices in one task
+GENERATORS = 4  # clusters of the attribution baselines, the number that the published systems use for the test slices
+UNREADABLE = (math.nan, math.nan)
 
-Grey = Mapping[str, tuple[float, float]]  # mean grey level and number of grey levels by content
-Answers = dict[str, np.ndarray]  # by set, or "attribution": (n,) int64 of the slices to decide about
+GreyLevels = Mapping[str, tuple[float, float]]  # sha256 of a file -> mean grey level, number of grey levels
+Predictions = dict[str, np.ndarray]  # by set, or under "attribution": (n,) int64 for the slices to decide about
 
 
-def grey(catalog: Catalog, tasks: Sequence[str], work: str, start: Callable[[], int]) -> Grey:
-    """The grey levels of all slices that the baselines of these tasks look at; nan where one cannot be decoded.
+def read_grey_levels(catalog: Catalog, tasks: Sequence[str], work: str, start_ray: Callable[[], int]) -> GreyLevels:
+    """Returns the grey levels of all slices that the baselines of these tasks use; nan for slices that cannot be read.
 
-    What WORK/results/reproduction/grey.parquet knows is not looked at again. start: brings Ray up where something is
-    to be done, and returns the number of GPUs.
+    Slices that are in WORK/results/reproduction/grey.parquet are not read again. start_ray: starts Ray if there is work
+    to do, and returns the number of GPUs.
     """
-    wanted = {*(REAL if "membership" in tasks else ())}
-    wanted |= {("attribution", "test", "unknown")} if "attribution" in tasks else set()
-    images = select(catalog, frozenset(wanted)).select(status="ok")
+    kinds: set[SliceKind] = set(REAL_KINDS) if "membership" in tasks else set()
+    kinds |= {TO_ATTRIBUTE} if "attribution" in tasks else set()
+    images = select_kinds(catalog, frozenset(kinds)).select(status="ok")
     place = store.join(work, "results", FOLDER, "grey.parquet")
-    found = _read(place)
+    levels = _read_file(place)
     uris = dict(zip(images.column("sha256").tolist(), images.column("uri").tolist(), strict=True))
-    todo = sorted(uris.keys() - found.keys())
-    if not todo:
-        return found
-    chunks = [todo[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
-    calls = {str(number): Call(look, (chunk, [uris[x] for x in chunk])) for number, chunk in enumerate(chunks)}
-    with Progress("grey levels", len(todo)) as progress:
-        for number, outcome in spread(calls, start()):
+    to_do = sorted(uris.keys() - levels.keys())
+    if not to_do:
+        return levels
+    chunks = [to_do[first : first + CHUNK] for first in range(0, len(to_do), CHUNK)]
+    calls = {
+        str(number): Call(grey_levels_of, (chunk, [uris[sha256] for sha256 in chunk]))
+        for number, chunk in enumerate(chunks)
+    }
+    with Progress("grey levels", len(to_do)) as progress:
+        for number, outcome in spread(calls, start_ray()):
             if outcome.error:
                 raise GansfpError(f"grey levels: {outcome.error}")
-            found |= outcome.value
+            levels |= outcome.value
             progress.add(len(chunks[int(number)]))
-    columns = {"sha256": list(found), "mean": [x for x, _ in found.values()], "levels": [x for _, x in found.values()]}
+    means, counts = [mean for mean, _ in levels.values()], [count for _, count in levels.values()]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(pa.table({"sha256": list(levels), "mean": means, "levels": counts}), sink)
     store.write_bytes_atomically(place, sink.getvalue())
-    return found
+    return levels
 
 
-def look(contents: Sequence[str], uris: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Task: the grey levels of some slices by the sha256 of their files."""
-    decoded = [slices.load(uri).pixels for uri in uris]
-    each = [NOT_A_SLICE if pixels is None else grey_figures(pixels) for pixels in decoded]
-    return dict(zip(contents, each, strict=True))
+def grey_levels_of(hashes: Sequence[str], uris: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Task: returns the grey levels of some slices by the sha256 of their files."""
+    pixels = [slices.load(uri).pixels for uri in uris]
+    levels = [UNREADABLE if picture is None else grey_properties(picture) for picture in pixels]
+    return dict(zip(hashes, levels, strict=True))
 
 
-def answers(name: str, task: str, catalog: Catalog, levels: Grey, seed: int) -> Answers:
-    """What a baseline of gansfp.published.baselines.BASELINES says of the slices to decide about; one that cannot be read is not
-    used, or in the largest cluster. Raises GansfpError where the collection lacks what the baseline needs.
+def predictions(name: str, task: str, catalog: Catalog, levels: GreyLevels, seed: int) -> Predictions:
+    """Applies a baseline of gansfp.published.baselines.BASELINES to the slices to decide about.
+
+    A slice that cannot be read is not used, or in the largest cluster. Raises GansfpError if the collection lacks what
+    the baseline needs.
     """
-    found: Answers = {}
     if task == "attribution":
         test = catalog.unattributed()
-        figures, there = _figures(test, levels)
-        found["attribution"] = np.zeros(len(test), np.int64)
-        known = {key: values[there] for key, values in figures.items()}
-        found["attribution"][there] = attribute_baseline(name, int(there.sum()), GENERATORS, known, seed)
-        return found
+        properties, readable = _file_properties(test, levels)
+        clusters = np.zeros(len(test), np.int64)
+        clusters[readable] = attribute_baseline(name, int(readable.sum()), GENERATORS, properties, seed)
+        return {"attribution": clusters}
+    decided: Predictions = {}
     for set_name in catalog.sets_to_decide():
-        real = select(catalog.of_set(set_name), frozenset(REAL))
-        figures, there = _figures(real, levels)
+        real = select_kinds(catalog.of_set(set_name), frozenset(REAL_KINDS))
+        properties, readable = _file_properties(real, levels)
         roles = real.column("role")
-        labels = np.array([LABELS[role] for role in roles])
-        told = np.zeros(len(real), np.int64)
+        labels = np.array([LABEL_OF_ROLE[role] for role in roles])
+        used = np.zeros(len(real), np.int64)
         try:
-            known = {key: values[there] for key, values in figures.items()}
-            told[there] = decide_baseline(name, labels[there], known, seed).prediction
+            used[readable] = decide_baseline(name, labels[readable], properties, seed).prediction
         except GansfpError as error:
             raise type(error)(f"set {set_name}: {error}") from error
-        found[set_name] = told[roles == "unknown"]
-    return found
+        decided[set_name] = used[roles == "unknown"]
+    return decided
 
 
-def names(task: str) -> tuple[str, ...]:
-    """The baselines of a task."""
-    return BASELINES[task]
+def _file_properties(images: Catalog, levels: GreyLevels) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns the FILE_PROPERTIES of the readable slices, float64, and which slices are readable, (n,) bool."""
+    grey = np.array([levels.get(sha256, UNREADABLE) for sha256 in images.column("sha256").tolist()]).reshape(-1, 2)
+    readable = np.isfinite(grey).all(1)
+    properties = {"bytes": images.column("bytes").astype(float), "mean_grey": grey[:, 0], "grey_levels": grey[:, 1]}
+    return {name: values[readable] for name, values in properties.items()}, readable
 
 
-def _figures(images: Catalog, levels: Grey) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """FILE_FIGURES of the slices, (n,) float64 each; (n,) bool, those that can be read."""
-    each = np.array([levels.get(sha256, NOT_A_SLICE) for sha256 in images.column("sha256").tolist()]).reshape(-1, 2)
-    figures = {"bytes": images.column("bytes").astype(float), "mean_grey": each[:, 0], "grey_levels": each[:, 1]}
-    return figures, np.isfinite(each).all(1)
-
-
-def _read(place: str) -> dict[str, tuple[float, float]]:
+def _read_file(place: str) -> dict[str, tuple[float, float]]:
+    """Reads the grey levels of an earlier run; returns none if there is no file or it cannot be read."""
     try:
         table = store.read_parquet(place)
         columns = (table[name].to_pylist() for name in ("sha256", "mean", "levels"))
-        return {sha256: (mean, levels) for sha256, mean, levels in zip(*columns, strict=True)}
-    except (OSError, KeyError, pa.ArrowInvalid):  # not there, or not ours: looked at anew
+        return {sha256: (mean, count) for sha256, mean, count in zip(*columns, strict=True)}
+    except (OSError, KeyError, pa.ArrowInvalid):
         return {}

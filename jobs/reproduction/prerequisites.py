@@ -1,4 +1,7 @@
-"""What systems need before they can decide: weights that can be had, and every embedding, each once for all of them."""
+"""Prepares what systems need before they can decide: the weights of their backbones, and the embeddings.
+
+Each is loaded or computed once for all systems.
+"""
 
 from __future__ import annotations
 
@@ -13,82 +16,88 @@ from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError, WeightsError
 from gansfp.images.lungs import is_network
 from gansfp.networks.weights import Weights
-from gansfp.published.systems import Part, select
+from gansfp.published.systems import SliceKind, select_kinds
 from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.embedding import Workers, embed
 
 
 @dataclass
-class Supply:
-    """The weights of the backbones that were asked for.
+class LoadedWeights:
+    """The weights of the requested backbones.
 
-    had: what a backbone asked for became, `NAME@random` where its own weights cannot be had and random ones may be
-    taken. weights: by network. lacking: in a line why a backbone, or a lung mask, cannot be had.
+    resolved: requested backbone -> backbone used. This is `NAME@random` if the backbone's own weights are missing and
+    random weights are allowed. weights: by network. missing: backbone or lung mask without weights -> reason, in one
+    line.
     """
 
-    had: dict[str, str] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
-    lacking: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
-    def add(self, backbones: Iterable[str], folder: str | None, random: bool) -> None:
-        """Loads the weights of these backbones, each network's once."""
+    def load(self, backbones: Iterable[str], folder: str | None, random: bool) -> None:
+        """Loads the weights of these backbones, those of each network once. random: random weights are allowed."""
         by_network: dict[str, list[str]] = defaultdict(list)
         for name in dict.fromkeys(backbones):
-            if name not in self.had and name not in self.lacking:
+            if name not in self.resolved and name not in self.missing:
                 by_network[parse_backbone(name).network or name].append(name)
         for names in by_network.values():
-            self._add_network(names, folder, random)
+            self._load_network(names, folder, random)
 
-    def add_mask(self, mask: str, folder: str | None) -> None:
-        """Loads the weights of a lung mask, if a network makes it."""
+    def load_mask(self, mask: str, folder: str | None) -> None:
+        """Loads the weights of a lung mask, if the mask is a network."""
         if is_network(mask):
             try:
                 self.weights |= load_all_weights([], folder, mask)
             except GansfpError as error:
-                self.lacking[mask] = str(error)
+                self.missing[mask] = str(error)
 
-    def _add_network(self, names: list[str], folder: str | None, random: bool) -> None:
+    def _load_network(self, names: list[str], folder: str | None, random: bool) -> None:
         try:
-            self._take(names, names, folder)
+            self._resolve(names, names, folder)
         except WeightsError as error:
             if random:
-                self._take(names, [f"{name}@random" for name in names], folder)
+                self._resolve(names, [f"{name}@random" for name in names], folder)
             else:
-                self.lacking |= dict.fromkeys(names, str(error))
-        except GansfpError as error:  # an input size that the network cannot take
-            self.lacking |= dict.fromkeys(names, str(error))
+                self.missing |= dict.fromkeys(names, str(error))
+        except GansfpError as error:  # such as an input size that the network cannot take
+            self.missing |= dict.fromkeys(names, str(error))
 
-    def _take(self, names: list[str], instead: list[str], folder: str | None) -> None:
-        self.weights |= load_all_weights(instead, folder)
-        self.had |= dict(zip(names, instead, strict=True))
+    def _resolve(self, names: list[str], used: list[str], folder: str | None) -> None:
+        self.weights |= load_all_weights(used, folder)
+        self.resolved |= dict(zip(names, used, strict=True))
 
     def identity(self, pair: Pair, config: EmbedConfig) -> dict[str, str]:
-        """The identity of the embedding that a (backbone asked for, view) has here."""
-        return identity((self.had[pair[0]], pair[1]), config, self.weights)
+        """Returns the identity of the embedding of a (requested backbone, view)."""
+        return identity((self.resolved[pair[0]], pair[1]), config, self.weights)
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """How and where slices are embedded. config: its pairs do not count."""
+class EmbeddingJob:
+    """How and where slices are embedded. config: its pairs are not used."""
 
     work: str
     config: EmbedConfig
     workers: Workers
     cluster: ClusterConfig
 
-    def run(self, catalog: Catalog, needs: Mapping[Pair, frozenset[Part]], supply: Supply, stage: str) -> None:
-        """Embeds, for each (backbone asked for, view), the slices of the parts it is needed for: all pairs that are
-        needed for the same parts in one pass. Raises GansfpError as jobs.embed.embed does."""
-        together: dict[frozenset[Part], list[Pair]] = defaultdict(list)
-        for (backbone, view), parts in needs.items():
-            together[parts].append((supply.had[backbone], view))
-        for parts, pairs in together.items():
-            images = select(catalog, parts)
+    def run(
+        self, catalog: Catalog, needs: Mapping[Pair, frozenset[SliceKind]], loaded: LoadedWeights, stage: str
+    ) -> None:
+        """Embeds the slices that each (requested backbone, view) is needed for.
+
+        Pairs that are needed for the same kinds of slices are computed in one pass. Raises GansfpError as
+        gansfp.runtime.embedding.embed does.
+        """
+        pairs_by_kinds: dict[frozenset[SliceKind], list[Pair]] = defaultdict(list)
+        for (backbone, view), kinds in needs.items():
+            pairs_by_kinds[kinds].append((loaded.resolved[backbone], view))
+        for kinds, pairs in pairs_by_kinds.items():
+            images = select_kinds(catalog, kinds)
             if not len(images):
                 continue
             config = EmbedConfig(tuple(pairs), self.config.mask, self.config.precision)
-            used = [*_networks(config.backbones), *filter(None, [config.network_mask])]
-            weights = {network: supply.weights[network] for network in used}
+            networks = [*_networks(config.backbones), *filter(None, [config.network_mask])]
+            weights = {network: loaded.weights[network] for network in networks}
             embed(images, self.work, config, weights, self.workers, self.cluster, stage)
 
 

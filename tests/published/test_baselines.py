@@ -6,31 +6,31 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score
 
 from gansfp.errors import UsageError
-from gansfp.published.baselines import BASELINES, FILE_FIGURES, attribute_baseline, decide_baseline, grey_figures
+from gansfp.published.baselines import BASELINES, FILE_PROPERTIES, attribute_baseline, decide_baseline, grey_properties
 
 
 def slices(seed, sign=1.0):
-    """Labels of 60 slices, a third unknown, and figures that tell a little about them."""
+    """Labels of 60 slices, a third unknown, and properties that tell a little about them."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat([1, 0, -1], [22, 18, 20]))
-    figures = {name: np.round(rng.normal(size=60) + sign * (labels == 1), 1) for name in FILE_FIGURES}
-    return labels, figures
+    properties = {name: np.round(rng.normal(size=60) + sign * (labels == 1), 1) for name in FILE_PROPERTIES}
+    return labels, properties
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("name", FILE_FIGURES)
+@pytest.mark.parametrize("name", FILE_PROPERTIES)
 def test_one_number_is_the_best_threshold_on_the_better_side(name, sign, seed):
-    labels, figures = slices(seed, sign)
-    values, known = figures[name], labels >= 0
+    labels, properties = slices(seed, sign)
+    values, known = properties[name], labels >= 0
     tried = {
         (side, t): balanced_accuracy_score(labels[known], (side * values[known] >= t).astype(int))
         for side in (1, -1)
         for t in side * values[known]
     }
-    got = decide_baseline(name, labels, figures)
+    got = decide_baseline(name, labels, properties)
     assert balanced_accuracy_score(labels[known], got.prediction[known]) == pytest.approx(max(tried.values()))
-    side = got.told["side"]
+    side = got.details["side"]
     assert side == sign
     best = max(t for (s, t), value in tried.items() if s == side and value >= max(tried.values()) - 1e-12)
     np.testing.assert_array_equal(got.prediction[known], (side * values[known] >= best).astype(int))
@@ -43,15 +43,15 @@ def test_one_number_is_the_best_threshold_on_the_better_side(name, sign, seed):
 
 
 def test_unknown_slices_do_not_move_the_threshold():
-    labels, figures = slices(1)
-    more = {name: np.append(values, [99.0, -99.0]) for name, values in figures.items()}
+    labels, properties = slices(1)
+    more = {name: np.append(values, [99.0, -99.0]) for name, values in properties.items()}
     got = decide_baseline("bytes", np.append(labels, [-1, -1]), more)
-    np.testing.assert_array_equal(got.prediction[:-2], decide_baseline("bytes", labels, figures).prediction)
+    np.testing.assert_array_equal(got.prediction[:-2], decide_baseline("bytes", labels, properties).prediction)
 
 
 def test_a_number_that_tells_nothing_calls_all_alike():
-    labels, figures = slices(0)
-    assert len(set(decide_baseline("bytes", labels, figures | {"bytes": np.ones(60)}).prediction)) == 1
+    labels, properties = slices(0)
+    assert len(set(decide_baseline("bytes", labels, properties | {"bytes": np.ones(60)}).prediction)) == 1
 
 
 def test_all_used_and_the_coin():
@@ -64,14 +64,14 @@ def test_all_used_and_the_coin():
     assert not np.array_equal(coin, decide_baseline("random", labels, seed=4).prediction)
 
 
-@pytest.mark.parametrize("name", FILE_FIGURES)
+@pytest.mark.parametrize("name", FILE_PROPERTIES)
 def test_attribution_by_one_number_is_k_means(name):
     rng = np.random.default_rng(2)
-    figures = {f: 100 + 40 * rng.integers(0, 4, 80) + rng.normal(size=80) for f in FILE_FIGURES}
-    values = figures[name]
+    properties = {f: 100 + 40 * rng.integers(0, 4, 80) + rng.normal(size=80) for f in FILE_PROPERTIES}
+    values = properties[name]
     z = ((values - values.mean()) / values.std())[:, None]
     expected = KMeans(4, n_init=10, random_state=0).fit_predict(z)
-    assert adjusted_rand_score(expected, attribute_baseline(name, 80, 4, figures)) == 1
+    assert adjusted_rand_score(expected, attribute_baseline(name, 80, 4, properties)) == 1
 
 
 def test_attribution_without_looking():
@@ -83,12 +83,12 @@ def test_attribution_without_looking():
     assert not attribute_baseline("bytes", 6, 4, {"bytes": np.ones(6)}).any(), "one figure, one cluster"
 
 
-def test_grey_figures_equal_numpy():
+def test_grey_properties_equal_numpy():
     pixels = np.random.default_rng(0).integers(0, 90, (256, 256)).astype(np.uint8) * 2
-    mean, levels = grey_figures(pixels)
+    mean, levels = grey_properties(pixels)
     assert mean == pytest.approx(pixels.mean(), abs=1e-12)
     assert levels == len(np.unique(pixels)) == 90
-    assert grey_figures(np.full((256, 256), 255, np.uint8)) == (255.0, 1)
+    assert grey_properties(np.full((256, 256), 255, np.uint8)) == (255.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_bad_usage(call, message):
 
 
 def test_every_name_does_something():
-    labels, figures = slices(5)
+    labels, properties = slices(5)
     for name in BASELINES["membership"]:
-        assert decide_baseline(name, labels, figures).prediction.shape == (60,)
+        assert decide_baseline(name, labels, properties).prediction.shape == (60,)
     for name in BASELINES["attribution"]:
-        assert attribute_baseline(name, 60, 3, figures).shape == (60,)
+        assert attribute_baseline(name, 60, 3, properties).shape == (60,)

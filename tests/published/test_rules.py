@@ -106,7 +106,7 @@ def test_kmeans_per_class(recipe, seed, d):
     got = decide(recipe, real, labels, generated, seed=seed)
     np.testing.assert_allclose(got.score, score, atol=1e-3)
     np.testing.assert_array_equal(got.prediction, (np.array(score) > 0).astype(int))
-    assert got.told == ({"k_used": 30, "k_not_used": 30} if recipe.k > 30 else {})
+    assert got.details == ({"k_used": 30, "k_not_used": 30} if recipe.k > 30 else {})
 
 
 @sizes
@@ -126,7 +126,7 @@ def test_cluster_distance(recipe, seed, d):
     assert set(unknown[got.prediction[unknown] == 1]) == set(nearest)
     labelled = np.flatnonzero(labels != -1)
     assert got.prediction[labelled].sum() == len(labelled) // 2
-    assert got.told == {}
+    assert got.details == {}
 
 
 @sizes
@@ -188,7 +188,7 @@ def test_duplicates_are_fewer_centres():
     x = np.array([[0.0]] * 4 + [[1.0]] * 4 + [[0.2]], np.float32)
     got = kmeans_per_class(x, np.array([1] * 4 + [0] * 4 + [-1]), 3)
     assert got.prediction.tolist() == [1] * 4 + [0] * 4 + [1]
-    assert got.told == {}
+    assert got.details == {}
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 10])
@@ -202,15 +202,15 @@ def test_median_split_calls_exactly_half(n):
 
 def test_fewer_generated_slices_than_clusters_are_as_many():
     generated, real, _ = membership(0, g=5)
-    far, told = cluster_distance(generated, real, 60, "min")
+    far, details = cluster_distance(generated, real, 60, "min")
     np.testing.assert_allclose(far, [min(euclidean(x, g) for g in generated) for x in real], atol=1e-4)
-    assert told == {"k": 5}
+    assert details == {"k": 5}
 
 
 def test_an_approximation_is_told():
     generated, real, _ = membership(1)
-    far, told = cluster_distance(generated, real, 4, "avg", limit=20_000)
-    assert told["centres"] < len(generated)
+    far, details = cluster_distance(generated, real, 4, "avg", limit=20_000)
+    assert details["centres"] < len(generated)
     assert far.shape == (len(real),)
 
 
@@ -254,7 +254,7 @@ REAL = np.ones((3, 2), np.float32)
         (lambda: decide(RECIPES[0], REAL * np.nan, np.array([1, 0, -1])), "km24-t1-densenet121: got .* not finite"),
         (lambda: decide(RECIPES[30], REAL, np.array([1, 0, -1])), "got no generated slices"),
         (lambda: decide(RECIPES[30], REAL, np.array([1, 0, -1]), REAL[:1]), "got 1 generated slices"),
-        (lambda: decide(RECIPES[16], REAL, np.array([1, 0, -1])), "got method 'classifier', which does not decide"),
+        (lambda: decide(RECIPES[16], REAL, np.array([1, 0, -1])), "got method 'classifier', expected one of"),
         (lambda: cluster_distance(REAL, REAL, 2, "max"), "rule: got 'max', expected one of"),
         (lambda: attribute(RECIPES[59], REAL), "got k=4 for 3 slices"),
         (lambda: attribute(RECIPES[59], REAL * np.inf), "aim24-t2-60-densenet121-ward: got .* not finite"),

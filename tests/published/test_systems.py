@@ -1,4 +1,4 @@
-"""What systems say, from embeddings on disk to files: against scikit-learn and plain loops. No truth is looked at."""
+"""Systems from embeddings on disk to files of predictions, against scikit-learn and plain loops, without truth."""
 
 import json
 import shutil
@@ -15,19 +15,20 @@ from gansfp.embedding import shards
 from gansfp.errors import DataError, UsageError
 from gansfp.published.recipes import find
 from gansfp.published.systems import (
-    Source,
+    DecisionInput,
+    Made,
+    decision_key,
     folder,
-    key,
-    made,
-    nothing_to_decide,
-    parts,
-    read_answers,
+    missing_slices,
+    read_made,
+    read_predictions,
     run_system,
-    select,
+    select_kinds,
+    slice_kinds,
 )
 
 IDENTITY = {"backbone": "x", "view": "full", "weights": "", "mask": "", "size": "256", "precision": "float32"}
-SOURCE = Source(identity=IDENTITY)
+SOURCE = DecisionInput(identity=IDENTITY)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def catalog(challenge):
 
 @pytest.fixture(scope="module")
 def vectors(catalog):
-    """A vector for each image: noise, a little of what the image is there for."""
+    """A vector for each image: noise around a mean that depends on the image's role."""
     rng = np.random.default_rng(0)
     means = {role: rng.normal(0, 0.4, 12) for role in ("used", "not_used", "unknown", "generated")}
     return {row["image_id"]: means[row["role"]] + rng.normal(0, 1, 12) for row in catalog.table.to_pylist()}
@@ -45,7 +46,7 @@ def vectors(catalog):
 
 @pytest.fixture(scope="module")
 def work(catalog, vectors, tmp_path_factory):
-    """WORK with those vectors in two shards, those of two slices missing because they could not be read."""
+    """WORK with those vectors in two shards. Two slices have no vector because they could not be read."""
     work = str(tmp_path_factory.mktemp("systems"))
     images = catalog.hashes()
     bad = unreadable(catalog)
@@ -64,28 +65,28 @@ def unreadable(catalog):
     }
 
 
-def told(work, number, name):
-    """The file as the challenge gets it: {id: value}, by plain text."""
+def written(work, number, name):
+    """The file in the format of the challenge, read as plain text: {id: value}."""
     (recipe,) = find([number])
     lines = Path(f"{folder(work, recipe)}/{name}.csv").read_text().splitlines()
     return {line.split(",")[0]: int(line.split(",")[1]) for line in lines}
 
 
 def on_disk(work):
-    """All vectors by image id, by plain pyarrow."""
-    found = {}
+    """All vectors by image id, read with plain pyarrow."""
+    vectors = {}
     for path in shards.store.list_files(shards.folder(work, ("x", "full")), ".parquet"):
         for row in pq.read_table(path).to_pylist():
             if row["embedding"] is not None:
-                found[row["image_id"]] = np.array(row["embedding"], np.float32)
-    return found
+                vectors[row["image_id"]] = np.array(row["embedding"], np.float32)
+    return vectors
 
 
-def of(found, catalog, *where):
-    """(ids that have a vector, their names, their vectors)"""
+def part(vectors, catalog, *where):
+    """The names of these images, and their vectors; images without a vector are left out."""
     images = catalog.select(**dict(zip(("task", "set", "split", "role"), where, strict=False)))
-    rows = [row for row in images.table.to_pylist() if row["image_id"] in found]
-    return [row["name"] for row in rows], np.stack([found[row["image_id"]] for row in rows])
+    rows = [row for row in images.table.to_pylist() if row["image_id"] in vectors]
+    return [row["name"] for row in rows], np.stack([vectors[row["image_id"]] for row in rows])
 
 
 class TestMembership:
@@ -93,41 +94,41 @@ class TestMembership:
     def test_the_class_of_the_nearest_centre(self, number, catalog, work):
         (recipe,) = find([number])
         run_system(recipe, catalog, work, SOURCE, 0)
-        found = on_disk(work)
+        vectors = on_disk(work)
         for name in ("clean", "warp"):
-            names, unknown = of(found, catalog, "membership", name, "test", "unknown")
-            far = []
+            names, unknown = part(vectors, catalog, "membership", name, "test", "unknown")
+            distances = []
             for role in ("used", "not_used"):
-                labelled = of(found, catalog, "membership", name, "train", role)[1]
+                labelled = part(vectors, catalog, "membership", name, "train", role)[1]
                 centres = KMeans(recipe.k, n_init=10, random_state=0).fit(labelled).cluster_centers_
-                far.append(np.abs(unknown[:, None] - centres[None]).sum(2).min(1))
-            expected = dict(zip(names, (far[0] < far[1]).astype(int).tolist(), strict=True))
-            said = told(work, number, name)
-            assert {image: value for image, value in said.items() if image in expected} == expected
-            assert 0 < sum(said.values()) < len(said)
+                distances.append(np.abs(unknown[:, None] - centres[None]).sum(2).min(1))
+            expected = dict(zip(names, (distances[0] < distances[1]).astype(int).tolist(), strict=True))
+            predictions = written(work, number, name)
+            assert {image: value for image, value in predictions.items() if image in expected} == expected
+            assert 0 < sum(predictions.values()) < len(predictions)
 
     def test_the_half_that_is_nearest_to_clusters_of_the_generated_slices_of_the_test(self, catalog, work):
         (recipe,) = find([32])
         run_system(recipe, catalog, work, SOURCE, 0)
-        found = on_disk(work)
+        vectors = on_disk(work)
         for name in ("clean", "warp"):
-            generated = of(found, catalog, "membership", name, "test", "generated")[1]
+            generated = part(vectors, catalog, "membership", name, "test", "generated")[1]
             clusters = AgglomerativeClustering(recipe.k, linkage="ward").fit_predict(generated)
             centres = np.stack([generated[clusters == label].mean(0) for label in range(recipe.k)])
-            names, unknown = of(found, catalog, "membership", name, "test", "unknown")
-            far = np.linalg.norm(unknown[:, None] - centres[None], axis=2).min(1)
-            nearest = {names[row] for row in np.argsort(far)[: len(names) // 2]}
-            assert {image for image, value in told(work, 32, name).items() if value} == nearest
+            names, unknown = part(vectors, catalog, "membership", name, "test", "unknown")
+            distances = np.linalg.norm(unknown[:, None] - centres[None], axis=2).min(1)
+            nearest = {names[row] for row in np.argsort(distances)[: len(names) // 2]}
+            assert {image for image, value in written(work, 32, name).items() if value} == nearest
 
     def test_a_slice_that_cannot_be_read_is_not_used(self, catalog, work):
         (recipe,) = find([21])
         run_system(recipe, catalog, work, SOURCE, 0)
         unknown = catalog.unknown("warp")
-        said = told(work, 21, "warp")
-        assert list(said) == unknown.column("name").tolist()
-        bad = next(name for image, name in zip(unknown.ids, said, strict=True) if image in unreadable(catalog))
-        assert said[bad] == 0
-        assert read_answers(work, recipe, "warp", unknown).tolist() == list(said.values())
+        predictions = written(work, 21, "warp")
+        assert list(predictions) == unknown.column("name").tolist()
+        bad = next(name for image, name in zip(unknown.ids, predictions, strict=True) if image in unreadable(catalog))
+        assert predictions[bad] == 0
+        assert read_predictions(work, recipe, "warp", unknown).tolist() == list(predictions.values())
 
     def test_what_it_cannot_do_names_the_set(self, catalog, work):
         (recipe,) = find([21])
@@ -137,7 +138,7 @@ class TestMembership:
 
     def test_fewer_slices_than_clusters_are_said(self, catalog, work):
         (recipe,) = find([26])
-        assert "set clean: k_used 16" in run_system(recipe, catalog, work, SOURCE, 0)["told"]
+        assert "set clean: k_used 16" in run_system(recipe, catalog, work, SOURCE, 0).notes
 
 
 class TestAttribution:
@@ -145,20 +146,20 @@ class TestAttribution:
     def test_clusters_of_the_test_and_of_the_known_generators(self, number, catalog, work):
         (recipe,) = find([number])
         run_system(recipe, catalog, work, SOURCE, 0)
-        found = on_disk(work)
+        vectors = on_disk(work)
         for name, split, k in (("attribution", "test", 4), ("known", "train", 3)):
-            names, x = of(found, catalog, "attribution", "", split)
+            names, x = part(vectors, catalog, "attribution", "", split)
             if recipe.method == "kmeans":
                 expected = KMeans(k, n_init=10, random_state=0).fit_predict(x)
             else:
                 expected = AgglomerativeClustering(k, linkage="ward").fit_predict(x)
-            said = told(work, number, name)
-            assert adjusted_rand_score(expected, [said[image] for image in names]) == pytest.approx(1)
+            predictions = written(work, number, name)
+            assert adjusted_rand_score(expected, [predictions[image] for image in names]) == pytest.approx(1)
         test = catalog.select(task="attribution", split="test")
         bad = test.column("name")[5]
-        said = told(work, number, "attribution")
-        sizes = np.bincount([value for image, value in said.items() if image != bad])
-        assert said[bad] == np.argmax(sizes) == 0
+        predictions = written(work, number, "attribution")
+        sizes = np.bincount([value for image, value in predictions.items() if image != bad])
+        assert predictions[bad] == np.argmax(sizes) == 0
 
     def test_the_known_generators_are_clustered_where_the_paper_does(self, catalog, tmp_path, work):
         shutil.copytree(f"{work}/embeddings", tmp_path / "embeddings")
@@ -171,50 +172,58 @@ class TestAttribution:
         assert not (tmp_path / "results/reproduction/53-aim24-t2-53-mobilenetv2-kmeans/known.csv").exists()
 
 
-class TestWhatIsThere:
-    def test_predictions_are_those_of_their_key(self, catalog, work):
+class TestExistingPredictions:
+    def test_predictions_belong_to_their_key(self, catalog, work):
         (recipe,) = find([22])
-        facts = run_system(recipe, catalog, work, SOURCE, 0)
-        assert facts["key"] == key(recipe, catalog, SOURCE, 0)
-        assert made(work, recipe, facts["key"]) == facts
-        others = (
-            key(recipe, catalog, SOURCE, 1),
-            key(recipe, catalog, Source(identity={**IDENTITY, "weights": "other"}), 0),
-            key(recipe, catalog.select(status="ok", set="warp"), SOURCE, 0),
-            key(find([23])[0], catalog, SOURCE, 0),
+        made = run_system(recipe, catalog, work, SOURCE, 0)
+        assert made.key == decision_key(recipe, catalog, SOURCE, 0)
+        assert read_made(work, recipe, made.key) == made
+        other_keys = (
+            decision_key(recipe, catalog, SOURCE, 1),
+            decision_key(recipe, catalog, DecisionInput(identity={**IDENTITY, "weights": "other"}), 0),
+            decision_key(recipe, catalog.select(status="ok", set="warp"), SOURCE, 0),
+            decision_key(find([23])[0], catalog, SOURCE, 0),
         )
-        assert len({facts["key"], *others}) == 5
-        assert all(made(work, recipe, other) is None for other in others)
+        assert len({made.key, *other_keys}) == 5
+        assert all(read_made(work, recipe, key) is None for key in other_keys)
         place = Path(f"{folder(work, recipe)}/made.json")
-        for broken in ("", "[]", json.dumps({"seconds": 1})):
+        incomplete = [{"key": made.key}, {"key": made.key, "seconds": 1, "told": "x"}]
+        for broken in ("", "[]", json.dumps({"seconds": 1}), *map(json.dumps, incomplete)):
             place.write_text(broken)
-            assert made(work, recipe, facts["key"]) is None
+            assert read_made(work, recipe, made.key) is None
 
-    def test_answers_of_another_number_of_slices(self, catalog, work):
+    def test_the_shape_of_made_json(self, catalog, work):
+        (recipe,) = find([26])
+        made = run_system(recipe, catalog, work, SOURCE, 0)
+        content = json.loads(Path(f"{folder(work, recipe)}/made.json").read_text())
+        assert content == {"key": made.key, "seconds": made.seconds, "told": list(made.notes)}
+        assert Made.from_dict(content) == made
+
+    def test_predictions_for_another_number_of_slices(self, catalog, work):
         (recipe,) = find([22])
         run_system(recipe, catalog, work, SOURCE, 0)
         with pytest.raises(DataError, match=r"warp.csv: got 32 lines, expected 144; remove its folder"):
-            read_answers(work, recipe, "warp", catalog.of_set("warp"))
+            read_predictions(work, recipe, "warp", catalog.of_set("warp"))
 
 
-class TestParts:
-    def test_only_what_a_decision_looks_at(self, catalog):
-        found = {number: select(catalog, parts(find([number])[0])) for number in (21, 31, 27, 53)}
-        assert set(found[21].column("role").tolist()) == {"used", "not_used", "unknown"}
-        assert set(found[31].column("role").tolist()) == {"unknown", "generated"}
-        assert set(found[31].column("split").tolist()) == {"test"}
-        assert set(found[27].column("split").tolist()) == {"test"}
-        assert len(found[53]) == len(catalog.select(task="attribution"))
+class TestSliceKinds:
+    def test_only_what_a_decision_needs(self, catalog):
+        selected = {number: select_kinds(catalog, slice_kinds(find([number])[0])) for number in (21, 31, 27, 53)}
+        assert set(selected[21].column("role").tolist()) == {"used", "not_used", "unknown"}
+        assert set(selected[31].column("role").tolist()) == {"unknown", "generated"}
+        assert set(selected[31].column("split").tolist()) == {"test"}
+        assert set(selected[27].column("split").tolist()) == {"test"}
+        assert len(selected[53]) == len(catalog.select(task="attribution"))
 
     def test_generated_slices_of_the_training_where_a_set_has_none_in_its_test(self, catalog):
         keep = ~((catalog.column("set") == "warp") & (catalog.column("role") == "generated"))
         keep |= catalog.column("split") == "train"
-        found = select(catalog.where(keep), parts(find([31])[0]))
-        generated = found.select(role="generated")
+        selected = select_kinds(catalog.where(keep), slice_kinds(find([31])[0]))
+        generated = selected.select(role="generated")
         assert set(generated.select(set="warp").column("split").tolist()) == {"train"}
         assert set(generated.select(set="clean").column("split").tolist()) == {"test"}
 
-    def test_nothing_to_decide(self, catalog):
-        assert [nothing_to_decide(task, catalog) for task in ("membership", "attribution")] == ["", ""]
-        assert "attribution/test" in nothing_to_decide("attribution", catalog.select(task="membership"))
-        assert "test/unknown" in nothing_to_decide("membership", catalog.select(task="attribution"))
+    def test_missing_slices(self, catalog):
+        assert [missing_slices(task, catalog) for task in ("membership", "attribution")] == ["", ""]
+        assert "attribution/test" in missing_slices("attribution", catalog.select(task="membership"))
+        assert "test/unknown" in missing_slices("membership", catalog.select(task="attribution"))
