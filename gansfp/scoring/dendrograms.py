@@ -1,4 +1,4 @@
-"""Dendrograms: hierarchical clustering of distances, its cuts, and the centres of their clusters."""
+"""Dendrograms: hierarchical clustering of distances, the cuts of a dendrogram, and the centres of their clusters."""
 
 from collections.abc import Iterable
 
@@ -14,19 +14,19 @@ LINKAGES = ("ward", "average", "complete", "single")
 def dendrogram(
     distances: np.ndarray, linkage: str = "ward", metric: str = "euclidean", weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Hierarchical clustering as scipy's linkage matrix Z (n-1, 4) float64, from self_distances (n, n) of that metric.
+    """Returns scipy's linkage matrix Z (n-1, 4) float64 for self_distances (n, n) of that metric.
 
-    weights: (n,) how many slices each row stands for, as if it were there so often; None for one each. Takes 8 * n^2
-    bytes: a condensed copy in float64 and scipy's copy of that, or one square copy. Raises UsageError for an unknown
-    linkage, for ward on anything but euclidean distances, and for fewer than two slices.
+    weights: (n,) how many slices each row represents, as if the row were repeated so often; None for one each. Takes
+    8 * n^2 bytes: a condensed copy in float64 and scipy's copy of that, or one square copy. Raises UsageError for an
+    unknown linkage, for ward with a metric other than euclidean, and for fewer than two slices.
     """
     if linkage not in LINKAGES:
         raise UsageError(f"linkage: got {linkage!r}, expected one of {list(LINKAGES)}")
     if linkage == "ward" and metric != "euclidean":
         raise UsageError(f"linkage 'ward' needs the metric 'euclidean', got {metric!r}")
     if len(distances) < 2:
-        raise UsageError(f"hierarchical clustering needs at least 2 slices, got {len(distances)}")
-    if weights is None or linkage in ("complete", "single"):  # to these it does not matter how often a row is there
+        raise UsageError(f"hierarchical clustering: got {len(distances)} slices, expected at least 2")
+    if weights is None or linkage in ("complete", "single"):  # repeated rows do not change these two
         n = len(distances)
         ends = np.cumsum(np.arange(n - 1, -1, -1))
         condensed = np.empty(n * (n - 1) // 2)
@@ -37,18 +37,19 @@ def dendrogram(
 
 
 def weighted_dendrogram(distances: np.ndarray, linkage: str, weights: np.ndarray) -> np.ndarray:
-    """Z (n-1, 4) of ward or average linkage where row i stands for weights[i] slices that are all where it is.
+    """Returns Z (n-1, 4) of ward or average linkage, where row i represents weights[i] slices at the same point.
 
-    By nearest-neighbour chains (Murtagh 1983) with the formulas of Lance and Williams (1967), as scipy's, whose rows
-    all weigh the same. On duplicates it equals scipy's tree from where these are joined; heights are scipy's, sizes
-    are sums of weights. distances: (n, n) float32 of self_distances; takes one copy in float64, 8 * n^2 bytes.
+    Uses nearest-neighbour chains (Murtagh 1983) with the formulas of Lance and Williams (1967), as scipy does for rows
+    of equal weight. For duplicates the result equals scipy's tree above the nodes that join the duplicates. Heights are
+    scipy's, sizes are sums of weights. distances: (n, n) float32 of self_distances. Takes one copy in float64, 8 * n^2
+    bytes.
     """
-    apart, size = distances.astype(np.float64), weights.astype(np.float64)
-    n = len(apart)
-    if linkage == "ward":  # the squared distance, so weighted, is twice the growth of the variance within
+    between, size = distances.astype(np.float64), weights.astype(np.float64)
+    n = len(between)
+    if linkage == "ward":  # the squared distance with these weights is twice the growth of the within-cluster variance
         for i in range(n):
-            apart[i] = np.square(apart[i]) * (2 * size[i] * size / (size[i] + size))
-    np.fill_diagonal(apart, np.inf)
+            between[i] = np.square(between[i]) * (2 * size[i] * size / (size[i] + size))
+    np.fill_diagonal(between, np.inf)
     merged, heights = np.empty((n - 1, 2), np.int64), np.empty(n - 1)
     active = np.ones(n, bool)
     chain: list[int] = []
@@ -57,28 +58,31 @@ def weighted_dendrogram(distances: np.ndarray, linkage: str, weights: np.ndarray
             chain.append(int(active.argmax()))
         while True:
             a = chain[-1]
-            b = int(apart[a].argmin())
-            if len(chain) > 1 and apart[a, chain[-2]] <= apart[a, b]:  # of equals the one it came from
+            b = int(between[a].argmin())
+            if len(chain) > 1 and between[a, chain[-2]] <= between[a, b]:  # of equals the previous one of the chain
                 b = chain[-2]
                 break
             chain.append(b)
         del chain[-2:]
-        merged[step], heights[step] = (a, b), apart[a, b]
+        merged[step], heights[step] = (a, b), between[a, b]
         if linkage == "ward":
-            joined = (size[a] + size) * apart[a] + (size[b] + size) * apart[b] - size * apart[a, b]
+            joined = (size[a] + size) * between[a] + (size[b] + size) * between[b] - size * between[a, b]
             joined /= size[a] + size[b] + size
         else:
-            joined = (size[a] * apart[a] + size[b] * apart[b]) / (size[a] + size[b])
+            joined = (size[a] * between[a] + size[b] * between[b]) / (size[a] + size[b])
         joined[b] = np.inf
         size[b] += size[a]
         active[a] = False
-        apart[b], apart[:, b] = joined, joined
-        apart[a], apart[:, a] = np.inf, np.inf
+        between[b], between[:, b] = joined, joined
+        between[a], between[:, a] = np.inf, np.inf
     return _ordered(merged, np.sqrt(heights) if linkage == "ward" else heights, weights)
 
 
 def _ordered(merged: np.ndarray, heights: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Z of merges that name any member of each side, in any order that puts no merge before those it is made of."""
+    """Returns Z of merges that name any member of each side, sorted by height.
+
+    merged: (n-1, 2); heights: (n-1,); a merge comes after those that made its two sides.
+    """
     n = len(merged) + 1
     tree, parent = np.empty((n - 1, 4)), np.arange(2 * n - 1)
     size = np.concatenate([weights, np.zeros(n - 1)])
@@ -97,25 +101,20 @@ def _ordered(merged: np.ndarray, heights: np.ndarray, weights: np.ndarray) -> np
 
 
 def cuts(tree: np.ndarray, ks: Iterable[int]) -> dict[int, np.ndarray]:
-    """Labels of a dendrogram cut into exactly k clusters, for every k asked: {k: (n,) int64 in 0..k-1}.
+    """Returns the labels of a dendrogram cut into exactly k clusters, for every k: {k: (n,) int64 in 0..k-1}.
 
-    tree: Z of `dendrogram`. Clusters are numbered by their first member. Raises UsageError for a k above the number of
-    slices.
+    tree: Z of `dendrogram`. Clusters are numbered by their first member. Raises UsageError for a k below 1 or above the
+    number of slices.
     """
     nodes = {k: _nodes(tree, k) for k in ks}
     return {k: _numbered_by_first(roots)[0] for k, roots in nodes.items()}
 
 
-def cut(tree: np.ndarray, k: int) -> np.ndarray:
-    """cuts for one k: (n,) int64 labels in 0..k-1."""
-    return cuts(tree, [k])[k]
-
-
 def cluster_centres(x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean of each cluster. x: (n, d), labels: (n,) in 0..k-1, none empty, weights: (n,) or None for equal ones;
-    returns (k, d) float32."""
+    """Returns the mean of each cluster, (k, d) float32. x: (n, d), labels: (n,) in 0..k-1, no cluster empty; weights:
+    (n,), or None for equal weights."""
     sums = torch.zeros((int(labels.max()) + 1, x.shape[1]), dtype=torch.float64)
-    for start in range(0, len(x), 4096):  # so that only a part is in float64
+    for start in range(0, len(x), 4096):  # in parts, so that float64 takes little memory
         part = torch.from_numpy(x[start : start + 4096]).double()
         if weights is not None:
             part *= torch.from_numpy(weights[start : start + 4096, None])
@@ -126,11 +125,12 @@ def cluster_centres(x: np.ndarray, labels: np.ndarray, weights: np.ndarray | Non
 def dendrogram_centres(
     x: np.ndarray, tree: np.ndarray, ks: Iterable[int], weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """The centres of all cuts of one dendrogram, each computed once: cuts at k and k + 1 differ in one merge only.
+    """Returns the centres of all cuts of one dendrogram. Each is computed once, because the cuts at k and k + 1 differ
+    in one merge only.
 
     x: (n, d), tree: Z of `dendrogram`, weights: (n,) how many slices each row is the mean of, or None. Returns the
-    centres (m, d) float32, m < 2 * max(ks), and for every k the (k,) rows that are its clusters' centres, in the order
-    of cut(tree, k). So the distances to all centres of all k are one `pairwise`, and one k is a choice of its columns.
+    centres (m, d) float32, m < 2 * max(ks), and for every k the rows (k,) of its clusters' centres, in the order of
+    `cuts`. So one call of `pairwise` gives the distances to all centres, and each k selects its columns.
     """
     ks = sorted(set(ks), reverse=True)
     n = len(tree) + 1
@@ -145,26 +145,26 @@ def dendrogram_centres(
     for step in range(n - ks[0], n - ks[-1]):  # the merges between the finest and the coarsest cut, bottom up
         a, b = int(tree[step, 0]), int(tree[step, 1])
         centres[n + step], sizes[n + step] = centres[a] + centres[b], sizes[a] + sizes[b]
-    row = {node: i for i, node in enumerate(centres)}
+    row_of = {node: row for row, node in enumerate(centres)}
     means = np.stack([centres[node] / sizes[node] for node in centres]).astype(np.float32)
-    return means, {k: np.array([row[node] for node in _first_nodes(roots[k])]) for k in ks}
+    return means, {k: np.array([row_of[node] for node in _first_nodes(roots[k])]) for k in ks}
 
 
 def _nodes(tree: np.ndarray, k: int) -> np.ndarray:
-    """The node of the tree that each slice lies under when it is cut into k: (n,) ints in 0..2n-2."""
+    """Returns the node of the tree that is the cluster of each slice, for k clusters: (n,) ints in 0..2n-2."""
     n = len(tree) + 1
     if not 1 <= k <= n:
         raise UsageError(f"clusters: got k={k} for {n} slices, expected 1 to {n}")
     parent = np.arange(2 * n - k)
     merged = tree[: n - k, :2].astype(np.int64)
     parent[merged] = np.arange(n, 2 * n - k)[:, None]
-    while not np.array_equal(parent, above := parent[parent]):  # pointers double their reach each time
+    while not np.array_equal(parent, above := parent[parent]):  # the reach of pointers doubles each time
         parent = above
     return parent[:n]
 
 
 def _numbered_by_first(roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels 0.. in order of first appearance (n,), and the index of each label's first member (k,)."""
+    """Returns labels 0.. in order of first appearance (n,), and the index of each label's first member (k,)."""
     _, first, inverse = np.unique(roots, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -172,4 +172,5 @@ def _numbered_by_first(roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first_nodes(roots: np.ndarray) -> list[int]:
+    """Returns the nodes in order of their first slice."""
     return [int(node) for node in roots[_numbered_by_first(roots)[1]]]

@@ -1,8 +1,8 @@
-"""Distances and principal components: what clustering, scores and neighbours stand on.
+"""Distances, nearest neighbours and principal components of embeddings.
 
-Large products run in torch on the given device, block by block, in float64: float32 products lose the small distances
-between near-identical slices, which are what membership inference looks for, and would make ties depend on the device.
-What takes memory by the square of the number of slices says so; see clustering_space.py for too many slices.
+Large products run in torch on the given device, block by block, in float64. Products in float32 would lose the small
+distances between near-identical slices, which membership inference looks for, and ties would depend on the device.
+Functions whose memory grows with the square of the number of slices say so; clustering_space.py limits it.
 """
 
 import logging
@@ -26,13 +26,13 @@ def _euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _manhattan(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    if x.device.type == "cpu":  # scipy's takes half the time of PyTorch's there
+    if x.device.type == "cpu":  # on a CPU scipy takes half the time of PyTorch
         return torch.from_numpy(cdist(x.numpy(), y.numpy(), "cityblock"))
     return torch.cdist(x, y, p=1)
 
 
 def _cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # normalize leaves a zero vector zero, so that its similarity to everything is 0 and its distance 1
+    # normalize keeps a zero vector zero, so that its similarity to every vector is 0 and its distance 1
     x = torch.nn.functional.normalize(x.double(), eps=1e-300)
     y = torch.nn.functional.normalize(y.double(), eps=1e-300)
     return (1 - x @ y.T).clamp_(0, 2)
@@ -43,80 +43,81 @@ METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "manhattan": _manhattan,
     "cosine": _cosine,
 }
-MAX_MEMORY = 4_000_000_000  # bytes; a fixed number, so that a seed means the same on every machine
-MOST_COORDINATES = 2000
-PAIRS = 1 << 22  # distances that are looked at together where not all are kept: 16 MB
+MAX_MEMORY = 4_000_000_000  # bytes; a fixed number, so that a seed gives the same result on every machine
+MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
+PAIRS = 1 << 22  # distances in one strip where only the nearest are kept: 16 MB
 
 
 def matrix_bytes(n: int, m: int) -> int:
-    """Memory in bytes of an (n, m) float32 distance matrix, to be stated before it is taken."""
+    """Returns the bytes of an (n, m) float32 distance matrix."""
     return 4 * n * m
 
 
 def pairwise(
     x: np.ndarray, y: np.ndarray, metric: str = "euclidean", device: str = "cpu", block: int = 1024
 ) -> np.ndarray:
-    """Distances of every row of x to every row of y.
+    """Returns the distances of every row of x to every row of y: (n, m) float32.
 
-    x: (n, d) float32, y: (m, d) float32, finite. Returns (n, m) float32, computed `block` by `block` rows: beside the
-    result it takes about 32 * block * d bytes on the device.
+    x: (n, d) float32, y: (m, d) float32, finite. Computed in blocks of `block` by `block` rows: beside the result it
+    takes about 32 * block * d bytes on the device.
 
-    Equal to scipy.spatial.distance.cdist, but for a zero vector under cosine, whose distance to everything is 1. The
-    euclidean distance comes from one matrix product, |x|^2 + |y|^2 - 2xy; in float64 its cancellation leaves identical
-    rows at most about 1e-7 of their norm apart. Raises UsageError for an unknown metric and for rows of different
-    lengths.
+    Equal to scipy.spatial.distance.cdist, except for a zero vector with cosine: its distance to every vector is 1. The
+    euclidean distance comes from one matrix product, |x|^2 + |y|^2 - 2xy. In float64 its cancellation error puts
+    identical rows at most about 1e-7 of their norm apart. Raises UsageError for an unknown metric and for rows of
+    different lengths.
     """
-    _state(x, y, metric)
+    _check(x, y, metric)
     return _blockwise(x, y, metric, device, block)
 
 
 def self_distances(x: np.ndarray, metric: str = "euclidean", device: str = "cpu", block: int = 256) -> np.ndarray:
-    """pairwise(x, x), exactly symmetric and with an exactly zero diagonal, at half the work.
+    """Returns pairwise(x, x), exactly symmetric and with an exactly zero diagonal, at half the work.
 
     x: (n, d) float32; returns (n, n) float32.
     """
-    _state(x, x, metric)
-    out = np.empty((len(x), len(x)), dtype=np.float32)
+    _check(x, x, metric)
+    distances = np.empty((len(x), len(x)), dtype=np.float32)
     for i in range(0, len(x), block):
         strip = _blockwise(x[i : i + block], x[i:], metric, device, block)
-        out[i : i + block, i:] = strip
-        out[i:, i : i + block] = strip.T
+        distances[i : i + block, i:] = strip
+        distances[i:, i : i + block] = strip.T
         corner = np.triu(strip[:, : len(strip)], 1)
-        out[i : i + block, i : i + block] = corner + corner.T
-    return out
+        distances[i : i + block, i : i + block] = corner + corner.T
+    return distances
 
 
 def nearest(
-    x: np.ndarray, y: np.ndarray, most: int, metric: str = "euclidean", device: str = "cpu"
+    x: np.ndarray, y: np.ndarray, count: int, metric: str = "euclidean", device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `most` nearest rows of y to each row of x: their distances (n, most) float32, rising, and rows (n, most).
+    """Returns the distances (n, count) float32 to the nearest rows of y of each row of x, rising, and these rows
+    (n, count).
 
-    Fewer where y has fewer; of equals the first. x: (n, d), y: (m, d) float32; beside the result it takes the memory of
-    PAIRS distances, or of m.
+    There are fewer columns where y has fewer rows. Of equally near rows the first comes first. x: (n, d), y: (m, d)
+    float32. Beside the result it takes the memory of PAIRS distances, or of m.
     """
-    most = min(most, len(y))
-    apart, rows = np.empty((len(x), most), np.float32), np.empty((len(x), most), np.int64)
+    count = min(count, len(y))
+    near, rows = np.empty((len(x), count), np.float32), np.empty((len(x), count), np.int64)
     for part in strips(len(x), len(y)):
-        found = pairwise(x[part], y, metric, device)
-        rows[part] = np.argsort(found, axis=1, kind="stable")[:, :most]
-        apart[part] = np.take_along_axis(found, rows[part], axis=1)
-    return apart, rows
+        distances = pairwise(x[part], y, metric, device)
+        rows[part] = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        near[part] = np.take_along_axis(distances, rows[part], axis=1)
+    return near, rows
 
 
-def smallest(distance: np.ndarray, most: int) -> np.ndarray:
-    """The `most` smallest entries of each row, rising. distance: (n, c); returns (n, at most most)."""
-    most = min(most, distance.shape[1])
-    return np.sort(np.partition(distance, most - 1, axis=1)[:, :most], axis=1)
+def smallest(distance: np.ndarray, count: int) -> np.ndarray:
+    """Returns the `count` smallest entries of each row, rising. distance: (n, c); returns (n, at most count)."""
+    count = min(count, distance.shape[1])
+    return np.sort(np.partition(distance, count - 1, axis=1)[:, :count], axis=1)
 
 
 def strips(n: int, m: int) -> Iterator[slice]:
-    """n rows in parts that have at most PAIRS distances to m others each, or one row."""
+    """Yields n rows in parts. The rows of a part have at most PAIRS distances to m other rows, or it is one row."""
     step = max(1, PAIRS // max(m, 1))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def _state(x: np.ndarray, y: np.ndarray, metric: str) -> None:
-    """Check what is asked, and say how much memory it takes before it is taken."""
+def _check(x: np.ndarray, y: np.ndarray, metric: str) -> None:
+    """Raises UsageError for what cannot be computed, and logs how much memory the distances will take."""
     if metric not in METRICS:
         raise UsageError(f"distance metric: got {metric!r}, expected one of {sorted(METRICS)}")
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -125,13 +126,13 @@ def _state(x: np.ndarray, y: np.ndarray, metric: str) -> None:
 
 
 def _blockwise(x: np.ndarray, y: np.ndarray, metric: str, device: str, block: int) -> np.ndarray:
-    out = np.empty((len(x), len(y)), dtype=np.float32)
+    distances = np.empty((len(x), len(y)), dtype=np.float32)
     for i in range(0, len(x), block):
         rows = _tensor(x[i : i + block], device)
         for j in range(0, len(y), block):
             columns = _tensor(y[j : j + block], device)
-            out[i : i + block, j : j + block] = METRICS[metric](rows, columns).cpu().numpy()
-    return out
+            distances[i : i + block, j : j + block] = METRICS[metric](rows, columns).cpu().numpy()
+    return distances
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,33 +144,36 @@ class Projection:
     variance_ratio: np.ndarray
 
     def transform(self, x: np.ndarray, device: str = "cpu", block: int = 4096) -> np.ndarray:
-        """Coordinates of x along the components. x: (n, d) float32; returns (n, k) float32."""
+        """Returns the coordinates of x along the components, (n, k) float32. x: (n, d) float32."""
         mean, basis = _tensor(self.mean, device), _tensor(self.components, device).T
         parts = [((_tensor(x[i : i + block], device) - mean) @ basis).cpu().numpy() for i in range(0, len(x), block)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.components)), dtype=np.float32)
 
 
 def fitted_rows(n: int, d: int, limit: int) -> int:
-    """How many of n slices of d numbers principal components are fitted to within `limit` bytes: the square matrix of
-    the slices or of the numbers, whichever is smaller, is held about four times in float64."""
-    most = isqrt(limit // 32)
-    return n if min(n, d) <= most else most
+    """Returns how many of n slices of d numbers `pca` is fitted to within `limit` bytes.
+
+    The square matrix of the slices or of the numbers, whichever is smaller, is in memory about four times in float64.
+    """
+    largest = isqrt(limit // 32)
+    return n if min(n, d) <= largest else largest
 
 
 def pca(
     x: np.ndarray, components: int | float, device: str = "cpu", limit: int = MAX_MEMORY, seed: int = 0
 ) -> Projection:
-    """Principal components of x (n, d) float32: a whole number, or as few as keep that share of the variance in (0, 1).
+    """Returns the principal components of x (n, d) float32.
 
-    Where their square matrix would take more than `limit` bytes, those of a random part of the slices (fitted_rows).
-    From the eigenvectors of the smaller of the (n, n) Gram and the (d, d) covariance matrix, in float64. Equal to
-    sklearn.decomposition.PCA(svd_solver="full"); the sign is such that each component's largest loading is positive. A
-    component beyond the rank of x (duplicates) explains nothing and may be a zero vector. Raises UsageError for a
-    number that x cannot give.
+    components: how many, or a share in (0, 1) for the fewest that keep this share of the variance. Where the square
+    matrix would take more than `limit` bytes, they are fitted to a random part of the slices (fitted_rows). Computed
+    from the eigenvectors of the (n, n) Gram or the (d, d) covariance matrix, whichever is smaller, in float64. Equal to
+    sklearn.decomposition.PCA(svd_solver="full"); signs are chosen so that each component's largest loading is positive.
+    A component beyond the rank of x (duplicates) explains nothing and may be a zero vector. Raises UsageError for more
+    components than x has.
     """
-    used = fitted_rows(len(x), x.shape[1], limit)
-    if used < len(x):
-        x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:used])]
+    fitted = fitted_rows(len(x), x.shape[1], limit)
+    if fitted < len(x):
+        x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
     n, d = x.shape
     most = min(n - 1, d)
     whole = isinstance(components, (int, np.integer))
@@ -181,7 +185,7 @@ def pca(
     rows = _tensor(x, device)
     mean = rows.mean(0, dtype=torch.float64)
     wide = n <= d
-    # blocks along the long side, so that only one block at a time is in float64
+    # in blocks along the longer side, so that only one block at a time is in float64
     square = torch.zeros((min(n, d),) * 2, dtype=torch.float64, device=rows.device)
     for i in range(0, max(n, d), 4096):
         part = rows[:, i : i + 4096].double() - mean[i : i + 4096] if wide else (rows[i : i + 4096].double() - mean).T
@@ -191,7 +195,7 @@ def pca(
     count = int(components) if whole else int(np.searchsorted(np.cumsum(ratio), components, side="right")) + 1
     count = min(count, most)
     basis = vectors[:, :count]
-    if wide:  # Gram: the components are the rows of x seen along its eigenvectors
+    if wide:  # Gram matrix: the components are combinations of the rows of x, with its eigenvectors as weights
         basis = torch.cat([(rows[:, i : i + 4096].double() - mean[i : i + 4096]).T @ basis for i in range(0, d, 4096)])
         norms = basis.norm(dim=0)
         basis = torch.where(norms > 1e-7 * norms.max(), basis / norms.clamp(min=1e-300), torch.zeros_like(basis))
@@ -201,13 +205,13 @@ def pca(
 
 
 def coordinates(x: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """x (n, d) float32 along its principal components, where euclidean distances are the same in fewer numbers.
+    """Returns coordinates with the euclidean distances of x (n, d) float32, in fewer numbers for k-means to read.
 
-    (n, n - 1) float64 from the Gram matrix alone (classical scaling), or x in float64 if that is no fewer numbers, or
-    takes longer than it saves, for more than MOST_COORDINATES slices.
+    They are (n, n - 1) float64 along all principal components, from the Gram matrix (classical scaling). For more
+    slices than numbers, and for more than MAX_COORDINATES slices, they are x in float64.
     """
     n, d = x.shape
-    if not 1 < n <= min(d, MOST_COORDINATES):
+    if not 1 < n <= min(d, MAX_COORDINATES):
         return x.astype(np.float64)
     rows = _tensor(x, device).double()
     rows -= rows.mean(0)
@@ -216,17 +220,17 @@ def coordinates(x: np.ndarray, device: str = "cpu") -> np.ndarray:
 
 
 def standardise(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """z-scores of x by the mean and standard deviation of reference; a column that is constant there becomes 0.
+    """Returns z-scores of x by the mean and standard deviation of reference; a column constant in reference becomes 0.
 
     x: (n, d), reference: (m, d); returns (n, d) float32.
     """
     constant = reference.max(0) == reference.min(0)
     mean = reference.mean(0, dtype=np.float64)
     spread = np.where(constant, 1, reference.std(0, dtype=np.float64))
-    out = np.empty(x.shape, np.float32)
-    for part in strips(*x.shape):  # so that only a part is in float64
-        out[part] = np.where(constant, 0, (x[part] - mean) / spread)
-    return out
+    scores = np.empty(x.shape, np.float32)
+    for part in strips(*x.shape):  # in parts, so that float64 takes little memory
+        scores[part] = np.where(constant, 0, (x[part] - mean) / spread)
+    return scores
 
 
 def _tensor(a: np.ndarray, device: str) -> torch.Tensor:

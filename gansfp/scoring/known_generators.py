@@ -1,4 +1,4 @@
-"""What the known generators are good for: choosing a clustering by them, and naming clusters after them."""
+"""Uses the known generators: scores clusterings on their training slices, and names clusters after them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.distances import nearest
 from gansfp.statistics.metrics import partition_metrics
 
-NEW = "new"  # in place of a name: no known generator is near
+NEW = "new"  # the name of a cluster that resembles no known generator
 
 
 @dataclass(frozen=True)
 class KnownScore:
-    """How well a clustering finds known generators again: mean adjusted Rand indices over subsets of them.
+    """How well a clustering finds known generators again: mean adjusted Rand indices over subsets of the generators.
 
-    auto: with the number of clusters chosen by silhouette, given: with the true number, k_right: the share of subsets
-    in which the chosen number is the true one.
+    auto: with the number of clusters chosen by silhouette; given: with the true number; k_right: the share of subsets
+    for which the chosen number is the true number; subsets: how many subsets were tried.
     """
 
     clustering: Clustering
@@ -37,44 +37,48 @@ def score_on_known(
     subsets: int = 20,
     seed: int = 0,
 ) -> dict[Clustering, KnownScore | UsageError]:
-    """Try clusterings where the truth is known: on the training slices of two or more known generators at a time.
+    """Tries clusterings on the training slices of two or more known generators at a time, where the truth is known.
 
-    A subset of the generators asks what the test slices ask, how many there are and who made what, with another answer
-    each time. space: n slices, prepared as the clusterings say; generators: (n,) str. All subsets of 2 or more, or
-    `subsets` different ones of them, always with the whole. z-scores, PCA and distances are computed once, on all
-    slices; a subset takes its part of them. A clustering that fails has its error for a score. Raises UsageError for
-    fewer than two generators.
+    Each subset of the generators poses the problem of the test slices, with another answer: how many generators there
+    are, and which of them made each slice. space: n slices, prepared as the clusterings say; generators: (n,) str. The
+    subsets are all those of 2 or more generators, or `subsets` different ones, and always include all generators.
+    z-scores, PCA and distances are computed once, on all slices; a subset uses its part of them. The score of a
+    clustering that fails is its error. Raises UsageError for fewer than two generators.
     """
     names, codes = np.unique(generators, return_inverse=True)
     ks = list(k_range)
-    tried = _subsets(len(names), subsets, seed)
+    masks = _subsets(len(names), subsets, seed)
     scores: dict[Clustering, list[tuple[float, float, bool]]] = {c: [] for c in clusterings}
     outcome: dict[Clustering, KnownScore | UsageError] = {}
-    for mask in tried:
+    for mask in masks:
         rows = np.flatnonzero(mask[codes])
-        part, truth = space if mask.all() else space.subset(rows), codes[rows]
+        subset, truth = space if mask.all() else space.subset(rows), codes[rows]
         true_k = int(mask.sum())
         possible = [k for k in ks if 2 <= k < len(rows)]
         if not possible:
             raise UsageError(f"clusters: got {len(rows)} slices of {true_k} generators, too few to choose k from {ks}")
         for clustering in (c for c in clusterings if c not in outcome):
             try:
-                found = {r.k: r for r in results(part, clustering, sorted({*possible, true_k}))}
+                by_k = {r.k: r for r in results(subset, clustering, sorted({*possible, true_k}))}
             except UsageError as error:
                 outcome[clustering] = error
                 continue
-            chosen = best_k({k: found[k].silhouettes[k] for k in possible})
-            auto, given = (partition_metrics(truth, found[k].labels)["ari"] for k in (chosen, true_k))
+            chosen = best_k({k: by_k[k].silhouettes[k] for k in possible})
+            auto, given = (partition_metrics(truth, by_k[k].labels)["ari"] for k in (chosen, true_k))
             scores[clustering].append((auto, given, chosen == true_k))
     for clustering in (c for c in clusterings if c not in outcome):
         auto, given, right = (float(value) for value in np.mean(scores[clustering], axis=0))
-        outcome[clustering] = KnownScore(clustering, auto, given, right, len(tried))
+        outcome[clustering] = KnownScore(clustering, auto, given, right, len(masks))
     return outcome
 
 
 @dataclass(frozen=True)
 class ClusterName:
-    """The known generator that a cluster resembles, or "new"; new where `distance` is above `limit`."""
+    """The name of a cluster.
+
+    generator: the known generator that it resembles, or "new" if `distance` is above `limit`; nearest: the nearest
+    known generator in any case; distance, limit: see name_clusters.
+    """
 
     cluster: int
     generator: str
@@ -91,29 +95,32 @@ def name_clusters(
     quantile: float = 0.95,
     device: str = "cpu",
 ) -> list[ClusterName]:
-    """Name each cluster after the known generator whose training slices are nearest to most of its slices.
+    """Names each cluster after the known generator whose training slices are nearest to most of its slices.
 
-    It is "new" if the median distance of its slices to that generator's nearest slice lies above the `quantile` of the
-    distances of that generator's own slices to their nearest among themselves: half of the cluster is then further
-    away than all but few of the generator's own. Two clusters may get one name; a generator with a single slice has no
-    spread and names only its copies. labels: (n,), x: (n, d), x_train: (m, d) of the same embedding, generators: (m,)
-    str.
+    distance: the median distance from a slice of the cluster to the nearest training slice of that generator. limit:
+    the `quantile` of the distances from a training slice of that generator to the nearest other one. The cluster is
+    "new" if the distance is above the limit: half of its slices are then further away than almost all slices of the
+    generator are from each other. Two clusters may get the same name. A generator with a single slice has the limit 0,
+    so it names only copies of that slice. labels: (n,), x: (n, d), x_train: (m, d) of the same embedding, generators:
+    (m,) str.
     """
     names, codes = np.unique(generators, return_inverse=True)
-    # distance of every slice to the nearest training slice of every generator (n, g)
-    near = np.stack([nearest(x, x_train[codes == g], 1, device=device)[0][:, 0] for g in range(len(names))], axis=1)
-    out = []
+    # the distance of every slice to the nearest training slice of every generator: (n, g)
+    to_generators = np.stack(
+        [nearest(x, x_train[codes == g], 1, device=device)[0][:, 0] for g in range(len(names))], axis=1
+    )
+    cluster_names = []
     for c in np.unique(labels):
-        rows = near[labels == c]
-        g = int(np.bincount(rows.argmin(1), minlength=len(names)).argmax())
-        distance, limit = float(np.median(rows[:, g])), _own_spread(x_train[codes == g], quantile, device)
+        of_cluster = to_generators[labels == c]
+        g = int(np.bincount(of_cluster.argmin(1), minlength=len(names)).argmax())
+        distance, limit = float(np.median(of_cluster[:, g])), _own_spread(x_train[codes == g], quantile, device)
         name = str(names[g])
-        out.append(ClusterName(int(c), name if distance <= limit else NEW, name, distance, limit))
-    return out
+        cluster_names.append(ClusterName(int(c), name if distance <= limit else NEW, name, distance, limit))
+    return cluster_names
 
 
 def _subsets(count: int, most: int, seed: int) -> list[np.ndarray]:
-    """Different subsets of 2 or more of `count` things, at most `most`, the whole first: masks (count,) bool."""
+    """Returns masks (count,) bool of different subsets of 2 or more generators, at most `most`; the first holds all."""
     if count < 2:
         raise UsageError(f"got {count} known generators, and choosing a clustering needs at least 2")
     rng = np.random.default_rng(seed)
@@ -129,7 +136,7 @@ def _subsets(count: int, most: int, seed: int) -> list[np.ndarray]:
 
 
 def _own_spread(x: np.ndarray, quantile: float, device: str) -> float:
-    """That quantile of the distances of slices (m, d) to their nearest among themselves; 0 for a single one."""
+    """Returns that quantile of the distances of slices (m, d) to the nearest other slice; 0 for a single slice."""
     if len(x) < 2:
         return 0.0
     to_two = nearest(x, x, 2, device=device)[0]  # the first is the slice itself, or its copy

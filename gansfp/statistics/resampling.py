@@ -1,7 +1,7 @@
-"""What may be redrawn and reshuffled as one: groups of slices (a patient, a volume), for intervals, p-values and folds.
+"""Resampling, permutation and folds by group (a patient, a volume), for intervals, p-values and cross-validation.
 
-Neighbouring slices of one patient share a fate. Whatever treats them as independent finds certainty where there is
-none, so everything here moves whole groups.
+Neighbouring slices of one patient depend on each other. A method that treats them as independent overestimates its
+certainty, so every function here keeps groups whole.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,14 @@ from scipy.special import gammaln
 
 from gansfp.errors import UsageError
 
-MIXED = -1  # in place of a label: the slices of this group do not all have the same one
+MIXED = -1  # the label of a group whose slices have different labels
 
 
 def group_codes(groups: np.ndarray | None, n: int) -> np.ndarray:
-    """Groups as integers 0..G-1, (n,) int64.
+    """Returns groups as integers 0..G-1, (n,) int64.
 
-    groups: (n,) str or int, or None; a slice without a group (None, or "") is a group of its own.
+    groups: (n,) str or int, or None for slices without groups. A slice without a group (groups is None, or "") is a
+    group of its own.
     """
     if groups is None:
         return np.arange(n)
@@ -26,13 +27,13 @@ def group_codes(groups: np.ndarray | None, n: int) -> np.ndarray:
         raise UsageError(f"groups: got shape {groups.shape} for {n} slices, expected ({n},)")
     codes = np.unique(groups, return_inverse=True)[1]
     if groups.dtype.kind in "UO":
-        alone = groups == ""
-        codes[alone] = codes.max(initial=0) + 1 + np.arange(alone.sum())
+        without = groups == ""
+        codes[without] = codes.max(initial=0) + 1 + np.arange(without.sum())
     return np.unique(codes, return_inverse=True)[1].astype(np.int64)
 
 
 def group_labels(labels: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The label that all slices of a group share, or MIXED: (G,) int64.
+    """Returns the label that all slices of a group share, or MIXED: (G,) int64.
 
     labels: (n,) int >= 0, codes: (n,) of group_codes.
     """
@@ -44,9 +45,9 @@ def group_labels(labels: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int, block: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn in each bootstrap resample, in blocks: (at most `block`, G) float64.
+    """Yields how often each group is drawn in each bootstrap resample, in blocks: (at most `block`, G) float64.
 
-    strata: (G,) int. In every stratum as many groups are drawn, with replacement, as it has.
+    strata: (G,) int. From each stratum as many groups are drawn, with replacement, as it has.
     """
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(strata == s) for s in np.unique(strata)]
@@ -60,33 +61,34 @@ def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int, block: int)
 
 
 def permuted_labels(labels: np.ndarray, codes: np.ndarray, permutations: int, seed: int) -> np.ndarray:
-    """Labels as they might as well have been, if the scores knew nothing of them: (permutations, n), dtype of labels.
+    """Returns labels that are as likely as the given ones if they are unrelated to the scores: (permutations, n), dtype
+    of labels.
 
     labels: (n,) int >= 0, codes: (n,) of group_codes.
 
-    Groups whose slices share one label exchange it among each other, whole. They may differ in size, so the number of
-    groups of a label stays, the number of slices need not. In a group of several labels (some slices of a patient
-    used, some not) the slices exchange theirs within the group: it has no label as a whole, and what is left to test is
-    which of its slices it was. The count_permutations so reached are a group of permutations, which makes the
-    p-value exact where whole groups, and the slices of a mixed group, are exchangeable.
+    Groups whose slices share one label exchange their labels as a whole. They may differ in size, so the number of
+    groups of a label stays the same, but the number of slices may change. In a group with several labels (some slices
+    of a patient used, some not) the slices exchange labels within the group: the group has no label as a whole, and
+    the test asks which of its slices were used. These permutations, count_permutations in number, form a mathematical
+    group. That makes the p-value exact where whole groups, and the slices of a mixed group, are exchangeable.
     """
     rng = np.random.default_rng(seed)
     shared = group_labels(labels, codes)
     pure = np.flatnonzero(shared != MIXED)
     by_group = np.zeros((permutations, len(shared)), dtype=labels.dtype)
     by_group[:, pure] = rng.permuted(np.broadcast_to(shared[pure], (permutations, len(pure))), axis=1)
-    out = by_group[:, codes]
+    permuted = by_group[:, codes]
     mixed = np.flatnonzero(shared[codes] == MIXED)
     if len(mixed):
-        # places sorted by group: an order that sorts by group first, and else at random, shuffles within each group
-        places = mixed[np.argsort(codes[mixed], kind="stable")]
-        for row in out:
-            row[places] = labels[places][np.argsort(codes[places] + rng.random(len(places)))]
-    return out
+        # slices sorted by group: sorting them by group and then at random shuffles them within each group
+        slices = mixed[np.argsort(codes[mixed], kind="stable")]
+        for row in permuted:
+            row[slices] = labels[slices][np.argsort(codes[slices] + rng.random(len(slices)))]
+    return permuted
 
 
 def count_permutations(labels: np.ndarray, codes: np.ndarray) -> float:
-    """The number of different labellings that permuted_labels can draw (inf above about 10^304)."""
+    """Returns the number of different labellings that permuted_labels can draw; inf above about 10^304."""
 
     def log_orders(counts: np.ndarray) -> float:
         return float(gammaln(counts.sum() + 1) - gammaln(counts + 1).sum())
@@ -101,12 +103,12 @@ def count_permutations(labels: np.ndarray, codes: np.ndarray) -> float:
 def stratified_group_folds(
     labels: np.ndarray, groups: np.ndarray | None = None, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """The fold of each slice for cross-validation, (n,) int64: groups stay together, every fold has every class.
+    """Returns the fold of each slice for cross-validation, (n,) int64. Groups stay whole; every fold has every class.
 
-    labels: (n,) of any kind, groups as in group_codes. Greedy: groups in order of falling size (ties shuffled by the
-    seed), each into the fold that holds the smallest share of its classes, then the fewest slices. With fewer groups of
-    a class than folds, or where a fold would miss a class, there are fewer folds (max + 1 of the result); below 2 it
-    raises UsageError.
+    labels: (n,) of any kind, groups as in group_codes. The algorithm is greedy: it takes groups in order of falling
+    size (the seed shuffles ties) and puts each into the fold with the smallest share of the group's classes, and of
+    equal folds into the one with the fewest slices. There are fewer folds (the maximum of the result + 1) where a class
+    has fewer groups than folds, or a fold would miss a class. Raises UsageError where fewer than 2 folds are possible.
     """
     classes, labels = np.unique(labels, return_inverse=True)
     codes = group_codes(groups, len(labels))
@@ -117,23 +119,23 @@ def stratified_group_folds(
     order = order[np.argsort(-table[order].sum(1), kind="stable")]
     for count in range(min(folds, *holders, len(table)), 1, -1):
         of_group = _deal(table, order, count)
-        held = np.zeros((count, len(classes)))
-        np.add.at(held, of_group, table)
-        if (held > 0).all():
+        slices = np.zeros((count, len(classes)))
+        np.add.at(slices, of_group, table)
+        if (slices > 0).all():
             return of_group[codes]
-    found = ", ".join(f"{c}: {h}" for c, h in zip(classes.tolist(), holders.tolist(), strict=True))
-    raise UsageError(f"cross-validation in {folds} folds needs 2 groups of every class at least, got {found}")
+    counts = ", ".join(f"{name}: {count}" for name, count in zip(classes.tolist(), holders.tolist(), strict=True))
+    raise UsageError(f"cross-validation in {folds} folds needs 2 groups or more of every class, got {counts}")
 
 
 def _deal(table: np.ndarray, order: np.ndarray, folds: int) -> np.ndarray:
-    """The fold of each group, (G,): table (G, classes) of slices, groups dealt in the given order."""
+    """Returns the fold of each group, (G,). table: (G, classes) slices; groups are dealt in the given order."""
     share = table / table.sum(0)
-    held, sizes = np.zeros((folds, table.shape[1])), np.zeros(folds)
-    out = np.zeros(len(table), dtype=np.int64)
+    shares_of_fold, sizes = np.zeros((folds, table.shape[1])), np.zeros(folds)
+    fold_of_group = np.zeros(len(table), dtype=np.int64)
     for group in order:
-        fullness = held @ share[group]
-        fold = np.lexsort((sizes, fullness.round(12)))[0]  # rounded, lest the last bit decide
-        out[group] = fold
-        held[fold] += share[group]
+        fullness = shares_of_fold @ share[group]
+        fold = np.lexsort((sizes, fullness.round(12)))[0]  # rounded, so that rounding errors do not decide
+        fold_of_group[group] = fold
+        shares_of_fold[fold] += share[group]
         sizes[fold] += table[group].sum()
-    return out
+    return fold_of_group

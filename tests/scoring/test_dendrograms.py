@@ -8,12 +8,17 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from gansfp.errors import UsageError
-from gansfp.scoring.dendrograms import LINKAGES, cluster_centres, cut, cuts, dendrogram, dendrogram_centres
+from gansfp.scoring.dendrograms import LINKAGES, cluster_centres, cuts, dendrogram, dendrogram_centres
 from gansfp.scoring.distances import self_distances
 
 
 def sample(n, d, seed=0):
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def cut(tree, k):
+    """The labels of a single cut."""
+    return cuts(tree, [k])[k]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_equal_weights_are_scipys_dendrogram_ties_and_all():
             lambda x: dendrogram(self_distances(x, "cosine"), "ward", "cosine"),
             "needs the metric 'euclidean', got 'cosine'",
         ),
-        (lambda x: dendrogram(self_distances(x[:1])), "at least 2 slices, got 1"),
+        (lambda x: dendrogram(self_distances(x[:1])), "got 1 slices, expected at least 2"),
         (lambda x: cut(dendrogram(self_distances(x)), 7), "got k=7 for 6 slices"),
         (lambda x: cut(dendrogram(self_distances(x)), 0), "got k=0 for 6 slices"),
     ],

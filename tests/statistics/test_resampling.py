@@ -102,5 +102,5 @@ def test_few_groups_make_fewer_folds_and_one_is_refused():
     assert folds.max() == 1
     for fold in (0, 1):
         assert set(labels[folds == fold].tolist()) == {0, 1}
-    with pytest.raises(UsageError, match="2 groups of every class at least, got 0: 4, 1: 1"):
+    with pytest.raises(UsageError, match="2 groups or more of every class, got 0: 4, 1: 1"):
         stratified_group_folds(labels, np.array(["a", "a", "a", "c", "d", "e", "f"]), 5)
