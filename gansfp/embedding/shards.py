@@ -104,7 +104,15 @@ def repair_and_list_done(
     rows that another shard also holds, as a killed run leaves them whose last tasks were still writing.
     """
     done: set[str] = set()
-    for path, table in _tables(work, identity, ["image_id", "sha256"], on_truncated=store.remove):
+    rewritten: set[str] = set()  # a rewritten shard can have the name of a shard that comes later
+
+    def remove_truncated(path: str) -> None:
+        if path not in rewritten:
+            store.remove(path)
+
+    for path, table in _tables(work, identity, ["image_id", "sha256"], remove_truncated):
+        if path in rewritten:  # its rows count as done already
+            continue
         ids, hashes = table["image_id"].to_pylist(), table["sha256"].to_pylist()
         valid = []
         for image_id, sha256 in zip(ids, hashes, strict=True):
@@ -115,7 +123,7 @@ def repair_and_list_done(
         if not all(valid):
             valid_rows = store.read_parquet(path).filter(pa.array(valid))
             if valid_rows.num_rows:  # the new shard is written before the old one is removed: a kill loses nothing
-                _write(work, identity, valid_rows)
+                rewritten.add(_write(work, identity, valid_rows))
             store.remove(path)
     return done & images.keys()
 

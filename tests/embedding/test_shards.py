@@ -171,6 +171,20 @@ def test_duplicates_are_taken_once_and_settled(tmp_path):
     assert sorted(os.listdir(folder(str(tmp_path), PAIR))) == names  # what is in order is not touched
 
 
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_rewritten_shard_may_get_the_name_of_another_one(tmp_path, truncated):
+    """Without b, the shard of b and another image gets the name of that image's own shard, which may come later."""
+    for image_id in "acdefgh":
+        work, images = tmp_path / image_id, {"b": "1", image_id: "1"}
+        place = write(work, {image_id: "1"})
+        if truncated:
+            Path(place).write_bytes(b"PAR1")
+        write(work, images)
+        write(work, {"b": "1"})
+        assert repair_and_list_done(str(work), IDENTITY, images) == set(images)
+        assert raw_ids(work) == sorted(images)
+
+
 def test_a_task_that_runs_twice_writes_one_shard(tmp_path):
     assert write(tmp_path, {"a": "1"}) == write(tmp_path, {"a": "1"})
     assert raw_ids(tmp_path) == ["a"]
