@@ -113,12 +113,12 @@ def test_a_folder_that_others_may_enter_is_not_used(tmp_path, monkeypatch):
     assert own(folder)
     assert folder.parent == tmp_path
     folder.chmod(0o755)
-    with pytest.raises(UsageError, match="others may enter"):
+    with pytest.raises(UsageError, match="other users may enter"):
         cluster._own_folder()
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="others may enter"):
+    with pytest.raises(UsageError, match="other users may enter"):
         cluster._own_folder()
 
 

@@ -107,7 +107,7 @@ class MembershipSlices(TaskSlices):
         return search.result
 
     def nearest_generated(self, vectors: np.ndarray) -> dict[str, list[list[int]]]:
-        """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to each unknown slice.
+        """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice.
 
         vectors: (images of the task, d) float32; euclidean distances.
         """

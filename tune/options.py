@@ -18,26 +18,32 @@ from tune.trials import ALGORITHMS, DRAWN_TRIALS, get_algorithm
 
 
 def add_search_options(parser: Parser) -> None:
-    """How a search goes, for every command that searches."""
-    parser.add_argument("--algo", default="grid", help=f"one of {','.join(ALGORITHMS)}")
+    """Adds the options of every command that searches."""
+    parser.add_argument(
+        "--algo", default="grid", help=f"the search algorithm: one of {', '.join(ALGORITHMS)} (default %(default)s)"
+    )
     parser.add_argument(
         "--max-trials",
         type=positive,
-        help=f"of each task; grid: a random sample of it; optuna: how many (default {DRAWN_TRIALS})",
+        help=f"trials of each task: a random sample of the grid; as many as optuna draws (default {DRAWN_TRIALS})",
     )
-    parser.add_argument("--gpus-per-trial", type=share, default=0.25, help="a share: 0.25 runs four trials on a GPU")
+    parser.add_argument(
+        "--gpus-per-trial",
+        type=share,
+        default=0.25,
+        help="share of a GPU for a trial: 0.25 runs four on a GPU (default %(default)s)",
+    )
     parser.add_argument(
         "--max-memory",
         type=float,
         default=SearchConfig.max_memory,
-        help="GB of a trial for distances and dendrograms (default %(default)g); with more slices than fit, clustering "
-        "is approximated, and the log and the results say so",
+        help="GB of a trial for distances and dendrograms (default %(default)g); if slices need more, clustering is "
+        "approximated, and the log and the results say so",
     )
 
 
 def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = ()) -> SearchConfig:
-    """The configuration that those options ask for. Raises UsageError for a task, an algorithm or numbers of clusters
-    that there are not."""
+    """Returns the search that the options ask for. Raises UsageError for an unknown task or algorithm, or a bad k."""
     if task not in TASKS:
         raise UsageError(f"--task: got {task!r}, expected one of {list(TASKS)}")
     get_algorithm(options.algo)
@@ -55,7 +61,7 @@ def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = 
 
 
 def parse_ks(text: str) -> tuple[int, ...]:
-    """The value of --k: whole numbers with commas between."""
+    """Parses the value of --k: whole numbers with commas between."""
     try:
         return tuple(int(part) for part in names(text))
     except ValueError:

@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
-from gansfp.decision.final import check_current
 from gansfp.decision.search_result import (
     BestRow,
     Configuration,
     Search,
     SearchResult,
     Trial,
+    check_current,
     read_search,
     search_folder,
     write_result,
@@ -168,8 +168,8 @@ def _sample(trials: list[Trial], most: int, seed: int) -> list[Trial]:
 
 
 def _collect(problem: Problem, places: Sequence[str], images: Catalog) -> pa.Table:
-    """Writes trials.parquet, one row group a trial. Returns all of it but the long columns: scores of all configurations
-    for all slices would be the largest thing in memory."""
+    """Writes trials.parquet, one row group a trial. Returns all of it but the long columns: the scores of all
+    configurations for all slices would be the largest thing in memory."""
     short_tables = []
     ids = json.dumps(problem.slices.ids(images).as_dict())
     schema = SCHEMA.with_metadata({"gansfp": ids})

@@ -102,7 +102,7 @@ class _Report(tune.Callback):
         self.error = ""  # the traceback of a trial that could not leave its rows
 
     def __getstate__(self) -> dict[str, object]:
-        return {}  # Tune writes its callbacks to disk, to restore a run; nobody restores, and a thread cannot be written
+        return {}  # Tune writes its callbacks to disk, to restore a run, which is never done; threads cannot be written
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         self.trials.append(Trial.from_json(trial.last_result["trial"]))

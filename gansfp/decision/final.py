@@ -22,7 +22,15 @@ from gansfp.decision.reports import (
     SetReport,
 )
 from gansfp.decision.result_files import MembershipAnswers, submit, submitted_ids, write_membership, write_table
-from gansfp.decision.search_result import Configuration, ScoredRows, Search, SearchResult, SetIds, read_search
+from gansfp.decision.search_result import (
+    Configuration,
+    ScoredRows,
+    Search,
+    SearchResult,
+    SetIds,
+    check_current,
+    read_search,
+)
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
 from gansfp.scoring.membership import learns_from_labels
@@ -62,21 +70,6 @@ class _Job:
     work: str
     config: FinalConfig
     catalog: Catalog
-
-
-def check_current(catalog: Catalog, result: SearchResult) -> None:
-    """Raises DataError where the images of a task, their classes or groups are not those that were searched."""
-    images = catalog.select(task=result.task)
-    changed = set(images.ids.tolist()) ^ set(result.ids.images)
-    if changed:
-        raise DataError(
-            f"{catalog.data}: {len(changed)} {result.task} images changed since the search, such as "
-            f"{sorted(changed)[0]!r}; search again"
-        )
-    if images.digest() != result.digest:
-        raise DataError(
-            f"{catalog.data}: {result.task} images, classes or groups changed since the search; search again"
-        )
 
 
 def decide_sets(job: _Job, search: Search) -> MembershipReport:

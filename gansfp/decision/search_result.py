@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gansfp import store
+from gansfp.collection.catalog import Catalog
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError
 
@@ -268,6 +269,21 @@ class Search:
         wanted = {"set": name, "backbone": pair[0], "view": pair[1]}
         rows = [row for row in self.nearest_slices.to_pylist() if wanted.items() <= row.items()]
         return {row["image_id"]: row["nearest"] for row in rows}
+
+
+def check_current(catalog: Catalog, result: SearchResult) -> None:
+    """Raises DataError where the images of a task, their classes or groups are not those that were searched."""
+    images = catalog.select(task=result.task)
+    changed = set(images.ids.tolist()) ^ set(result.ids.images)
+    if changed:
+        raise DataError(
+            f"{catalog.data}: {len(changed)} {result.task} images changed since the search, such as "
+            f"{sorted(changed)[0]!r}; search again"
+        )
+    if images.digest() != result.digest:
+        raise DataError(
+            f"{catalog.data}: {result.task} images, classes or groups changed since the search; search again"
+        )
 
 
 def search_folder(work: str, task: str) -> str:

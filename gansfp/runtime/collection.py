@@ -1,4 +1,4 @@
-"""What DATA holds, as the first stage of every job: shown while it is read, recorded, its findings in the log."""
+"""The first stage of every job: reads the catalog of DATA, with progress, a record, and its notes in the log."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 
 def read_collection(data: str, work: str, allow_outside: bool) -> Catalog:
-    """The catalog of DATA, which WORK keeps. Raises what update_catalog raises."""
+    """Reads the catalog of DATA and writes it to WORK. Raises what update_catalog raises."""
     with Progress("catalog", 0, "images") as progress:
         catalog = update_catalog(data, work, allow_outside=allow_outside, progress=progress.of)
-    bad = len(catalog.select(status="unreadable"))
-    record_stage(work, "catalog", progress.seconds, {"done": len(catalog), "failed": bad}, {"data": data})
+    unreadable = len(catalog.select(status="unreadable"))
+    record_stage(work, "catalog", progress.seconds, {"done": len(catalog), "failed": unreadable}, {"data": data})
     for note in catalog.notes:
         log.warning("%s", note)
     return catalog

@@ -1,4 +1,4 @@
-"""What every command has in common: options named once, errors in one line, exit statuses."""
+"""The frame of every command: its parser, its log, its errors in one line, its exit status."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gansfp.errors import GansfpError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the value, and exit status 2."""
+    """An argument parser that reports an error in one line, with the value, and exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as `kill`, `ray job stop` and schedulers send it: it ends a run as Ctrl-C does."""
+    """Raised by SIGTERM, which `kill`, `ray job stop` and schedulers send; it ends a run as Ctrl-C does."""
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -29,10 +29,10 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs an entry point and ends the process: 0 when it is done, the error's own status and one line when it is not.
+    """Runs an entry point and ends the process: with status 0, or with one line and the error's own status.
 
-    gansfp's log goes to standard error line by line; what other libraries have to say comes with --verbose. Only
-    gansfp's own errors are a user's mistake; anything else is a defect and keeps its traceback.
+    gansfp's log goes to standard error. The messages of other libraries are shown with --verbose only. An error class
+    of gansfp means a mistake that the user can correct; any other error is a defect of gansfp and keeps its traceback.
     """
     verbose = "--verbose" in (sys.argv if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(message)s", stream=sys.stderr)
@@ -47,6 +47,6 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt as stop:
-        print("stopped; what is finished is kept, the same command goes on from there", file=sys.stderr, flush=True)
+        print("stopped; finished work is kept, run the same command to continue", file=sys.stderr, flush=True)
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     sys.exit(0)

@@ -1,8 +1,8 @@
-"""One run at a time on a WORK: the second is told who holds it.
+"""The lock on WORK: one run at a time; a second run is refused and told who holds the lock.
 
-Two runs would do the same work twice and clear away each other's shards. The lock is the kernel's, on WORK/.lock, so it
-is gone with the process that held it, however that ended, and never has to be removed by hand. Object stores have no
-such lock: there two runs do the work twice, and both end right.
+Two runs would do the same work twice and delete each other's shards. The lock is a kernel lock on WORK/.lock. It
+disappears with the process that holds it, however that process ends, so nobody has to remove it by hand. Object stores
+have no such lock: there two runs do the work twice, and both give correct results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gansfp import store
 from gansfp.errors import DataError
 
 NAME = ".lock"
-# The folders of WORK in which killed runs may leave something.
+# The folders of WORK in which killed runs may leave unfinished files.
 WRITTEN = ("embeddings", "enlarged", "models", "search", "results", "log")
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def held(work: str, command: str) -> Iterator[None]:
-    """Holds WORK for as long as the context lasts. Makes its folder.
+    """Holds the lock on WORK as long as the context lasts. Makes the folder.
 
     Raises DataError where another process holds it, here or on another machine that shares the folder.
     """
@@ -47,12 +47,12 @@ def held(work: str, command: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise DataError(
-                f"{work}: {file.read() or 'another run'} works on it; wait for its end, or end it"
+                f"{work}: is in use by {file.read() or 'another run'}; wait until it ends, or stop it"
             ) from None
         except OSError as error:
-            log.warning("%s: cannot be locked (%s); let no other run work on it", work, store.one_line(error))
+            log.warning("%s: cannot be locked (%s); make sure that no other run uses it", work, store.one_line(error))
         since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        with suppress(OSError):  # on a full disk nobody is named, but the lock holds
+        with suppress(OSError):  # on a full disk the lock holds, but names nobody
             os.ftruncate(file.fileno(), 0)
             os.write(
                 file.fileno(), f"{command} (process {os.getpid()} on {socket.gethostname()}, since {since})".encode()

@@ -1,4 +1,4 @@
-"""How long work shows itself: one live line on a terminal, a plain line every few seconds in a job's log."""
+"""Progress display: one live line on a terminal; in a log, a line every five seconds."""
 
 from __future__ import annotations
 
@@ -10,46 +10,48 @@ from types import TracebackType
 
 LOG_EVERY = 5.0  # seconds between two lines of a log
 LIVE_EVERY = 0.2  # seconds between two states of the live line
-STILL_EVERY = 30.0  # seconds after which a log without news says so: nodes may take minutes to come
+STILL_EVERY = 30.0  # seconds without news after which a log gets a line anyway: nodes may take minutes to start
 
 
 class Progress:
-    """Counts what is done of a stage: done / total, rate, time left, failures. Use as a context manager."""
+    """Shows how far a stage is: done / total, rate, time left, failures. Use it as a context manager."""
 
     def __init__(self, stage: str, total: int, unit: str = "slices") -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.done = self.failed = 0
         self.reasons = ""
-        self.note = ""  # what else is to be told of the last result
+        self.note = ""  # more about the last result
         self._live = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when the first result came: start-up is not part of the rate
+        self._first: tuple[float, int] | None = (
+            None  # time and count of the first result: start-up is not part of the rate
+        )
         self._over = threading.Event()
 
     def __enter__(self) -> Progress:
         if self._live and self.total:
             self._draw(f"{self.stage}: 0/{self.total:,} {self.unit}, starting")
         elif self.total:
-            threading.Thread(target=self._tell_of_waiting, daemon=True).start()
+            threading.Thread(target=self._show_waiting, daemon=True).start()
         return self
 
-    def _tell_of_waiting(self) -> None:
+    def _show_waiting(self) -> None:
         while not self._over.wait(LOG_EVERY):
             if time.monotonic() - self._shown >= STILL_EVERY:
                 self._shown = time.monotonic()
                 print(f"{self._line()}, {_clock(self.seconds)} since the start", file=sys.stderr, flush=True)
 
     def add(self, done: int, failed: int = 0) -> None:
-        """Counts `done` more, of which `failed` went wrong."""
+        """Counts `done` more units, of which `failed` failed."""
         self.set(self.done + done, self.failed + failed)
 
     def of(self, done: int, total: int) -> None:
-        """set, where the total becomes known with the first result."""
+        """Sets the count and the total, where the total becomes known with the first result."""
         self.total = total
         self.set(done)
 
     def set(self, done: int, failed: int = 0, reasons: str = "") -> None:
-        """Sets the counts, and why some failed; shows them when it is time to."""
+        """Sets the counts, and why some failed. Shows them if the last display is old enough."""
         self.done, self.failed, self.reasons = done, failed, reasons
         now = time.monotonic()
         if self._first is None and done:
@@ -73,17 +75,17 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second, without the time to the first result where that can be told."""
+        """Units a second, without the time before the first result where that is known."""
         if self._first and self.done > self._first[1]:
             return (self.done - self._first[1]) / max(self.running, 1e-9)
         return self.done / max(self.seconds, 1e-9)
 
     def _line(self) -> str:
-        done = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
-        if not self._first or self.done == self._first[1]:  # start-up says nothing of the rate
-            return done + self._failures + self._noted
-        left = (self.total - self.done) / self.rate
-        return f"{done}, {_per_second(self.rate)}, {_clock(left)} left{self._failures}{self._noted}"
+        count = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
+        if not self._first or self.done == self._first[1]:  # the rate is not known before a second result
+            return count + self._failures + self._noted
+        seconds_left = (self.total - self.done) / self.rate
+        return f"{count}, {_per_second(self.rate)}, {_clock(seconds_left)} left{self._failures}{self._noted}"
 
     @property
     def _failures(self) -> str:
@@ -95,7 +97,7 @@ class Progress:
         return f", {self.note}" if self.note else ""
 
     def _draw(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and not be drawn over
+        width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and the next one would not cover it
         print(f"\r{text[:width]:<{width}}", end="", file=sys.stderr, flush=True)
 
     def __exit__(
@@ -106,15 +108,15 @@ class Progress:
             self._draw("")
             print("\r", end="", file=sys.stderr, flush=True)
         if self.total and kind is None:
-            done = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s"
-            print(f"{done} ({_per_second(self.rate)} once running){self._failures}", file=sys.stderr, flush=True)
+            count = f"{self.stage}: {self.done:,} {self.unit} in {self.seconds:.1f} s"
+            print(f"{count} ({_per_second(self.rate)} once running){self._failures}", file=sys.stderr, flush=True)
 
 
 def _per_second(rate: float) -> str:
     return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 
-def _clock(left: float) -> str:
-    minutes, seconds = divmod(round(left), 60)
+def _clock(duration: float) -> str:
+    minutes, seconds = divmod(round(duration), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

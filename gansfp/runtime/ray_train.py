@@ -1,6 +1,7 @@
-"""Training on the cluster, by Ray Train: a process a GPU, or one on the cores of a node; epochs shown as they end.
+"""Training on the Ray cluster with Ray Train: one process per GPU, or one process on the cores of a node.
 
-What is trained goes on by itself (gansfp/training/loop.py): a process that dies is started again, and so is the command.
+The training itself can resume (gansfp/training/loop.py): Ray Train starts a process again after it died, and the user
+can start the command again.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -18,47 +20,57 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
-from gansfp import errors, store
+from gansfp import store
 from gansfp.errors import GansfpError
 from gansfp.runtime.cluster import usable_gpus
 from gansfp.runtime.progress import Progress
-from gansfp.training.loop import Report
+from gansfp.runtime.worker_errors import as_text, from_text
+from gansfp.training.records import Report, TrainingRecord
 
-FAILURES = 3  # deaths of processes or nodes after which a training is given up; the command goes on from there
-SHOWN = ("train_loss", "loss", "accuracy", "dice", "iou", "examples_per_second")
-POLL = 0.2  # seconds between two looks at what the processes tell
+MAX_FAILURES = 3  # deaths of processes or nodes; after more the command gives up, and can be started again
+SHOWN = ("train_loss", "loss", "accuracy", "dice", "iou", "examples_per_second")  # in the progress display
+POLL = 0.2  # seconds that the driver waits for a message of the processes
 
 
 class Training(Protocol):
-    """What can be trained: gansfp.training.unet.UnetTraining, gansfp.training.classifier.ClassifierTraining, ..."""
+    """A network that can be trained, such as gansfp.training.unet.UnetTraining."""
 
     @property
     def epochs(self) -> int:
-        """How many there are at most, in all stages together."""
+        """The most epochs, of all training stages together."""
 
-    def identity(self) -> dict[str, Any]:
-        """What is trained on what, as model.json will hold it."""
+    def identity(self) -> dict[str, object]:
+        """Returns what identifies the trained network: the "identity" in model.json."""
 
-    def run(self, folder: str, device: str, report: Report | None) -> dict[str, Any]:
-        """Trains, or goes on, and returns what FOLDER/model.json holds."""
+    def run(self, folder: str, device: str, report: Report | None) -> TrainingRecord:
+        """Trains, or resumes the training, and returns what FOLDER/model.json holds."""
 
 
-def fit(training: Training, work: str, name: str, gpus: int | None = None) -> dict[str, Any]:
-    """Trains WORK/models/<name> on the Ray that this process is connected to; returns what its model.json holds.
+@dataclass
+class _Result:
+    """How a training ended: with its record, or with the text of an error (see gansfp.runtime.worker_errors)."""
 
-    gpus: to count on, None: those that are there. Raises GansfpError as the training does, or where its processes died
-    too often.
+    record: TrainingRecord | None = None
+    error: str = ""
+
+
+def fit(training: Training, work: str, name: str, gpus: int | None = None) -> TrainingRecord:
+    """Trains WORK/models/<name> on the Ray to which this process is connected; returns what its model.json holds.
+
+    gpus: how many GPUs to plan for; None: those of the cluster now. Raises GansfpError as the training does, or where
+    its processes died too often.
     """
     count = usable_gpus(gpus)
-    told: Queue = Queue(actor_options={"num_cpus": 0})
+    messages: Queue = Queue(actor_options={"num_cpus": 0})
     folder = store.join(work, "models", name)
-    # What Ray Train writes for itself: locally in one place, so that what a killed run has left goes away.
-    notes = store.join(work, "models", f".ray-{uuid.uuid4().hex[:12]}" if store.is_remote(work) else ".ray")
-    store.remove(notes)
-    file_system, path = store.open_store(notes)
+    # Ray Train writes files of its own. On a local disk they have one place, so the next run removes what a killed run
+    # has left there.
+    ray_files = store.join(work, "models", f".ray-{uuid.uuid4().hex[:12]}" if store.is_remote(work) else ".ray")
+    store.remove(ray_files)
+    file_system, path = store.open_store(ray_files)
     trainer = TorchTrainer(
         _train,
-        train_loop_config={"training": training, "folder": folder, "told": told},
+        train_loop_config={"training": training, "folder": folder, "messages": messages},
         scaling_config=ScalingConfig(
             num_workers=max(1, count), use_gpu=count > 0, resources_per_worker=None if count else {"CPU": _cores()}
         ),
@@ -66,66 +78,69 @@ def fit(training: Training, work: str, name: str, gpus: int | None = None) -> di
             name="train",
             storage_path=path,
             storage_filesystem=file_system,
-            failure_config=FailureConfig(max_failures=FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
     try:
-        with Progress(f"train {name}", training.epochs, "epochs") as progress, _shown(told, progress) as found:
+        with Progress(f"train {name}", training.epochs, "epochs") as progress, _listening(messages, progress) as result:
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise GansfpError(f"{folder}: training failed ({store.one_line(error)[:200]}); run it again") from error
     finally:
-        store.remove(notes)
-        told.shutdown()
-    if "error" in found:
-        raise getattr(errors, found["error"][0])(found["error"][1])
-    return found["facts"]
+        store.remove(ray_files)
+        messages.shutdown()
+    if result.error:
+        raise from_text(result.error) or GansfpError(result.error)
+    if result.record is None:
+        raise GansfpError(f"{folder}: training ended without a result; run it again")
+    return result.record
 
 
-def _train(config: dict[str, Any]) -> None:
-    """What each process does. An error of ours is told and not raised: Ray would try again."""
+def _train(config: Mapping[str, Any]) -> None:
+    """Runs the training in a worker process. Sends a GansfpError instead of raising it: Ray would train again."""
     device, rank = get_device(), ray.train.get_context().get_world_rank()
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
-    def report(facts: dict[str, Any]) -> None:
+    def send(message: Mapping[str, float | str] | TrainingRecord | str) -> None:
         if rank == 0:
-            config["told"].put(("epoch", facts))
+            config["messages"].put(message)
 
     try:
-        found: tuple[str, Any] = ("facts", config["training"].run(config["folder"], str(device), report))
+        send(config["training"].run(config["folder"], str(device), send))
     except GansfpError as error:
-        found = ("error", (type(error).__name__, str(error)))
-    if rank == 0:
-        config["told"].put(found)
+        send(as_text(error))
 
 
 @contextlib.contextmanager
-def _shown(told: Queue, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Shows epochs as they are told; yields what else was told, whole after the context has ended."""
-    found: dict[str, Any] = {}
-    over = threading.Event()
+def _listening(messages: Queue, progress: Progress) -> Iterator[_Result]:
+    """Shows the reports of the epochs while they come; yields the result, which is complete when the context ends."""
+    result = _Result()
+    ended = threading.Event()
 
     def listen() -> None:
-        done = 0
-        while not over.is_set() or not told.empty():
+        epochs = 0
+        while not ended.is_set() or not messages.empty():
             with contextlib.suppress(Empty):
-                what, facts = told.get(timeout=POLL)
-                found[what] = facts
-                if what == "epoch":
-                    done += 1
-                    progress.note = ", ".join(f"{key} {value:.4g}" for key, value in facts.items() if key in SHOWN)
-                    progress.set(done)
+                message = messages.get(timeout=POLL)
+                if isinstance(message, TrainingRecord):
+                    result.record = message
+                elif isinstance(message, str):
+                    result.error = message
+                else:
+                    epochs += 1
+                    progress.note = ", ".join(f"{key} {value:.4g}" for key, value in message.items() if key in SHOWN)
+                    progress.set(epochs)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        yield found
+        yield result
     finally:
-        over.set()
+        ended.set()
         listener.join()
 
 
 def _cores() -> int:
-    """The cores of the largest node; one where none is there yet."""
+    """Returns the number of cores of the largest node; 1 where the cluster has no node yet."""
     return max([1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])])

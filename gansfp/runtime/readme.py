@@ -1,4 +1,4 @@
-"""A table that a command writes into a text file, between two lines that mark its place."""
+"""A place in a text file, between two marker lines, into which a command writes a table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gansfp.errors import UsageError
 
 @dataclass(frozen=True)
 class Place:
-    """The lines between which a command writes."""
+    """The marker lines; a command replaces the text between them."""
 
     begin: str
     end: str
 
     def put(self, text: str, table: str) -> str:
-        """A text with what stands between the lines replaced by the table without its heading, its first line.
+        """Returns the text with the table between the marker lines, without the table's first line, its heading.
 
-        Raises UsageError where the lines are not there.
+        Raises UsageError where a marker line is missing.
         """
         before, begin, rest = text.partition(self.begin)
         _, end, after = rest.partition(self.end)
@@ -27,9 +27,9 @@ class Place:
         return f"{before}{begin}\n\n{table.partition(chr(10))[2].strip()}\n\n{end}{after}"
 
     def read(self, file: str) -> str:
-        """The text that is to hold the table, looked at before minutes are spent.
+        """Reads the file, so that a mistake is found before the table is computed, which takes minutes.
 
-        Raises UsageError for a file that cannot be read or has no such lines.
+        Raises UsageError for a file that cannot be read or has no marker lines.
         """
         try:
             text = store.read_bytes(file).decode()
@@ -39,7 +39,5 @@ class Place:
         return text
 
     def write(self, file: str, table: str) -> None:
-        """Puts the table into the file as it is now. Raises UsageError as `read` does, DataError where it cannot be
-        written.
-        """
+        """Writes the table into the file. Raises UsageError as `read` does, DataError where it cannot be written."""
         store.write_bytes_atomically(store.absolute(file), self.put(self.read(file), table).encode())

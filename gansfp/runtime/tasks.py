@@ -1,4 +1,4 @@
-"""Independent calls spread over the cluster, one Ray task each: what fails is told by name, and the others go on."""
+"""Runs independent calls on the Ray cluster, one Ray task each; one that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gansfp.errors import GansfpError
+from gansfp.runtime.worker_errors import as_text, from_text
 from gansfp.store import one_line
 
-RETRIES = 5  # of a call whose node or process was lost; what the call itself raises is not tried again
-LOOK_EVERY = 1.0  # seconds between two looks at what the calls report
+RETRIES = 5  # of a call whose node or process was lost; a call that raises is not repeated
+LOOK_EVERY = 1.0  # seconds between two readings of the calls' reports
 
-Report = Callable[[dict[str, Any]], None]
+Facts = Mapping[str, float | str]  # what a call reports
+Report = Callable[[Facts], None]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: `function(*arguments)`, with a keyword `report` (a Report) where it `reports`.
+    """One call: `function(*arguments)`, with a keyword `report` (a Report) if it `reports`.
 
-    on_device: it takes a GPU, where the cluster has any, and the keyword `device`, "cuda" or "cpu".
+    on_device: the call gets a GPU, if there are any, and the keyword `device`, "cuda" or "cpu".
     """
 
     function: Callable[..., Any]
@@ -38,44 +40,62 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call returned, or in one line why it did not."""
+    """The value that a call returned, or in one line why it failed."""
 
     value: Any = None
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Progressed:
+    """What a call has reported: its latest facts, and how many times it has reported."""
+
+    facts: Facts
+    reports: int
+
+
 @dataclass
 class _Board:
-    """Actor: where calls write what they are at, for the driver to read."""
+    """Actor: calls write their reports here, and the driver reads them."""
 
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latest: dict[str, Progressed] = field(default_factory=dict)
 
-    def tell(self, name: str, facts: dict[str, Any]) -> None:
-        """Keeps the latest facts, and how many times there were any."""
-        self.told[name] = {**facts, "reports": self.told.get(name, {}).get("reports", 0) + 1}
+    def write(self, name: str, facts: Facts) -> None:
+        """Keeps the latest facts, and counts the reports."""
+        before = self.latest[name].reports if name in self.latest else 0
+        self.latest[name] = Progressed(facts, before + 1)
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        return self.told
+    def read(self) -> dict[str, Progressed]:
+        return self.latest
 
 
-def spread(
-    calls: Mapping[str, Call], gpus: int, look: Callable[[dict[str, dict[str, Any]]], None] | None = None
+@dataclass(frozen=True)
+class _Returned:
+    """What a worker hands over: the value, or the text of an error. defect: whether gansfp did not expect the error."""
+
+    value: Any = None
+    error: str = ""
+    defect: bool = False
+
+
+def run_calls(
+    calls: Mapping[str, Call], gpus: int, on_reports: Callable[[dict[str, Progressed]], None] | None = None
 ) -> Iterator[tuple[str, Outcome]]:
     """Runs the calls and yields the name and outcome of each as it ends. Ray must be up.
 
-    gpus: how many the cluster has; without any, each call has a core and one thread. look: called about every second
-    with what the calls last reported, by name.
+    gpus: of the Ray cluster; without any, each call gets a core and one thread. on_reports: called about every second
+    with the latest reports by name.
     """
     board = _start_board() if any(call.reports for call in calls.values()) else None
-    waiting = {_submit(name, call, gpus, board): name for name, call in calls.items()}
+    running = {_submit(name, call, gpus, board): name for name, call in calls.items()}
     try:
-        while waiting:
-            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_EVERY)
-            if board and look:
-                with suppress(ray.exceptions.RayError, TimeoutError):  # it only says how far things are
-                    look(ray.get(board.read.remote(), timeout=LOOK_EVERY))
+        while running:
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_EVERY)
+            if board and on_reports:
+                with suppress(ray.exceptions.RayError, TimeoutError):  # reports only say how far the calls are
+                    on_reports(ray.get(board.read.remote(), timeout=LOOK_EVERY))
             for reference in ended:
-                name = waiting.pop(reference)
+                name = running.pop(reference)
                 yield name, _outcome(name, reference)
     finally:
         if board:
@@ -83,22 +103,22 @@ def spread(
 
 
 def _start_board() -> Any:
-    """On this node: it must outlive those that come and go."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    """Starts the board on this node, because other nodes come and go."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=this_node).remote()
 
 
 def _submit(name: str, call: Call, gpus: int, board: Any) -> Any:
     gpu = call.on_device and gpus > 0
     resources = {"num_gpus": 1, "num_cpus": 1} if gpu else {"num_cpus": 1}
-    task = ray.remote(_guarded).options(max_retries=RETRIES, name=f"{call.function.__name__} {name}", **resources)
+    task = ray.remote(_run_call).options(max_retries=RETRIES, name=f"{call.function.__name__} {name}", **resources)
     device = ("cuda" if gpu else "cpu") if call.on_device else ""
     return task.remote(name, call.function, device, board if call.reports else None, *call.arguments)
 
 
-def _guarded(name: str, function: Callable[..., Any], device: str, board: Any, *arguments: Any) -> tuple[Any, str, str]:
-    """The call, in a worker: what it returned, in one line what went wrong, and of a defect the traceback."""
-    keywords: dict[str, Any] = {}
+def _run_call(name: str, function: Callable[..., Any], device: str, board: Any, *arguments: Any) -> _Returned:
+    """Runs a call in a worker. It returns an error instead of raising it, because Ray would repeat the task."""
+    keywords: dict[str, object] = {}
     if device:
         import torch
 
@@ -106,20 +126,22 @@ def _guarded(name: str, function: Callable[..., Any], device: str, board: Any, *
         if keywords["device"] == "cpu":
             torch.set_num_threads(1)
     if board:
-        keywords["report"] = lambda facts: board.tell.remote(name, facts)
+        keywords["report"] = lambda facts: board.write.remote(name, facts)
     try:
-        return function(*arguments, **keywords), "", ""
+        return _Returned(function(*arguments, **keywords))
     except GansfpError as error:
-        return None, str(error), ""
-    except Exception as error:  # a defect of one system must not end the others
-        return None, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc()
+        return _Returned(error=as_text(error))
+    except Exception as error:  # a defect in one call must not end the others
+        return _Returned(error=f"{traceback.format_exc()}{type(error).__name__}: {one_line(error)}", defect=True)
 
 
 def _outcome(name: str, reference: Any) -> Outcome:
     try:
-        value, error, defect = ray.get(reference)
+        returned = ray.get(reference)
     except ray.exceptions.RayError as lost:
         return Outcome(error=f"its process was lost ({type(lost).__name__}: {one_line(lost)})")
-    if defect:
-        log.warning("%s failed:\n%s", name, defect.rstrip())
-    return Outcome(value, error)
+    if returned.defect:
+        trace, _, line = returned.error.rstrip().rpartition("\n")
+        log.warning("%s failed:\n%s", name, trace.rstrip())
+        return Outcome(error=line)
+    return Outcome(returned.value, str(from_text(returned.error) or ""))

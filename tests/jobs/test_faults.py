@@ -215,7 +215,7 @@ def test_loss_of_the_node_that_works_while_another_comes(challenge, hashes, chec
             assert struck_in_the_middle(work, len(hashes))
             assert job.ended() == 0, job.said
             others = {line for line in job.said.splitlines() if not line.startswith(("catalog: ", "embed: "))}
-            assert others <= {"a node of the cluster was lost; what it was doing is done again on others"}
+            assert others <= {"a node of the Ray cluster was lost; its work is repeated on other nodes"}
     check_embeddings(work)
 
 
@@ -274,7 +274,7 @@ def test_a_second_run_on_one_work_is_told_who_holds_it(challenge, hashes, check_
         assert second.returncode == 2
         (line,) = second.stderr.splitlines()
         holder = rf"jobs.embed \(process {first.process.pid} on {socket.gethostname()}, since .+\)"
-        assert re.fullmatch(rf"error: {work}: {holder} works on it; .+", line)
+        assert re.fullmatch(rf"error: {work}: is in use by {holder}; .+", line)
         assert struck_in_the_middle(work, len(hashes))
         first.kill()
         third = run(embed(challenge, work))
@@ -291,7 +291,7 @@ def test_sigterm_stops_a_run_in_one_line_and_leaves_nothing_running(challenge, h
         assert job.ended(60) == 128 + signal.SIGTERM
         assert struck_in_the_middle(work, len(hashes))
         lines = [line for line in job.said.splitlines() if not line.startswith(("catalog: ", "embed: "))]
-        assert lines == ["stopped; what is finished is kept, the same command goes on from there"]
+        assert lines == ["stopped; finished work is kept, run the same command to continue"]
         deadline = time.monotonic() + 60
         while alive(below) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -21,7 +21,7 @@ from gansfp.networks import weights
 from gansfp.published import rules
 from gansfp.published.recipes import RECIPES, find
 from gansfp.runtime import tasks as spreading
-from gansfp.runtime.tasks import Call, spread
+from gansfp.runtime.tasks import Call, run_calls
 from jobs import reproduce
 from jobs.reproduction import predictions, trainings
 
@@ -202,7 +202,7 @@ class TestResuming:
     def test_nothing_is_done_twice(self, done, arguments, monkeypatch, capsys):
         work = work_of(arguments)
         before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
-        for module, name in ((predictions, "start_ray"), (trainings, "spread"), (predictions, "spread")):
+        for module, name in ((predictions, "start_ray"), (trainings, "run_calls"), (predictions, "run_calls")):
             monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was done again"))
         reproduce.main(["--systems", CHOSEN, *SMALL, *arguments])
         assert read(arguments) == done
@@ -301,7 +301,7 @@ class TestSpread:
         reports = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(spreading, "RETRIES", 0)
-            outcomes = dict(spread(calls, 0, reports.append))
+            outcomes = dict(run_calls(calls, 0, reports.append))
         assert outcomes["gives"].value == 2
         assert outcomes["refuses"].error == "not this"
         assert outcomes["breaks"].error == "ValueError: two"
@@ -309,7 +309,7 @@ class TestSpread:
         assert caplog.text.count("Traceback") == 1
         assert outcomes["dies"].error.startswith("its process was lost")
         assert outcomes["trains"].value == "cpu"
-        assert all(report.get("trains", {}).get("reports", 0) <= 3 for report in reports)
+        assert all(report["trains"].reports <= 3 for report in reports if "trains" in report)
 
 
 @pytest.mark.long

@@ -129,8 +129,8 @@ def test_a_cluster_that_does_not_answer_is_known_soon(monkeypatch):
         (UsageError("got 'x'"), 2, "error: got 'x'\n"),
         (WeightsError("no file"), 2, "error: no file\n"),
         (GansfpError("went wrong"), 1, "error: went wrong\n"),
-        (KeyboardInterrupt(), 130, "stopped; what is finished is kept, the same command goes on from there\n"),
-        (Terminated(), 143, "stopped; what is finished is kept, the same command goes on from there\n"),
+        (KeyboardInterrupt(), 130, "stopped; finished work is kept, run the same command to continue\n"),
+        (Terminated(), 143, "stopped; finished work is kept, run the same command to continue\n"),
         (None, 0, ""),
     ],
 )

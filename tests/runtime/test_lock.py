@@ -27,7 +27,7 @@ def holder(tmp_path):
 def test_the_second_is_told_who_works_there(tmp_path, holder):
     with pytest.raises(DataError) as refused, held(str(tmp_path / "w"), "tune.search"):
         pass
-    expected = rf"{tmp_path}/w: jobs\.embed \(process {holder.pid} on .+, since 20\d\d-.+ UTC\) works on it; wait .*"
+    expected = rf"{tmp_path}/w: is in use by jobs\.embed \(process {holder.pid} on .+, since 20\d\d-.+ UTC\); wait .*"
     assert re.fullmatch(expected, str(refused.value))
 
 
