@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pandas", "yaml"}
 CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "read_pickle", "to_pickle", "restore", "unpickle"}
+HARMLESS = {("compile", "re"), ("compile", "torch")}
 READERS = {"read_table", "ParquetFile", "ParquetDataset", "read_parquet", "read_feather", "open_file", "open_stream"}
 
 
@@ -17,28 +18,43 @@ def findings(code: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            places = names if isinstance(node, ast.Import) else [node.module or "", *names]
-            outside = names if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("tune") else []
-            found += [f"import {place}" for place in places if PICKLES & set(place.split("."))]
-            found += [f"import {place}" for place in outside if place in READERS]
-        if not isinstance(node, ast.Call):
-            continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-        if name in CALLS and (node.args or node.keywords) and not (name == "compile" and owner in ("re", "torch")):
-            found.append(f"{owner}.{name}")
-        if name in READERS and owner not in ("", "store", "trials"):  # trials.read_table is store.read_parquet
-            found.append(f"{owner}.{name}, expected store.read_parquet")
-        if name in ("load", "loads", "load_state_dict", "jit_load") and owner.split(".")[0] in ("torch", "timm"):
-            if options.get("weights_only") != "True":
-                found.append(f"{owner}.{name} without weights_only=True")
-        elif name in ("load", "loads", "Unpickler") and owner not in ("json", "slices", "safetensors.torch"):
-            found.append(f"{owner}.{name}")
-        if options.get("allow_pickle", "False") != "False" or options.get("shell", "False") != "False":
-            found.append(f"{owner}.{name} with allow_pickle or shell")
+            found += findings_in_import(node)
+        elif isinstance(node, ast.Call):
+            found += findings_in_call(node)
     return found
+
+
+def findings_in_import(node: ast.Import | ast.ImportFrom) -> list[str]:
+    names = [alias.name for alias in node.names]
+    module = getattr(node, "module", None) or ""
+    pickles = [place for place in (module, *names) if PICKLES & set(place.split("."))]
+    foreign = isinstance(node, ast.ImportFrom) and not module.startswith("tune")
+    readers = [name for name in names if name in READERS] if foreign else []
+    return [f"import {place}" for place in pickles + readers]
+
+
+def findings_in_call(node: ast.Call) -> list[str]:
+    attribute = isinstance(node.func, ast.Attribute)
+    name = node.func.attr if attribute else getattr(node.func, "id", "")
+    owner = ast.unparse(node.func.value) if attribute else ""
+    options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+    unsafe_options = {options.get(option, "False") for option in ("allow_pickle", "shell")} - {"False"}
+    checks = {
+        f"{owner}.{name}": name in CALLS and bool(node.args or node.keywords) and (name, owner) not in HARMLESS,
+        f"{owner}.{name}, expected store.read_parquet": name in READERS and owner not in ("", "store"),
+        **loads(name, owner, options),
+        f"{owner}.{name} with allow_pickle or shell": bool(unsafe_options),
+    }
+    return [finding for finding, is_so in checks.items() if is_so]
+
+
+def loads(name: str, owner: str, options: dict[str | None, str]) -> dict[str, bool]:
+    """Whether a call loads what may be a pickle."""
+    if name in ("load", "loads", "load_state_dict", "jit_load") and owner.split(".")[0] in ("torch", "timm"):
+        return {f"{owner}.{name} without weights_only=True": options.get("weights_only") != "True"}
+    if name in ("load", "loads", "Unpickler"):
+        return {f"{owner}.{name}": owner not in ("json", "slices", "safetensors.torch")}
+    return {}
 
 
 @pytest.mark.parametrize(

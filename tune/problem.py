@@ -147,14 +147,14 @@ class Task:
 class Problem:
     """What every trial works on.
 
-    folder: WORK/search/<task>. load: gives the vectors of an embedding. keys: what identifies each embedding and the
+    folder: WORK/search/<task>. vectors_of: returns the vectors of an embedding. keys: what identifies each embedding and the
     images that it holds.
     """
 
     config: SearchConfig
     task: Task
     folder: str
-    load: Callable[[Pair], np.ndarray]
+    vectors_of: Callable[[Pair], np.ndarray]
     keys: Mapping[Pair, str]
     slices: TaskSlices
 
@@ -180,7 +180,7 @@ class Problem:
             options = TrialOptions(self.sweeps, device, self.config.seed, self.config.limit)
             rows, error = [], ""
             try:
-                rows = self.slices.evaluate(trial, self.load(trial.pair), options)
+                rows = self.slices.evaluate(trial, self.vectors_of(trial.pair), options)
             except Exception as failure:  # whatever failed, the other trials must go on
                 error = f"{type(failure).__name__}: {store.one_line(failure)}"
             sink = pa.BufferOutputStream()

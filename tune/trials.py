@@ -182,7 +182,7 @@ def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[np
 
     def task(pair: Pair) -> Result:
         torch.set_num_threads(1)
-        return compute(problem.load(pair))
+        return compute(problem.vectors_of(pair))
 
     remote = ray.remote(task)
     return iter(ray.get([remote.remote(pair) for pair in pairs]))

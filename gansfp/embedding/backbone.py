@@ -90,13 +90,13 @@ class NetworkKind(Kind):
     """A kind whose features come from a network, on the device.
 
     Args:
-        load: loads the weights of a backbone; its second argument is the user's folder of weights, or None. Raises
+        load_weights: loads the weights of a backbone; its second argument is the user's folder of weights, or None. Raises
             WeightsError where they cannot be loaded.
         check: raises UsageError where a backbone cannot be computed with these weights.
         create: puts the network on a device: (backbone, weights, device, precision).
     """
 
-    load: Callable[[Backbone, str | None], Weights]
+    load_weights: Callable[[Backbone, str | None], Weights]
     check: Callable[[Backbone, Weights], None]
     create: Callable[[Backbone, Weights, str, str], DeviceNetwork]
 

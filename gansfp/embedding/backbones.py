@@ -203,7 +203,7 @@ KINDS: tuple[Kind, ...] = (
             r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|map(?P<level>\d+)?))?(?::(?P<size>\d+))?(?:@(?P<source>.+))?"
         ),
         _read_timm,
-        load=_load_timm,
+        load_weights=_load_timm,
         check=_check_timm,
         create=_create_timm,
     ),

@@ -71,7 +71,7 @@ def load_all_weights(names: Sequence[str], folder: str | None, mask: str = "") -
     for backbone in map(parse_backbone, names):
         if isinstance(backbone.kind, NetworkKind):
             if backbone.network not in weights:
-                weights[backbone.network] = backbone.kind.load(backbone, folder)
+                weights[backbone.network] = backbone.kind.load_weights(backbone, folder)
             backbone.kind.check(backbone, weights[backbone.network])
     if mask:
         from gansfp.embedding.network_masks import load_mask  # most runs do not need it

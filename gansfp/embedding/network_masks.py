@@ -188,11 +188,11 @@ class NetworkMask:
     """One kind of network masks.
 
     Args:
-        load: (mask name, the user's folder of weights or None) -> the tensors of the network, checked.
+        load_tensors: (mask name, the user's folder of weights or None) -> the tensors of the network, checked.
         predictor: (tensors, device) -> a function from slices to masks.
     """
 
-    load: Callable[[str, str | None], Tensors]
+    load_tensors: Callable[[str, str | None], Tensors]
     predictor: Callable[[Tensors, str], Predict]
 
 
@@ -212,5 +212,5 @@ def load_mask(name: str, folder: str | None) -> Weights:
     if not is_network(name):
         expected = [other for other in MASK_NAMES if other not in MASKS]
         raise UsageError(f"lung mask: got {name!r}, which runs on CPUs without weights, expected one of {expected}")
-    tensors = KINDS[mask_kind(name)].load(name, folder)
+    tensors = KINDS[mask_kind(name)].load_tensors(name, folder)
     return Weights(name, tensors, digest_of(tensors))

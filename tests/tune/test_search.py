@@ -170,7 +170,7 @@ class TestFaults:
 
         def problem(images, _, config, inputs):
             found, identities, unreadable = plain(images, str(searched), config, inputs)
-            fields = {name: getattr(found, name) for name in ("config", "task", "load", "keys", "slices")}
+            fields = {name: getattr(found, name) for name in ("config", "task", "vectors_of", "keys", "slices")}
             return kind(folder=str(work), **fields), identities, unreadable
 
         monkeypatch.setattr(search, "_problem", problem)
