@@ -1,7 +1,7 @@
-"""Labelled slices as a network's examples: read, masked and augmented one by one, split by group.
+"""Labelled slices as the examples of a network: they are read, masked and augmented one by one, and split by group.
 
-An example is a slice as it was decoded, and its lungs where the view asks for them: what becomes of them, a view at the
-network's input size, is made on the device in the same way as for embedding (gansfp/embedding/embedder.py).
+An example is a decoded slice, with its lung mask where the view needs one. The device turns both into a view at the
+network's input size, in the same way as for embedding (gansfp/embedding/embedder.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,10 +22,11 @@ from gansfp.errors import DataError
 from gansfp.images.augmentation import Augmentation
 from gansfp.images.lungs import get_mask
 from gansfp.images.slices import MAX_BYTES, MAX_SIDE, SIDE, decode
+from gansfp.training.learner import Example
 
 BLOCK = 64  # slices that are read together
-READERS = 8  # threads that read them: stores answer slowly, but many at once
-KEPT_BYTES = 1 << 28  # of pixels that stay in memory from the first look: 4096 slices; the others are read every time
+READERS = 8  # threads that read files: a store answers slowly, but answers many requests at once
+CACHED_BYTES = 1 << 28  # of pixels that stay in memory: 4096 slices; the other slices are read in every epoch
 
 Masker = Callable[[np.ndarray], np.ndarray]  # (n, 256, 256) uint8 -> (n, 256, 256) bool
 
@@ -35,11 +35,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LabelledSlices:
-    """Files and the classes they belong to; as plain data, to be sent to other processes.
+    """Files and their classes, as plain data that can be sent to other processes.
 
-    labels: indices into `classes`, or -1 for all where nobody knows; groups: what a split must not part; sha256: of the
-    files. side: pixels a side; other than 256 the files are pictures (super-resolved slices), which have no lungs.
-    Raises DataError where the columns are not of one length or a label has no class.
+    labels: indices into `classes`, or -1 for all slices where the classes are not known. groups: the train/test split
+    keeps the slices of a group together. sha256: of the files. side: pixels per side. With a side other than 256 the
+    files are pictures (super-resolved slices), which have no lung masks.
+    Raises DataError where the columns differ in length or a label has no class.
     """
 
     uris: tuple[str, ...]
@@ -52,38 +53,51 @@ class LabelledSlices:
     def __post_init__(self) -> None:
         lengths = [len(self.uris), len(self.labels), len(self.groups), len(self.sha256)]
         if len(set(lengths)) != 1:
-            raise DataError(f"labelled slices: got {lengths} uris, labels, groups and hashes, expected as many of each")
+            raise DataError(f"labelled slices: got {lengths} uris, labels, groups and hashes, expected equal numbers")
         if not all(-1 <= label < len(self.classes) for label in self.labels):
             raise DataError(f"labelled slices: got labels {set(self.labels)}, expected 0 to {len(self.classes) - 1}")
+
+    @classmethod
+    def unlabelled(
+        cls, uris: Sequence[str], groups: Sequence[str], sha256: Sequence[str], side: int = SIDE
+    ) -> LabelledSlices:
+        """Makes slices whose classes are not known: every label is -1, and there are no classes."""
+        return cls(tuple(uris), (-1,) * len(uris), tuple(groups), tuple(sha256), side=side)
 
     def __len__(self) -> int:
         return len(self.uris)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> LabelledSlices:
-        """Some of the slices, in that order."""
-        picked = [[column[int(row)] for row in rows] for column in (self.uris, self.groups, self.sha256)]
-        uris, groups, sha256 = map(tuple, picked)
+        """Returns the slices of these rows, in the order of the rows."""
+        columns = [[column[int(row)] for row in rows] for column in (self.uris, self.groups, self.sha256)]
+        uris, groups, sha256 = map(tuple, columns)
         labels = tuple(self.labels[int(row)] for row in rows)
         return replace(self, uris=uris, labels=labels, groups=groups, sha256=sha256)
 
     def relabelled(self, labels: Sequence[int], classes: tuple[str, ...]) -> LabelledSlices:
-        """The same slices in other classes."""
+        """Returns the same slices with other labels and classes."""
         return replace(self, labels=tuple(int(label) for label in labels), classes=classes)
 
     def counts(self) -> dict[str, int]:
-        """The number of slices of each class."""
+        """Returns the number of slices of each class."""
         return {name: self.labels.count(label) for label, name in enumerate(self.classes)}
 
     def digest(self) -> str:
-        """What identifies the slices, their classes and groups, wherever the files lie: 16 hexadecimal digits."""
-        told = [self.sha256, self.labels, self.groups, self.classes, self.side]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        """Returns a hash of the slices, their classes and groups: 16 hexadecimal digits.
+
+        It does not depend on where the files are.
+        """
+        content = [self.sha256, self.labels, self.groups, self.classes, self.side]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some slices as they were read. rows: of LabelledSlices, those that could be read; pixels: (n, side, side) uint8;
-    errors: one line for each of the others."""
+    """Some slices that were read together.
+
+    rows: the rows of LabelledSlices that could be read. pixels: of these rows, (n, side, side) uint8. errors: one line
+    for each slice that could not be read.
+    """
 
     rows: list[int]
     pixels: np.ndarray
@@ -91,7 +105,7 @@ class Block:
 
 
 def read_slice(slices: LabelledSlices, row: int) -> np.ndarray | str:
-    """(side, side) uint8, or why it cannot be had."""
+    """Returns the pixels, (side, side) uint8, or the reason why the slice cannot be read."""
     uri = slices.uris[row]
     try:
         data = store.read_bytes(uri, MAX_BYTES)
@@ -104,29 +118,35 @@ def read_slice(slices: LabelledSlices, row: int) -> np.ndarray | str:
 
 
 def _picture(data: bytes, side: int) -> np.ndarray | str:
-    """A PNG of any size as (side, side) uint8, resized as a whole where it must be; or why that cannot be."""
+    """Decodes a PNG of any size as (side, side) uint8; returns the reason where that fails.
+
+    A picture of another size is resized as a whole.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         if max(image.size) > MAX_SIDE:
-            return f"{image.width}x{image.height} pixels, at most {MAX_SIDE}x{MAX_SIDE} are read"
+            return f"got {image.width}x{image.height} pixels, expected at most {MAX_SIDE}x{MAX_SIDE}"
         grey = image.convert("L")
         return np.array(grey if grey.size == (side, side) else grey.resize((side, side), Image.Resampling.BICUBIC))
-    except Exception as error:  # decoders raise anything at all on a bad file
+    except Exception as error:  # decoders raise errors of many kinds for a bad file
         return store.one_line(error)
 
 
 def read_blocks(slices: LabelledSlices, block: int = BLOCK) -> Iterator[Block]:
-    """All slices in their order, `block` at a time; the next ones are read while the caller computes."""
+    """Yields all slices in their order, `block` at a time, and reads the next block while the caller computes."""
     starts = range(0, len(slices), block)
 
     def read(start: int) -> Block:
         rows = range(start, min(start + block, len(slices)))
-        found = list(readers.map(lambda row: read_slice(slices, row), rows))
-        good = [row for row, pixels in zip(rows, found, strict=True) if not isinstance(pixels, str)]
-        pixels = [one for one in found if not isinstance(one, str)]
-        errors = [f"{slices.uris[r]}: {e}" for r, e in zip(rows, found, strict=True) if isinstance(e, str)]
-        shape = (0, slices.side, slices.side)
-        return Block(good, np.stack(pixels) if pixels else np.zeros(shape, np.uint8), errors)
+        pixels: dict[int, np.ndarray] = {}
+        errors: list[str] = []
+        for row, content in zip(rows, readers.map(lambda row: read_slice(slices, row), rows), strict=True):
+            if isinstance(content, str):
+                errors.append(f"{slices.uris[row]}: {content}")
+            else:
+                pixels[row] = content
+        empty = np.zeros((0, slices.side, slices.side), np.uint8)
+        return Block(list(pixels), np.stack(list(pixels.values())) if pixels else empty, errors)
 
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as ahead:
         waiting = None
@@ -140,21 +160,24 @@ def read_blocks(slices: LabelledSlices, block: int = BLOCK) -> Iterator[Block]:
 
 
 def masker_of(name: str) -> Masker:
-    """The lung mask of that name for many slices, on the CPU. Raises UsageError for another name."""
+    """Returns the lung mask of that name, for many slices, on the CPU. Raises UsageError for other names."""
     mask = get_mask(name)
-    return lambda pixels: np.stack([mask(one) for one in pixels])
+    return lambda pixels: np.stack([mask(slice_) for slice_ in pixels])
 
 
 class SliceExamples:
-    """Slices as gansfp.training.loop.Examples: items {"pixels": (side, side) uint8, "label": int}, and "mask" (side, side)
-    bool where a masker is given.
+    """Slices as the training loop's Examples.
+
+    An item is {"pixels": (side, side) uint8, "label": int}, with "mask": (side, side) bool where there is a masker.
 
     Args:
-        slices: all of them are read once, to leave out those that cannot be, with a warning, and to mask them.
-        masker: None where the view needs no lungs. Masks stay in memory, 8 kB a slice.
-        augmentation: changes every picture, anew in each epoch; with copies, those of the copied class alone.
-        copies: how many pictures a slice of the class `copied` becomes (KDE Lab 2024: 50 of a real one).
-        seed: of the augmentation.
+        slices: The constructor reads all of them once. It leaves out those that cannot be read, with a warning, and
+            computes the masks of the others.
+        masker: None where the view needs no lungs. The masks stay in memory, 8 kB per slice.
+        augmentation: It changes every picture, in a new way in each epoch. With copies it changes only the pictures of
+            the copied class.
+        copies: How many pictures are made of a slice of the class `copied` (KDE Lab 2024: 50 of a real slice).
+        seed: Of the augmentation.
     """
 
     def __init__(
@@ -169,70 +192,71 @@ class SliceExamples:
         self.slices, self.augmentation, self.seed = slices, augmentation, seed
         self.copied = copied if copies > 1 else None
         self._pixels: dict[int, np.ndarray] = {}
-        self._masks: dict[int, np.ndarray] = {}  # as bits
+        self._masks: dict[int, np.ndarray] = {}  # packed into bits
         self._rows: list[int] = []
-        room = KEPT_BYTES // slices.side**2
+        cached_slices = CACHED_BYTES // slices.side**2
         errors: list[str] = []
         for block in read_blocks(slices):
             errors += block.errors
             masks = masker(block.pixels) if masker and block.rows else None
             for index, row in enumerate(block.rows):
                 self._rows += [row] * (copies if slices.labels[row] == self.copied else 1)
-                if len(self._pixels) < room:
+                if len(self._pixels) < cached_slices:
                     self._pixels[row] = block.pixels[index]
                 if masks is not None:
                     self._masks[row] = np.packbits(masks[index])
         if errors:
-            log.warning("%d of %d slices cannot be read: left out, such as %s", len(errors), len(slices), errors[0])
+            log.warning("left out %d of %d slices that cannot be read, such as %s", len(errors), len(slices), errors[0])
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def item(self, index: int, epoch: int) -> dict[str, Any]:
-        """One example. Raises DataError for a file that cannot be read any more."""
+    def item(self, index: int, epoch: int) -> Example:
+        """Returns one example. Raises DataError for a file that could be read before and now cannot be read."""
         row = self._rows[index]
         pixels: np.ndarray | str | None = self._pixels.get(row)
         if pixels is None:
             pixels = read_slice(self.slices, row)
         if isinstance(pixels, str):
-            raise DataError(f"{self.slices.uris[row]}: cannot be read any more ({pixels})")
+            raise DataError(f"{self.slices.uris[row]}: could be read before and now cannot be read ({pixels})")
         label = self.slices.labels[row]
-        found: dict[str, Any] = {"pixels": pixels, "label": label}
+        images = {"pixels": pixels}
         if self._masks:
             bits = np.unpackbits(self._masks[row], count=pixels.size)
-            found["mask"] = bits.reshape(pixels.shape).astype(bool)
+            images["mask"] = bits.reshape(pixels.shape).astype(bool)
         if self.augmentation and self.copied in (None, label):
             change = self.augmentation.draw(self.seed, epoch, index)
-            found |= {name: change.apply(found[name]) for name in ("pixels", "mask") if name in found}
-        return found
+            images = {name: change.apply(image) for name, image in images.items()}
+        return {"label": label, **images}
 
 
 def split_by_group(
     labels: Sequence[int], groups: Sequence[str], share: float = 0.2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to validate with: whole groups, about `share` of every class in the latter.
+    """Splits slices into rows to train on and rows to validate with; returns both, sorted, (n,) int64.
 
-    Groups are taken in random order, each where it brings the classes nearer to their shares. A class of two groups or
-    more is on both sides; one of a single group is to be trained on. Returns two sorted (n,) int64.
+    Groups stay whole, and about `share` of every class is validated with. The groups come in random order. A group is
+    taken for validation if that brings the classes nearer to their shares. A class of two groups or more is on both
+    sides. A class of a single group is trained on.
     """
     classes, label_of = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
     names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     counts = np.zeros((len(names), len(classes)), np.int64)
     np.add.at(counts, (group_of, label_of), 1)
-    wanted = share * counts.sum(0)
-    taken = np.zeros(len(names), bool)
-    held = np.zeros(len(classes), np.int64)
+    target = share * counts.sum(0)
+    held_out = np.zeros(len(names), bool)
+    held_counts = np.zeros(len(classes), np.int64)
     order = np.random.default_rng(seed).permutation(len(names))
     for group in order:
-        after = held + counts[group]
-        if np.abs(after - wanted).sum() < np.abs(held - wanted).sum():
-            taken[group], held = True, after
+        counts_with_group = held_counts + counts[group]
+        if np.abs(counts_with_group - target).sum() < np.abs(held_counts - target).sum():
+            held_out[group], held_counts = True, counts_with_group
     for label in range(len(classes)):
-        having = [group for group in order if counts[group, label]]
-        smallest = min(having, key=lambda group: counts[group].sum())
-        if len(having) > 1 and not taken[having].any():
-            taken[smallest] = True
-        elif taken[having].all():
-            taken[smallest] = False
-    valid = taken[group_of]
+        groups_of_class = [group for group in order if counts[group, label]]
+        smallest = min(groups_of_class, key=lambda group: counts[group].sum())
+        if len(groups_of_class) > 1 and not held_out[groups_of_class].any():
+            held_out[smallest] = True
+        elif held_out[groups_of_class].all():
+            held_out[smallest] = False
+    valid = held_out[group_of]
     return np.flatnonzero(~valid), np.flatnonzero(valid)

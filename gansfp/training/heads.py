@@ -1,4 +1,4 @@
-"""A classifier on its device: what goes into the network, the head on top of it, its loss, and learning with both."""
+"""A classifier on its device: the input of its network, its head, its loss, and the Learner made of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from gansfp.embedding.preparation import preparation
 from gansfp.images.views import boxes, get_view, regions
-from gansfp.training.loop import Batch, Examples
+from gansfp.training.learner import Batch, Examples
 
 DROPOUT = 0.5  # of the head "dropout_dense"; KDE Lab 2024 gives no number
 
 
 @dataclass(frozen=True)
 class Head:
-    """What is on top of a network: outputs a class, or one for two classes; dropout before it; the loss."""
+    """The last layers of a classifier. outputs: numbers of the last layer for a number of classes."""
 
     outputs: Callable[[int], int]
     dropout: float
@@ -41,48 +41,49 @@ HEADS: dict[str, Head] = {
         lambda logits, labels: functional.cross_entropy(logits, labels, reduction="none"),
         lambda logits: logits.softmax(1),
     ),
-    # KDE Lab 2024: dropout, then one dense number by a sigmoid, trained with binary cross-entropy.
+    # KDE Lab 2024: dropout, then one dense output with a sigmoid, trained with binary cross-entropy.
     "dropout_dense": Head(lambda classes: 1, DROPOUT, _binary_loss, _binary_probabilities),
 }
 
 
 class InputTransform:
-    """Pixels and masks become a network's input, on their device, and as for embedding."""
+    """Turns pixels and masks into the input of a network, on their device, in the same way as for embedding."""
 
     def __init__(self, backbone: str, size: int, view: str) -> None:
         self.prepared, self.view = preparation(backbone, size), get_view(view)
 
     def __call__(self, pixels: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
-        """pixels: (n, side, side) uint8; masks: the same of bool, None where the view needs none.
+        """Returns (n, 3, size, size) float32.
 
-        Returns (n, 3, size, size) float32.
+        pixels: (n, side, side) uint8. masks: (n, side, side) bool; None where the view needs no masks.
         """
-        seen = pixels.float()
+        inputs = pixels.float()
         if masks is None:
-            seen = self.prepared.apply(seen)
+            inputs = self.prepared.apply(inputs)
         else:
-            seen = self.prepared.see(seen * regions(masks, self.view), self.view, boxes(masks, self.view))
+            inputs = self.prepared.apply_to_view(inputs * regions(masks, self.view), self.view, boxes(masks, self.view))
         scale, shift = self.prepared.scale_and_shift(str(pixels.device))
-        return (seen[:, None] * scale + shift).contiguous(memory_format=torch.channels_last)
+        return (inputs[:, None] * scale + shift).contiguous(memory_format=torch.channels_last)
 
 
-def folded(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """The batch norms of a network into which they were folded, as for 8-bit arithmetic; none of any other network.
+def folded_batch_norms(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """Returns the batch norms of a network in which they were folded into the convolutions, as for 8-bit arithmetic.
 
-    Each leaves its input as it is but for a bias: mean 0, variance 1 less epsilon. By a batch's own statistics it would
-    not, and the layers behind it would see nothing that they know.
+    Returns none for any other network. A folded batch norm only adds a bias to its input: its mean is 0, its variance 1
+    minus epsilon. With the statistics of a batch it would change its input, and the layers after it would get values
+    that they were not trained for.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
     statistics = [(layer.running_mean, layer.running_var) for layer in layers]
-    as_folded = [
+    are_folded = [
         mean is not None and not mean.any() and var is not None and not (var == 1).any() for mean, var in statistics
     ]
-    return list(layers) if all(as_folded) else []
+    return list(layers) if all(are_folded) else []
 
 
 @dataclass
 class SliceLearner:
-    """A classifier as gansfp.training.loop.Learner. frozen: layers that keep their statistics, see folded."""
+    """A classifier as gansfp.training.learner.Learner. frozen: layers whose statistics stay, see folded_batch_norms."""
 
     model: torch.nn.Module
     train: Examples
@@ -92,21 +93,21 @@ class SliceLearner:
     frozen: Sequence[torch.nn.Module] = ()
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """(n,) the head's loss."""
+        """Returns the head's loss, (n,)."""
         for layer in self.frozen:
             layer.eval()
         inputs = self.input_transform(batch["pixels"], batch.get("mask"))
-        alone = model.training and len(inputs) == 1  # batch norm has no variance to go by
-        logits = model(inputs.repeat(2, 1, 1, 1))[:1] if alone else model(inputs)
+        single = model.training and len(inputs) == 1  # batch norm cannot compute a variance from one example
+        logits = model(inputs.repeat(2, 1, 1, 1))[:1] if single else model(inputs)
         return self.head.loss(logits.float(), batch["label"])
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> Batch:
-        """Sums of the loss, of right answers and of slices."""
+        """Returns the sum of the losses, the number of right answers and the number of slices."""
         logits = model(self.input_transform(batch["pixels"], batch.get("mask"))).float()
         right = self.head.probabilities(logits).argmax(1) == batch["label"]
         count = torch.tensor(len(right), device=right.device)
         return {"loss": self.head.loss(logits, batch["label"]).sum(), "right": right.sum(), "count": count}
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
-        """Mean loss, and accuracy: the share of right answers."""
+        """Returns the mean loss and the accuracy, which is the share of right answers."""
         return {"loss": sums["loss"] / sums["count"], "accuracy": sums["right"] / sums["count"]}

@@ -1,17 +1,17 @@
-"""What a classifier is trained on, stage by stage: targets of a catalog, folders of classes, published transfers.
+"""The training stages of a classifier: targets of a catalog, folders of classes, published transfers.
 
-A file of stages is a JSON list of objects; weights pass on from each stage to the next:
+A file of training stages is a JSON list of objects. Each stage starts with the weights of the stage before it.
 
-    name       what the stage is called in logs and results
-    data       "attribution"; a membership set's name, or "#1", "#2", ... in the order of the names; a folder or URI;
-               "" where one has none: the stage is skipped
-    target     used: used against not_used slices of the set. generated: its real slices against its generated ones.
-               generator: the attribution's labelled generators. unknown: the set's slices to judge, for pseudo-labels.
-               folders: a folder with one sub-folder a class
-    labels     supervised; pseudo: by the network of the stage before; none: the stage is skipped
-    epochs, optimiser, rate, batch, patience   as gansfp.training.loop.Settings has them
+    name       the name of the stage in logs and results
+    data       "attribution"; the name of a membership set, or "#1", "#2", ... in the order of the names; a folder or
+               URI; "" where there is no data: the stage is skipped
+    target     used: used against not used slices of the set. generated: its real slices against its generated slices.
+               generator: the labelled generators of the attribution. unknown: the unknown slices of the set, for
+               pseudo-labels. folders: a folder with one sub-folder per class
+    labels     supervised; pseudo: the network of the stage before gives the labels; none: the stage is skipped
+    epochs, optimiser, rate, batch, patience   as in gansfp.training.loop.Settings
 
-All but name and data may be left out.
+Only name and data are required.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
@@ -39,18 +37,20 @@ LABELS = ("supervised", "pseudo", "none")
 SET_TARGETS = ("used", "generated", "unknown")
 TARGETS = (*SET_TARGETS, "generator", "folders")
 ATTRIBUTION = "attribution"  # the data of target "generator"
-MOST_BYTES = 1 << 20  # of a file of stages
-PATIENCE = 10  # epochs; the papers say "early stopping" alone
+MOST_BYTES = 1 << 20  # of a file of training stages
+PATIENCE = 10  # epochs; the papers only say "early stopping"
 
-_SGD: dict[str, Any] = {"optimiser": "sgd", "rate": 1e-3, "batch": 256, "patience": PATIENCE}
-_DEFAULTS: dict[str, Any] = {"target": "used", "labels": "supervised", "epochs": 50, **_SGD}
+_Value = str | int | float
+_SGD: dict[str, _Value] = {"optimiser": "sgd", "rate": 1e-3, "batch": 256, "patience": PATIENCE}
+_DEFAULTS: dict[str, _Value] = {"target": "used", "labels": "supervised", "epochs": 50, **_SGD}
 _KEYS = ("name", "data", *_DEFAULTS)
 
-# KDE-med-lab 2024 trained on the first set and then on the second; for attribution, on the labelled generators.
-# KDE-lab 2023: its first two data sets (CASIA, COVID-19 CT) are not to be had with the challenge: copy the stages into
-# a file and name folders. Of the fourth the paper does not say whether its slices got labels: with "pseudo" they do.
-# KDE Lab 2024 does not say its batch (here Keras's default), nor that it stopped early.
-_PUBLISHED: dict[str, list[dict[str, Any]]] = {
+# KDE-med-lab 2024 trained on the first set and then on the second set; for attribution, on the labelled generators.
+# KDE-lab 2023: the challenge does not provide its first two data sets (CASIA, COVID-19 CT). To use them, copy the
+# stages into a file and name folders. The paper does not say whether the slices of its fourth data set got labels; with
+# "pseudo" they get some.
+# KDE Lab 2024 gives no batch size (here Keras's default) and does not mention early stopping.
+_PUBLISHED: dict[str, list[dict[str, _Value]]] = {
     "kde-med-2024": [
         {"name": "set 1", "data": "#1", "target": "used", "epochs": 50, **_SGD},
         {"name": "set 2", "data": "#2", "target": "used", "epochs": 50, **_SGD},
@@ -84,38 +84,39 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a training. examples: None where its data is absent; skipped: why the stage will be, "" if not.
+    """A training stage. examples: None where its data is absent; absent: the reason for that.
 
-    Raises UsageError for unknown labels, DataError where there is one class to tell apart.
+    Raises UsageError for unknown labels, DataError where a stage that is trained has fewer than two classes.
     """
 
     name: str
     examples: LabelledSlices | None
     labels: str = "supervised"
     settings: Settings = field(default_factory=Settings)
-    absent: str = ""  # why there are no examples
+    absent: str = ""
 
     def __post_init__(self) -> None:
+        where = f"training stage {self.name!r}"
         if self.labels not in LABELS:
-            raise UsageError(f"stage {self.name!r}: labels: got {self.labels!r}, expected one of {list(LABELS)}")
+            raise UsageError(f"{where}: labels: got {self.labels!r}, expected one of {list(LABELS)}")
         if self.skipped or self.labels == "pseudo":
             return
         counts = self.examples.counts() if self.examples else {}
-        found = [name for name, count in counts.items() if count]
-        if len(found) < 2:
-            raise DataError(f"stage {self.name!r}: got slices of {found or 'no class'}, expected two classes or more")
+        classes = [name for name, count in counts.items() if count]
+        if len(classes) < 2:
+            raise DataError(f"{where}: got slices of {classes or 'no class'}, expected two classes or more")
 
     @property
     def skipped(self) -> str:
-        """Why the stage will not be trained, as far as can be told beforehand."""
+        """The reason why the stage will not be trained, as far as it is known before the training; "" otherwise."""
         if self.labels == "none":
-            return "it is to have no labels"
+            return "its labels are 'none'"
         return "" if self.examples and len(self.examples) else self.absent or "no data"
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One entry of a file of stages, checked, its data not yet looked up."""
+    """A checked entry of a file of training stages. Its data has not been looked up yet."""
 
     name: str
     data: str
@@ -125,9 +126,9 @@ class StagePlan:
 
 
 def read_stages(source: str) -> tuple[StagePlan, ...]:
-    """The stages of a published transfer, by its name, or of a file, by its path or URI.
+    """Reads the training stages of a published transfer, by its name, or of a file, by its path or URI.
 
-    Raises UsageError, one line with file, stage and key, where it cannot be read or says what nobody understands.
+    Raises UsageError, one line with file, stage and key, where the file cannot be read or has a wrong entry.
     """
     if source in PUBLISHED_STAGES:
         return parse_stages(PUBLISHED_STAGES[source], source)
@@ -135,46 +136,35 @@ def read_stages(source: str) -> tuple[StagePlan, ...]:
         text = store.read_bytes(source, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"stages: {source!r} cannot be read ({store.one_line(error)}), expected a JSON file or one of "
-            f"{', '.join(PUBLISHED_STAGES)}"
+            f"training stages: got {source!r}, which cannot be read ({store.one_line(error)}), expected a JSON file or "
+            f"one of {', '.join(PUBLISHED_STAGES)}"
         ) from error
     return parse_stages(text, source)
 
 
 def parse_stages(text: str, source: str) -> tuple[StagePlan, ...]:
-    """The stages of a JSON text. source: what errors call it. Raises UsageError."""
+    """Parses the training stages of a JSON text. source: its name in error messages. Raises UsageError."""
     try:
         entries = json.loads(text)
     except ValueError as error:
         raise UsageError(f"{source}: not JSON ({store.one_line(error)})") from error
     if not isinstance(entries, list) or not entries:
-        what = f"a list of stages, each with {', '.join(_KEYS)}"
-        raise UsageError(f"{source}: got {str(entries)[:40]!r}, expected {what}")
-    plans = tuple(_plan(entry, f"{source}: stage {number}") for number, entry in enumerate(entries, 1))
+        expected = f"a list of training stages, each with {', '.join(_KEYS)}"
+        raise UsageError(f"{source}: got {str(entries)[:40]!r}, expected {expected}")
+    plans = tuple(_parse_stage(entry, f"{source}: training stage {number}") for number, entry in enumerate(entries, 1))
     if plans[0].labels == "pseudo":
-        raise UsageError(f"{source}: stage 1: labels: got 'pseudo', expected a stage before it to give them")
+        raise UsageError(f"{source}: training stage 1: labels: got 'pseudo', expected a stage before it for the labels")
     return plans
 
 
-def _plan(entry: Any, where: str) -> StagePlan:
-    if not isinstance(entry, dict):
-        raise UsageError(f"{where}: got {str(entry)[:40]!r}, expected an object with {', '.join(_KEYS)}")
-    for key in entry:
-        if key not in _KEYS:
-            raise UsageError(f"{where}: got key {key!r}, expected one of {', '.join(_KEYS)}")
-    values = _DEFAULTS | entry
-    for key in _KEYS:
-        if key not in values:
-            raise UsageError(f"{where}: no key {key!r}, expected {', '.join(_KEYS)}")
-        kind = str if key in ("name", "data") else type(_DEFAULTS[key])
-        if isinstance(values[key], bool) or not isinstance(values[key], (float, int) if kind is float else kind):
-            raise UsageError(f"{where}: {key}: got {values[key]!r}, expected {_KINDS[kind]}")
+def _parse_stage(entry: object, where: str) -> StagePlan:
+    values = _checked_values(entry, where)
     where = f"{where} ({values['name']!r})"
-    for key, known in (("target", TARGETS), ("labels", LABELS)):
-        if values[key] not in known:
-            raise UsageError(f"{where}: {key}: got {values[key]!r}, expected one of {', '.join(known)}")
+    for key, choices in (("target", TARGETS), ("labels", LABELS)):
+        if values[key] not in choices:
+            raise UsageError(f"{where}: {key}: got {values[key]!r}, expected one of {', '.join(choices)}")
     if values["target"] == "unknown" and values["labels"] == "supervised":
-        raise UsageError(f"{where}: labels: got 'supervised' of unknown slices, expected pseudo or none")
+        raise UsageError(f"{where}: labels: got 'supervised' for target 'unknown', expected pseudo or none")
     if values["target"] == "generator" and values["data"] not in ("", ATTRIBUTION):
         raise UsageError(f"{where}: data: got {values['data']!r}, expected {ATTRIBUTION!r} for target 'generator'")
     try:
@@ -184,11 +174,28 @@ def _plan(entry: Any, where: str) -> StagePlan:
     return StagePlan(values["name"], values["data"], values["target"], values["labels"], settings)
 
 
-_KINDS = {str: "text", int: "a whole number", float: "a number"}
+def _checked_values(entry: object, where: str) -> Mapping[str, Any]:
+    """Returns the values of an entry, with defaults. Raises UsageError for wrong keys and values of a wrong type."""
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where}: got {str(entry)[:40]!r}, expected an object with {', '.join(_KEYS)}")
+    for key in entry:
+        if key not in _KEYS:
+            raise UsageError(f"{where}: got key {key!r}, expected one of {', '.join(_KEYS)}")
+    values = _DEFAULTS | entry
+    for key in _KEYS:
+        if key not in values:
+            raise UsageError(f"{where}: no key {key!r}, expected {', '.join(_KEYS)}")
+        kind = type(_DEFAULTS.get(key, ""))
+        if isinstance(values[key], bool) or not isinstance(values[key], (float, int) if kind is float else kind):
+            raise UsageError(f"{where}: {key}: got {values[key]!r}, expected {_TYPE_NAMES[kind]}")
+    return values
+
+
+_TYPE_NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a number"}
 
 
 def find_stages(plans: Sequence[StagePlan], catalog: Catalog) -> tuple[Stage, ...]:
-    """The stages with their data. A stage whose data is absent is kept, without examples; a warning says so.
+    """Looks up the data of training stages. A stage without data is kept, without examples, and a warning names it.
 
     Raises DataError for a folder whose files cannot be read, or that has one class.
     """
@@ -200,12 +207,12 @@ def find_stages(plans: Sequence[StagePlan], catalog: Catalog) -> tuple[Stage, ..
             examples, absent = None, str(error)
         stages.append(Stage(plan.name, examples, plan.labels, plan.settings, absent))
         if stages[-1].skipped:
-            log.warning("stage %r is skipped: %s", plan.name, stages[-1].skipped)
+            log.warning("training stage %r is skipped: %s", plan.name, stages[-1].skipped)
     return tuple(stages)
 
 
 class _AbsentError(Exception):
-    """Why there is no data for a stage."""
+    """The reason why a training stage has no data."""
 
 
 def _examples(plan: StagePlan, catalog: Catalog) -> LabelledSlices | None:
@@ -215,92 +222,93 @@ def _examples(plan: StagePlan, catalog: Catalog) -> LabelledSlices | None:
         raise _AbsentError("no data is named")
     if plan.target == "folders":
         if not store.exists(plan.data):
-            raise _AbsentError(f"{plan.data} is not there")
+            raise _AbsentError(f"{plan.data} does not exist")
         return labelled_folders(plan.data)
-    name = plan.data
     if plan.target in SET_TARGETS:
-        sets = catalog.sets()
-        if name.startswith("#") and name[1:].isdigit() and 1 <= int(name[1:]) <= len(sets):
-            name = sets[int(name[1:]) - 1]
-        if name not in sets:
-            raise _AbsentError(f"there is no set {name!r}, only {', '.join(sets) or 'none'}")
-    elif not len(catalog.select(task="attribution", split="train")):
+        return labelled(catalog, plan.target, _set_name(plan.data, catalog))
+    if not len(catalog.known_generators()):
         raise _AbsentError("there are no labelled generators")
-    return labelled(catalog, plan.target, name)
+    return labelled(catalog, plan.target)
+
+
+def _set_name(data: str, catalog: Catalog) -> str:
+    """Returns the membership set that a stage names, by its name or as #1, #2, ...; raises _AbsentError."""
+    sets = catalog.sets()
+    if data.startswith("#") and data[1:].isdigit() and 1 <= int(data[1:]) <= len(sets):
+        return sets[int(data[1:]) - 1]
+    if data not in sets:
+        raise _AbsentError(f"there is no set {data!r}, only {', '.join(sets) or 'none'}")
+    return data
 
 
 def labelled(catalog: Catalog, target: str, set: str = "") -> LabelledSlices:
-    """The slices of a target, one of `used`, `generated`, `generator` and `unknown`; set: a membership set's name.
+    """Returns the slices of a target: `used`, `generated`, `generator` or `unknown`. set: a membership set's name.
 
-    Classes of used: not_used, used; of generated: real (used and not used), generated; of generator: their names. Those
-    of unknown have none. Only training slices have labels here, whatever else DATA may know. Files that are known not
-    to be readable are left out. Raises DataError where a class is missing or nothing is left, UsageError for another
-    target.
+    The classes of used are not_used and used; those of generated are real (used and not used) and generated; those of
+    generator are the names of the generators; unknown has no classes. Only training slices get labels here, even where
+    the truth of test slices is known. Files that the catalog marks as unreadable are left out. Raises DataError where a
+    class is missing or no slices are left, UsageError for another target.
     """
     if target not in (*SET_TARGETS, "generator"):
         raise UsageError(f"target: got {target!r}, expected one of {[*SET_TARGETS, 'generator']}")
-    task, part = ("attribution", None) if target == "generator" else ("membership", set)
-    split = "test" if target == "unknown" else "train"
-    chosen = catalog.select(task=task, set=part, split=split, status="ok")
-    if target == "unknown":
-        chosen = chosen.select(role="unknown")
-    elif target == "used":
-        rows = pc.is_in(chosen.table["role"], pa.array(["used", "not_used"]))
-        chosen = chosen.where(rows)
-    names, classes = _CLASSES[target](chosen)
-    found = LabelledSlices(
-        tuple(chosen.column("uri").tolist()),
-        tuple(classes.index(name) if classes else -1 for name in names),
-        tuple(chosen.groups().tolist()),
-        tuple(chosen.column("sha256").tolist()),
-        classes,
-    )
     where = "the attribution's training slices" if target == "generator" else f"set {set!r}"
-    if not len(found):
-        raise DataError(f"target {target!r}: got no slices of {where}")
-    present = [name for name, count in found.counts().items() if count]
-    if classes and len(present) < 2:
-        raise DataError(f"target {target!r}: got {present} alone in {where}, expected two classes or more")
-    return found
+    slices = _slices_of(catalog, target, set)
+    if not len(slices):
+        raise DataError(f"target {target!r}: got no slices of {where}, expected some")
+    uris, groups, sha256 = slices.column("uri").tolist(), slices.groups().tolist(), slices.column("sha256").tolist()
+    if target == "unknown":
+        return LabelledSlices.unlabelled(uris, groups, sha256)
+    names, classes = _CLASSES[target](slices)
+    present = [name for name in classes if name in names]
+    if len(present) < 2:
+        raise DataError(f"target {target!r}: got only {present} in {where}, expected two classes or more")
+    labels = tuple(classes.index(name) for name in names)
+    return LabelledSlices(tuple(uris), labels, tuple(groups), tuple(sha256), classes)
 
 
-def _used(chosen: Catalog) -> tuple[list[str], tuple[str, ...]]:
-    return chosen.column("role").tolist(), ("not_used", "used")
+def _slices_of(catalog: Catalog, target: str, set: str) -> Catalog:
+    """Returns the readable slices that a target is about."""
+    if target == "generator":
+        return catalog.known_generators().select(status="ok")
+    if target == "unknown":
+        return catalog.unknown(set).select(status="ok")
+    training = catalog.of_set(set).select(split="train", status="ok")
+    return training.where(training.column("role") != "generated") if target == "used" else training
 
 
-def _generated(chosen: Catalog) -> tuple[list[str], tuple[str, ...]]:
-    return np.where(chosen.column("role") == "generated", "generated", "real").tolist(), ("real", "generated")
+def _used(slices: Catalog) -> tuple[list[str], tuple[str, ...]]:
+    return slices.column("role").tolist(), ("not_used", "used")
 
 
-def _generator(chosen: Catalog) -> tuple[list[str], tuple[str, ...]]:
-    names = chosen.column("generator").tolist()
+def _generated(slices: Catalog) -> tuple[list[str], tuple[str, ...]]:
+    return np.where(slices.column("role") == "generated", "generated", "real").tolist(), ("real", "generated")
+
+
+def _generator(slices: Catalog) -> tuple[list[str], tuple[str, ...]]:
+    names = slices.column("generator").tolist()
     return names, tuple(sorted(frozenset(names)))
 
 
-def _unknown(chosen: Catalog) -> tuple[list[str], tuple[str, ...]]:
-    return [""] * len(chosen), ()
-
-
+# The class of each slice, and all classes in the order of their labels.
 _CLASSES: dict[str, Callable[[Catalog], tuple[list[str], tuple[str, ...]]]] = {
     "used": _used,
     "generated": _generated,
     "generator": _generator,
-    "unknown": _unknown,
 }
 
 
 def labelled_folders(folder: str) -> LabelledSlices:
-    """The images of a folder or URI with one sub-folder a class, which may have sub-folders of its own.
+    """Reads the images of a folder or URI that has one sub-folder per class; these may have sub-folders, too.
 
-    Every image is a group of its own. Raises DataError where a file cannot be read, or there are not two classes.
+    Every image is a group of its own. Raises DataError where the folder has fewer than two classes.
     """
     base = store.open_store(folder)[1].rstrip("/")
     files = [uri for uri in store.list_files(folder, recursive=True) if uri.partition("?")[0].lower().endswith(ENDINGS)]
-    below = [store.open_store(uri)[1][len(base) :].lstrip("/").split("/") for uri in files]
-    images = [(uri, parts[0]) for uri, parts in zip(files, below, strict=True) if len(parts) > 1]
+    paths = [store.open_store(uri)[1][len(base) :].lstrip("/").split("/") for uri in files]
+    images = [(uri, parts[0]) for uri, parts in zip(files, paths, strict=True) if len(parts) > 1]
     classes = tuple(sorted({name for _, name in images}))
     if len(classes) < 2:
-        raise DataError(f"{folder}: got classes {list(classes)}, expected two sub-folders of images or more")
+        raise DataError(f"{folder}: got classes {list(classes)}, expected two or more sub-folders with images")
     uris = tuple(uri for uri, _ in images)
     with ThreadPoolExecutor(READERS) as readers:
         sha256 = tuple(readers.map(_hash, uris))
@@ -308,7 +316,7 @@ def labelled_folders(folder: str) -> LabelledSlices:
 
 
 def _hash(uri: str) -> str:
-    """ "" where the file cannot be read: it will be left out."""
+    """Returns "" for a file that cannot be read: the training will leave it out."""
     try:
         return hashlib.sha256(store.read_bytes(uri, MAX_BYTES)).hexdigest()
     except OSError:

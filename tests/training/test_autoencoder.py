@@ -1,4 +1,4 @@
-"""The autoencoder: streamed equals all at once; it knows its own generator; it goes on after an interruption."""
+"""The autoencoder: batches equal all slices at once; lower errors for its own generator; it resumes after a stop."""
 
 import shutil
 
@@ -33,8 +33,7 @@ QUICK = Settings(batch=16, epochs=3, patience=0)
 
 def slices_of(uris, groups=None):
     uris = tuple(map(str, uris))
-    none = ("",) * len(uris)
-    return LabelledSlices(uris, (-1,) * len(uris), groups or none, tuple(f"hash of {uri}" for uri in uris))
+    return LabelledSlices.unlabelled(uris, groups or [""] * len(uris), [f"hash of {uri}" for uri in uris])
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +41,18 @@ def generated(tmp_path_factory):
     """{generator: URIs of 60 slices} of two generators with training slices of their own."""
     folder = tmp_path_factory.mktemp("generated")
     training = phantoms(24, 1, seed=1)[0]
-    found = {}
+    uris = {}
     for name, own in (("eigen", training[:12]), ("warp", training[12:])):
         places = [folder / f"{name}{number}.png" for number in range(60)]
         for place, picture in zip(places, generate(name, own, 60, seed=2), strict=True):
             Image.fromarray(picture).save(place)
-        found[name] = [str(place) for place in places]
-    return found
+        uris[name] = [str(place) for place in places]
+    return uris
 
 
 @pytest.fixture(scope="module")
 def trained(generated, tmp_path_factory):
-    """FOLDER of an autoencoder that has seen 40 slices of `eigen` for three epochs."""
+    """The folder of an autoencoder that was trained on 40 slices of `eigen` for three epochs."""
     folder = str(tmp_path_factory.mktemp("trained") / "model")
     AutoencoderTraining(slices_of(generated["eigen"][:40]), SIZE, QUICK).run(folder)
     return folder
@@ -61,52 +60,52 @@ def trained(generated, tmp_path_factory):
 
 @pytest.fixture
 def mixed(generated, tmp_path):
-    """Ten slices with their labels, the fifth of them no picture."""
+    """Ten slices with their labels; the fifth is not a picture."""
     (tmp_path / "bad.png").write_bytes(b"no picture")
     uris = [*generated["eigen"][50:54], str(tmp_path / "bad.png"), *generated["warp"][50:55]]
     return uris, np.array([1, 1, 0, 1, 1, 0, 0, -1, 0, 1])
 
 
 def all_at_once(folder, uris):
-    """(n, SIZE, SIZE) float64 error images of slices that can be read, the plain way."""
+    """(n, SIZE, SIZE) float64 error images of slices that can be read, by plain code."""
     network = Autoencoder(SIZE)
     network.load_state_dict(read_model(folder)[1])
     pixels = np.stack([np.asarray(Image.open(uri)) for uri in uris]).astype(np.float64) / 255
     parts = 256 // SIZE
-    given = pixels.reshape(len(uris), SIZE, parts, SIZE, parts).mean((2, 4))
+    inputs = pixels.reshape(len(uris), SIZE, parts, SIZE, parts).mean((2, 4))
     with torch.no_grad():
-        made = network.double()(torch.from_numpy(given)[:, None])[:, 0].numpy()
-    return (given - made) ** 2
+        outputs = network.double()(torch.from_numpy(inputs)[:, None])[:, 0].numpy()
+    return (inputs - outputs) ** 2
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_streamed_equals_all_at_once(trained, mixed, batch, caplog):
+def test_batches_equal_all_at_once(trained, mixed, batch, caplog):
     uris, labels = mixed
-    good = [row for row in range(10) if row != 4]
-    images = all_at_once(trained, [uris[row] for row in good])
-    found = errors(trained, uris, batch=batch)
-    assert np.isnan(found[4])
-    np.testing.assert_allclose(found[good], images.mean((1, 2)), rtol=1e-4)
-    assert "1 of 10 slices cannot be read and have no error, such as " in caplog.text
+    readable = [row for row in range(10) if row != 4]
+    images = all_at_once(trained, [uris[row] for row in readable])
+    mean_errors = errors(trained, uris, batch=batch)
+    assert np.isnan(mean_errors[4])
+    np.testing.assert_allclose(mean_errors[readable], images.mean((1, 2)), rtol=1e-4)
+    assert "1 of 10 slices cannot be read and get no error, such as " in caplog.text
     assert uris[4] in caplog.text
 
     means = mean_error_images(trained, uris, labels, batch=batch)
-    used, not_used = (images[labels[good] == label].mean(0) for label in (1, 0))
+    used, not_used = (images[labels[readable] == label].mean(0) for label in (1, 0))
     assert means.used.dtype == np.float64
     np.testing.assert_allclose(means.used, used, rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(means.not_used, not_used, rtol=1e-3, atol=1e-7)
     values = np.concatenate([used, not_used])
     assert means.data_range == pytest.approx(values.max() - values.min(), rel=1e-3)
 
-    alike = similarities(trained, uris, means, batch=batch)
-    spread = values.max() - values.min()
-    wanted = [[structural_similarity(image, mean, data_range=spread) for mean in (used, not_used)] for image in images]
-    assert np.isnan(alike[4]).all()
-    np.testing.assert_allclose(alike[good], wanted, atol=1e-4)
+    similarity = similarities(trained, uris, means, batch=batch)
+    span = values.max() - values.min()
+    expected = [[structural_similarity(image, mean, data_range=span) for mean in (used, not_used)] for image in images]
+    assert np.isnan(similarity[4]).all()
+    np.testing.assert_allclose(similarity[readable], expected, atol=1e-4)
 
 
 def test_ssim_by_its_formula():
-    """scikit-image's defaults are what the docstring says: means over 7x7 windows, their centres inside the picture."""
+    """The defaults of scikit-image: means over 7x7 windows whose centres are inside the picture."""
     a, b = np.random.default_rng(0).random((2, 16, 16))
     span = 2.0
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
@@ -126,7 +125,7 @@ def test_never_more_than_a_batch_in_memory(trained, generated):
 
 
 def test_out_of_memory_halves_what_is_computed_at_once(trained, generated, monkeypatch):
-    wanted = errors(trained, generated["warp"][:9])
+    expected = errors(trained, generated["warp"][:9])
     real, sizes = autoencoder._error_images, []
 
     def short(network, pixels, size, device):
@@ -136,7 +135,7 @@ def test_out_of_memory_halves_what_is_computed_at_once(trained, generated, monke
         return real(network, pixels, size, device)
 
     monkeypatch.setattr(autoencoder, "_error_images", short)
-    np.testing.assert_allclose(errors(trained, generated["warp"][:9]), wanted, rtol=1e-5)
+    np.testing.assert_allclose(errors(trained, generated["warp"][:9]), expected, rtol=1e-5)
     assert sizes == [9, 4, 2, 2, 2, 2, 1]
 
 
@@ -149,32 +148,32 @@ def test_no_slice_at_all(trained):
 
 def test_a_class_without_slices(trained, mixed):
     with pytest.raises(DataError, match="got 1 used and 0 not used slices, expected both"):
-        mean_error_images(trained, mixed[0][3:7], [1, 0, -1, -1])  # the not used one is no picture
+        mean_error_images(trained, mixed[0][3:7], [1, 0, -1, -1])  # the not used slice is not a picture
 
 
 def test_its_own_generators_slices_have_lower_errors(generated, tmp_path):
     settings = Settings(batch=16, epochs=12, patience=0)
     for own, other in (("eigen", "warp"), ("warp", "eigen")):
         folder = str(tmp_path / own)
-        facts = AutoencoderTraining(slices_of(generated[own][:48]), SIZE, settings).run(folder)
-        assert facts["examples"] == [41, 7]
-        assert facts["figures"]["loss"] < 0.5 * facts["history"][0]["loss"]
+        record = AutoencoderTraining(slices_of(generated[own][:48]), SIZE, settings).run(folder)
+        assert record.examples == [41, 7]
+        assert record.figures["loss"] < 0.5 * record.history[0]["loss"]
         held_out, foreign = errors(folder, generated[own][48:]), errors(folder, generated[other])
         assert held_out.mean() < 0.9 * foreign.mean()
 
 
 def test_same_seed_same_network(generated, tmp_path):
-    found = []
+    networks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         settings = Settings(batch=16, epochs=2, patience=0, seed=seed)
         AutoencoderTraining(slices_of(generated["warp"][:20]), SIZE, settings).run(str(tmp_path / name))
-        found.append(read_model(str(tmp_path / name))[1])
-        torch.rand(3)  # of the global generator, which must not matter
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert not torch.equal(found[0]["encoder.5.weight"], found[2]["encoder.5.weight"])
+        networks.append(read_model(str(tmp_path / name))[1])
+        torch.rand(3)  # changes the global generator, which must not matter
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+    assert not torch.equal(networks[0]["encoder.5.weight"], networks[2]["encoder.5.weight"])
 
 
-def test_goes_on_after_an_interruption(generated, trained, tmp_path):
+def test_resumes_after_an_interruption(generated, trained, tmp_path):
     training = AutoencoderTraining(slices_of(generated["eigen"][:40]), SIZE, QUICK)
     folder = str(tmp_path / "model")
 
@@ -185,48 +184,46 @@ def test_goes_on_after_an_interruption(generated, trained, tmp_path):
         training.run(folder, report=interrupted)
     with pytest.raises(WeightsError, match="whose training has not ended; run it again"):
         errors(folder, generated["eigen"])
-    told = []
-    facts = training.run(folder, report=told.append)
-    assert [row["epoch"] for row in told] == [2, 3]
-    whole, tensors = read_model(trained)
-    assert facts["history"] == whole["history"]
+    reports = []
+    record = training.run(folder, report=reports.append)
+    assert [report["epoch"] for report in reports] == [2, 3]
+    content, tensors = read_model(trained)
+    assert record.history == content["history"]
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_model(folder)[1].items())
 
 
 def test_a_slice_that_cannot_be_read_is_left_out(generated, tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     uris = [*generated["eigen"][:9], str(tmp_path / "bad.png")]
-    facts = AutoencoderTraining(slices_of(uris), SIZE, Settings(batch=16, epochs=1, patience=0)).run(
-        str(tmp_path / "model")
-    )
-    assert sum(facts["examples"]) == 9
+    training = AutoencoderTraining(slices_of(uris), SIZE, Settings(batch=16, epochs=1, patience=0))
+    assert sum(training.run(str(tmp_path / "model")).examples) == 9
     assert str(tmp_path / "bad.png") in caplog.text
 
 
 def test_groups_and_equal_files_stay_on_one_side(generated, monkeypatch):
-    seen = []
-    monkeypatch.setattr(autoencoder, "SliceExamples", lambda slices: seen.append(slices))
+    sides = []  # slices to train on and to validate with, for each learner
+    monkeypatch.setattr(autoencoder, "SliceExamples", lambda slices: sides.append(slices))
     autoencoder._Learner(AutoencoderTraining(slices_of(generated["eigen"][:40], groups=("a", "b", "c", "d") * 10)))
-    assert not set(seen[0].groups) & set(seen[1].groups)
-    assert len(seen[1]) == 10
+    assert not set(sides[0].groups) & set(sides[1].groups)
+    assert len(sides[1]) == 10
     equal = slices_of([uri for uri in generated["eigen"][:20] for _ in range(2)])
     autoencoder._Learner(AutoencoderTraining(equal))
-    assert not set(seen[2].sha256) & set(seen[3].sha256)
-    assert len(seen[3]) == 6
+    assert not set(sides[2].sha256) & set(sides[3].sha256)
+    assert len(sides[3]) == 6
 
 
 def test_the_documented_architecture():
     network = Autoencoder(256)
     assert [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)] == [32, 64, 128, 256]
-    given = torch.rand(2, 1, 256, 256)
+    inputs = torch.rand(2, 1, 256, 256)
     latent = network.encoder[5]
-    wanted = network.encoder[:5](given).mul(1 / 16) @ latent.weight.T  # 16x16 positions, sixteen times 4x4
-    torch.testing.assert_close(network.encoder(given), wanted)
+    expected = network.encoder[:5](inputs).mul(1 / 16) @ latent.weight.T  # 16x16 positions are sixteen times 4x4
+    torch.testing.assert_close(network.encoder(inputs), expected)
     assert 0.5 < latent.weight.std() * (1.04 * 65536 / 2) ** 0.5 / 16 < 2
-    assert network.encoder(given).shape == (2, 128)
-    made = network(given)
-    assert made.shape == given.shape
-    assert 0 <= made.min() <= made.max() <= 1
+    assert network.encoder(inputs).shape == (2, 128)
+    outputs = network(inputs)
+    assert outputs.shape == inputs.shape
+    assert 0 <= outputs.min() <= outputs.max() <= 1
 
 
 def test_bad_arguments(generated):
@@ -234,7 +231,7 @@ def test_bad_arguments(generated):
         AutoencoderTraining(slices_of(generated["eigen"]), 48)
     with pytest.raises(DataError, match="got 1 generated slices, expected two or more"):
         AutoencoderTraining(slices_of(generated["eigen"][:1]))
-    large = LabelledSlices(("a", "b"), (-1, -1), ("", ""), ("1", "2"), side=896)
+    large = LabelledSlices.unlabelled(("a", "b"), ("", ""), ("1", "2"), 896)
     with pytest.raises(UsageError, match="got slices of 896 pixels a side"):
         AutoencoderTraining(large)
 
@@ -242,12 +239,12 @@ def test_bad_arguments(generated):
 def test_a_folder_without_an_autoencoder(trained, generated, tmp_path):
     with pytest.raises(WeightsError, match=r"expected a folder that jobs\.train has written"):
         errors(str(tmp_path / "nothing"), generated["eigen"])
-    facts, tensors = read_model(trained)
-    other = facts | {"identity": {"kind": "classifier", "architecture": "resnet18"}}
+    content, tensors = read_model(trained)
+    other = content | {"identity": {"kind": "classifier", "architecture": "resnet18"}}
     write_model(str(tmp_path / "other"), other, tensors)
-    with pytest.raises(WeightsError, match="holds a trained classifier, expected an autoencoder"):
+    with pytest.raises(WeightsError, match="got a trained classifier, expected an autoencoder"):
         errors(str(tmp_path / "other"), generated["eigen"])
     shutil.copytree(trained, tmp_path / "foreign")
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "foreign" / "model.safetensors")
-    with pytest.raises(WeightsError, match="its tensors are not those of this autoencoder"):
+    with pytest.raises(WeightsError, match="its tensors do not fit this autoencoder"):
         errors(str(tmp_path / "foreign"), generated["eigen"])

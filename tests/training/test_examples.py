@@ -1,4 +1,4 @@
-"""Labelled slices: reading, masks, copies and augmentation of examples, splits by group; against plain references."""
+"""Labelled slices: reading, masks, copies and augmentation of examples, split by group; against plain references."""
 
 import logging
 
@@ -24,72 +24,72 @@ def pixels():
 def slices(tmp_path, pixels):
     """Eight files, of two classes and four groups."""
     uris = []
-    for row, one in enumerate(pixels):
-        Image.fromarray(one).save(tmp_path / f"{row}.png")
+    for row, slice_ in enumerate(pixels):
+        Image.fromarray(slice_).save(tmp_path / f"{row}.png")
         uris.append(str(tmp_path / f"{row}.png"))
     labels, groups = tuple(row % 2 for row in range(8)), tuple(f"p{row // 2}" for row in range(8))
     return LabelledSlices(tuple(uris), labels, groups, tuple(f"h{row}" for row in range(8)), ("real", "generated"))
 
 
 def test_items_are_slices_masks_and_labels(slices, pixels):
-    found = SliceExamples(slices, masker_of("threshold"))
-    assert len(found) == 8
+    slice_examples = SliceExamples(slices, masker_of("threshold"))
+    assert len(slice_examples) == 8
     for row in range(8):
-        item = found.item(row, 1)
+        item = slice_examples.item(row, 1)
         np.testing.assert_array_equal(item["pixels"], pixels[row])
         np.testing.assert_array_equal(item["mask"], threshold_mask(pixels[row]))
         assert item["label"] == row % 2
     assert set(SliceExamples(slices).item(0, 1)) == {"pixels", "label"}
 
 
-def test_what_does_not_stay_in_memory_is_read_again(slices, pixels, monkeypatch):
-    monkeypatch.setattr(examples, "KEPT_BYTES", 3 * 256**2)
-    found = SliceExamples(slices)
-    assert len(found._pixels) == 3
+def test_slices_that_do_not_stay_in_memory_are_read_again(slices, pixels, monkeypatch):
+    monkeypatch.setattr(examples, "CACHED_BYTES", 3 * 256**2)
+    slice_examples = SliceExamples(slices)
+    assert len(slice_examples._pixels) == 3
     for row in range(8):
-        np.testing.assert_array_equal(found.item(row, 1)["pixels"], pixels[row])
+        np.testing.assert_array_equal(slice_examples.item(row, 1)["pixels"], pixels[row])
 
 
 def test_bad_files_are_left_out_with_a_warning(slices, tmp_path, caplog):
-    (tmp_path / "2.png").write_bytes(b"no image")
+    (tmp_path / "2.png").write_bytes(b"not an image")
     (tmp_path / "5.png").unlink()
     with caplog.at_level(logging.WARNING):
-        found = SliceExamples(slices)
-    assert "2 of 8 slices cannot be read" in caplog.text
+        slice_examples = SliceExamples(slices)
+    assert "left out 2 of 8 slices that cannot be read" in caplog.text
     assert "2.png" in caplog.text
-    assert [found.item(index, 0)["label"] for index in range(len(found))] == [0, 1, 1, 0, 0, 1]
+    assert [slice_examples.item(index, 0)["label"] for index in range(len(slice_examples))] == [0, 1, 1, 0, 0, 1]
     blocks = list(read_blocks(slices, 3))
     assert [block.rows for block in blocks] == [[0, 1], [3, 4], [6, 7]]
     assert [len(block.errors) for block in blocks] == [1, 1, 0]
 
 
-def test_a_file_that_goes_away_is_one_line(slices, tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "KEPT_BYTES", 0)
-    found = SliceExamples(slices)
+def test_a_file_that_disappears_is_an_error_of_one_line(slices, tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "CACHED_BYTES", 0)
+    slice_examples = SliceExamples(slices)
     (tmp_path / "0.png").unlink()
-    with pytest.raises(DataError, match=r"0\.png: cannot be read any more"):
-        found.item(0, 1)
+    with pytest.raises(DataError, match=r"0\.png: could be read before and now cannot be read"):
+        slice_examples.item(0, 1)
 
 
 def test_copies_of_one_class_are_augmented_and_the_others_are_not(slices, pixels):
     augmentation = Augmentation()
-    found = SliceExamples(slices, masker_of("threshold"), augmentation, copies=50, copied=0, seed=4)
-    assert len(found) == 4 * 50 + 4
-    labels = [found._rows[index] % 2 for index in range(len(found))]
-    seen = {found.item(index, 2)["pixels"].tobytes() for index in range(len(found)) if not labels[index]}
-    assert len(seen) == 200
+    slice_examples = SliceExamples(slices, masker_of("threshold"), augmentation, copies=50, copied=0, seed=4)
+    assert len(slice_examples) == 4 * 50 + 4
+    labels = [row % 2 for row in slice_examples._rows]
+    copied = [index for index, label in enumerate(labels) if label == 0]
+    assert len({slice_examples.item(index, 2)["pixels"].tobytes() for index in copied}) == 200
     index = labels.index(1)
-    np.testing.assert_array_equal(found.item(index, 2)["pixels"], pixels[1])
+    np.testing.assert_array_equal(slice_examples.item(index, 2)["pixels"], pixels[1])
     change = augmentation.draw(4, 2, 0)
-    np.testing.assert_array_equal(found.item(0, 2)["pixels"], change.apply(pixels[0]))
-    np.testing.assert_array_equal(found.item(0, 2)["mask"], change.apply(threshold_mask(pixels[0])))
+    np.testing.assert_array_equal(slice_examples.item(0, 2)["pixels"], change.apply(pixels[0]))
+    np.testing.assert_array_equal(slice_examples.item(0, 2)["mask"], change.apply(threshold_mask(pixels[0])))
 
 
 def test_without_copies_all_classes_are_augmented_anew_in_each_epoch(slices, pixels):
-    found = SliceExamples(slices, None, Augmentation())
+    slice_examples = SliceExamples(slices, None, Augmentation())
     again = SliceExamples(slices, None, Augmentation())
     for index in range(8):
-        first, second = (found.item(index, epoch)["pixels"] for epoch in (1, 2))
+        first, second = (slice_examples.item(index, epoch)["pixels"] for epoch in (1, 2))
         assert not np.array_equal(first, second)
         assert not np.array_equal(first, pixels[index])
         np.testing.assert_array_equal(again.item(index, 2)["pixels"], second)
@@ -102,11 +102,17 @@ def test_pictures_of_another_side(tmp_path):
     Image.fromarray(large[:48, :48]).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     uris = tuple(str(tmp_path / f"{name}.png") for name in "abc")
-    found = SliceExamples(LabelledSlices(uris, (0, 1, 1), uris, uris, ("x", "y"), side=96))
-    assert len(found) == 2
-    np.testing.assert_array_equal(found.item(0, 0)["pixels"], large)
+    slice_examples = SliceExamples(LabelledSlices(uris, (0, 1, 1), uris, uris, ("x", "y"), side=96))
+    assert len(slice_examples) == 2
+    np.testing.assert_array_equal(slice_examples.item(0, 0)["pixels"], large)
     expected = np.array(Image.fromarray(large[:48, :48]).resize((96, 96), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(found.item(1, 0)["pixels"], expected)
+    np.testing.assert_array_equal(slice_examples.item(1, 0)["pixels"], expected)
+
+
+def test_slices_without_labels():
+    slices = LabelledSlices.unlabelled(["a", "b"], ["g", "h"], ["1", "2"], 896)
+    assert slices == LabelledSlices(("a", "b"), (-1, -1), ("g", "h"), ("1", "2"), (), 896)
+    assert LabelledSlices.unlabelled([], [], []).side == 256
 
 
 def test_columns_that_do_not_fit():
@@ -119,8 +125,8 @@ def test_columns_that_do_not_fit():
 def test_digest_follows_content_labels_and_groups_and_not_the_place(slices):
     moved = LabelledSlices(tuple(f"/b{uri}" for uri in slices.uris), *[*vars(slices).values()][1:])
     assert moved.digest() == slices.digest()
-    other = [slices.take(range(7)), slices.relabelled([0] * 8, slices.classes), slices.take([1, 0, *range(2, 8)])]
-    assert len({one.digest() for one in (*other, slices)}) == 4
+    others = [slices.take(range(7)), slices.relabelled([0] * 8, slices.classes), slices.take([1, 0, *range(2, 8)])]
+    assert len({other.digest() for other in (*others, slices)}) == 4
     assert slices.counts() == {"real": 4, "generated": 4}
 
 
@@ -142,7 +148,7 @@ def test_split_keeps_groups_whole_and_classes_in_proportion(seed):
 def test_split_of_few_groups():
     train, valid = split_by_group([0, 0, 1, 1], ["a", "b", "c", "d"])
     assert {0, 1} == {row // 2 for row in train} == {row // 2 for row in valid}
-    train, valid = split_by_group([0, 0, 1, 1], ["a", "a", "c", "d"])  # a class of one group is to be trained on
+    train, valid = split_by_group([0, 0, 1, 1], ["a", "a", "c", "d"])  # a class of one group is trained on
     assert {0, 1} <= set(train)
     assert len(valid) == 1
     train, valid = split_by_group([0, 1], ["a", "a"])

@@ -1,3 +1,5 @@
+"""The training loop: equal to a plain loop, resumes after a stop, early stopping, memory, several processes."""
+
 import json
 import os
 import subprocess
@@ -53,6 +55,10 @@ class Plane:
 
 SHORT = Settings("sgd", 0.05, batch=16, epochs=6, patience=0)
 IDENTITY = {"kind": "plane"}
+CONTENT = (  # of model.json
+    *("identity", "settings", "epochs", "steps", "best_epoch"),
+    *("figures", "history", "seconds", "examples", "peak_memory"),
+)
 
 
 def run(folder, settings=SHORT, learner=None, report=None, identity=IDENTITY):
@@ -60,7 +66,7 @@ def run(folder, settings=SHORT, learner=None, report=None, identity=IDENTITY):
 
 
 def test_equals_plain_loop(tmp_path):
-    facts = run(tmp_path)
+    record = run(tmp_path)
     plain = Plane()
     optimiser = torch.optim.SGD(plain.model.parameters(), lr=0.05, momentum=0.9)
     history = []
@@ -79,21 +85,22 @@ def test_equals_plain_loop(tmp_path):
         x, y = (torch.tensor(np.stack([item[name] for item in items])) for name in "xy")
         with torch.no_grad():
             history.append([np.mean(losses), float(((plain.model(x)[:, 0] - y) ** 2).mean())])
-    found = [[row["train_loss"], row["loss"]] for row in facts["history"]]
-    np.testing.assert_allclose(found, history, rtol=1e-4)
+    losses = [[row["train_loss"], row["loss"]] for row in record.history]
+    np.testing.assert_allclose(losses, history, rtol=1e-4)
     best = int(np.argmin([row[1] for row in history]))
-    assert facts["best_epoch"] == best + 1
-    assert facts["steps"] == 6 * 4
-    told, tensors = read_model(str(tmp_path))
-    assert told == json.loads(json.dumps(facts))
+    assert record.best_epoch == best + 1
+    assert record.steps == 6 * 4
+    content, tensors = read_model(str(tmp_path))
+    assert content == json.loads(json.dumps(record.as_dict()))
+    assert tuple(content) == CONTENT
     if best == 5:
         torch.testing.assert_close(tensors["1.weight"], plain.model[1].weight.detach())
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_goes_on_where_it_was_stopped(tmp_path, stop):
-    def interrupt(facts):
-        if facts["epoch"] == stop:
+def test_a_stopped_training_resumes(tmp_path, stop):
+    def interrupt(report):
+        if report["epoch"] == stop:
             raise KeyboardInterrupt
 
     undisturbed = run(tmp_path / "whole", learner=Plane(dropout=0.5))
@@ -103,17 +110,28 @@ def test_goes_on_where_it_was_stopped(tmp_path, stop):
     with pytest.raises(WeightsError, match="has not ended"):
         read_model(str(tmp_path / "parts"))
     again = Plane(dropout=0.5)
-    seen = []
-    facts = run(tmp_path / "parts", learner=again, report=lambda told: seen.append(told["epoch"]))
-    assert seen == list(range(stop + 1, 7))
-    assert {epoch for epoch, _ in again.train.seen[1:]} == set(range(stop + 1, 7))  # the first tells how large one is
-    assert [row["loss"] for row in facts["history"]] == [row["loss"] for row in undisturbed["history"]]
+    epochs = []
+    record = run(tmp_path / "parts", learner=again, report=lambda report: epochs.append(report["epoch"]))
+    assert epochs == list(range(stop + 1, 7))
+    assert {epoch for epoch, _ in again.train.seen[1:]} == set(range(stop + 1, 7))  # the first read shows the size
+    assert [row["loss"] for row in record.history] == [row["loss"] for row in undisturbed.history]
     for name, tensor in read_model(str(tmp_path / "whole"))[1].items():
         assert torch.equal(tensor, read_model(str(tmp_path / "parts"))[1][name])
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["model.json", "model.safetensors"]
 
 
-def test_best_epoch_is_kept_and_patience_ends_it(tmp_path):
+def test_a_checkpoint_has_the_fields_of_earlier_versions(tmp_path):
+    def interrupt(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, report=interrupt)
+    checkpoint = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert set(checkpoint) == {"told", "network", "optimiser", "state"}
+    assert set(checkpoint["state"]) == {"epoch", "steps", "seconds", "best_epoch", "history", "best"}
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_training(tmp_path):
     class Worse(Plane):
         def figures(self, sums):
             self.epochs = getattr(self, "epochs", 0) + 1
@@ -121,29 +139,29 @@ def test_best_epoch_is_kept_and_patience_ends_it(tmp_path):
 
     weights = []
     learner = Worse()
-    keep = lambda told: weights.append(learner.model[1].weight.detach().clone())  # noqa: E731
-    facts = run(tmp_path, Settings("sgd", 0.05, 16, 6, patience=2), learner, keep)
-    assert (facts["best_epoch"], facts["epochs"]) == (2, 4)
+    keep = lambda report: weights.append(learner.model[1].weight.detach().clone())  # noqa: E731
+    record = run(tmp_path, Settings("sgd", 0.05, 16, 6, patience=2), learner, keep)
+    assert (record.best_epoch, record.epochs) == (2, 4)
     assert torch.equal(read_model(str(tmp_path))[1]["1.weight"], weights[1])
-    assert facts["figures"]["loss"] == 1.0
+    assert record.figures["loss"] == 1.0
 
 
 def test_max_steps_ends_within_an_epoch(tmp_path):
-    facts = run(tmp_path, Settings("sgd", 0.05, 16, 6, 0, max_steps=6))
-    assert (facts["steps"], facts["epochs"]) == (6, 2)
+    record = run(tmp_path, Settings("sgd", 0.05, 16, 6, 0, max_steps=6))
+    assert (record.steps, record.epochs) == (6, 2)
 
 
 def test_without_validation_the_last_epoch_counts(tmp_path):
-    assert run(tmp_path, learner=Plane(valid=0))["best_epoch"] == 6
+    assert run(tmp_path, learner=Plane(valid=0)).best_epoch == 6
 
 
 @pytest.mark.parametrize("micro", [1, 3, 16])
 def test_parts_of_a_batch_sum_to_it(tmp_path, micro, monkeypatch):
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr(loop, "CPU_NUMBERS", micro * 256**2)
+    monkeypatch.setattr(loop, "CPU_PIXELS", micro * 256**2)
     parts = run(tmp_path / "parts")
     np.testing.assert_allclose(
-        [row["loss"] for row in parts["history"]], [row["loss"] for row in whole["history"]], rtol=1e-4
+        [row["loss"] for row in parts.history], [row["loss"] for row in whole.history], rtol=1e-4
     )
 
 
@@ -169,9 +187,9 @@ def test_larger_pictures_go_through_in_smaller_numbers(tmp_path):
 def test_a_large_state_is_written_seldom(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(loop, "write_state", lambda *_: written.append(1))
-    monkeypatch.setattr(loop, "CHEAP", -1.0)
-    monkeypatch.setattr(loop, "SELDOM", 1e9)
-    assert run(tmp_path)["epochs"] == 6
+    monkeypatch.setattr(loop, "FAST_WRITE", -1.0)
+    monkeypatch.setattr(loop, "WRITE_INTERVAL", 1e9)
+    assert run(tmp_path).epochs == 6
     assert len(written) == 1
 
 
@@ -189,16 +207,16 @@ def test_out_of_memory_halves_what_goes_together(tmp_path):
             return Plane.measure(Plane(), model, batch)
 
     learner = Small()
-    facts = run(tmp_path / "small", learner=learner)
+    record = run(tmp_path / "small", learner=learner)
     assert [size for size in learner.sizes if size > 5] == [16, 8]
     whole = run(tmp_path / "whole")
-    np.testing.assert_allclose(facts["figures"]["loss"], whole["figures"]["loss"], rtol=1e-4)
+    np.testing.assert_allclose(record.figures["loss"], whole.figures["loss"], rtol=1e-4)
 
 
-def test_what_is_there_is_not_trained_again(tmp_path):
+def test_a_finished_training_is_not_repeated(tmp_path):
     first = run(tmp_path)
     learner = Plane()
-    assert run(tmp_path, learner=learner) == json.loads(json.dumps(first))
+    assert run(tmp_path, learner=learner) == first
     assert learner.train.seen == []
 
 
@@ -212,31 +230,31 @@ def test_other_settings_or_examples_are_refused(tmp_path):
     assert (tmp_path / "model.json").read_bytes() == before
 
 
-def test_a_state_that_is_cut_off_begins_anew(tmp_path, caplog):
-    def interrupt(facts):
+def test_after_a_truncated_checkpoint_the_training_starts_again(tmp_path, caplog):
+    def interrupt(report):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, report=interrupt)
     state = tmp_path / "state.pt"
     state.write_bytes(state.read_bytes()[:100])
-    assert run(tmp_path)["epochs"] == 6
+    assert run(tmp_path).epochs == 6
     assert "the training starts again" in caplog.text
 
 
-def test_a_loss_that_is_no_number_ends_it_in_one_line(tmp_path):
-    with pytest.raises(GansfpError, match=r"no number after epoch \d+; lower the rate"):
+def test_a_loss_that_becomes_nan_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(GansfpError, match=r"the loss became NaN or infinite in epoch \d+; use a smaller .* \(--rate\)"):
         run(tmp_path, Settings("sgd", 0.999, 4, 50, 0), Plane(noise=1e30))
     assert not (tmp_path / "model.json").exists()
 
 
-def test_nothing_to_learn_from(tmp_path):
+def test_no_examples(tmp_path):
     with pytest.raises(DataError, match="no examples"):
         run(tmp_path, learner=Plane(n=0))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"optimiser": "lion"}, "optimiser: got 'lion', expected one of"),
         ({"rate": 0.0}, "learning rate: got 0.0"),
@@ -245,12 +263,12 @@ def test_nothing_to_learn_from(tmp_path):
         ({"patience": -1}, "patience: got -1"),
     ],
 )
-def test_settings_are_checked(wrong, told):
-    with pytest.raises(UsageError, match=told):
+def test_settings_are_checked(wrong, message):
+    with pytest.raises(UsageError, match=message):
         Settings(**wrong)
 
 
-TOGETHER = """
+TWO_PROCESSES = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
@@ -264,7 +282,7 @@ run({folder!r}, learner=Plane(n=49, valid=21))
 
 def test_two_processes_learn_what_one_does(tmp_path):
     tests = Path(__file__).parent
-    code = TOGETHER.format(
+    code = TWO_PROCESSES.format(
         tests=str(tests), root=str(tests.parents[1]), store=tmp_path / "store", folder=str(tmp_path / "both")
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""What classifiers are trained on: targets of a catalog, folders of classes, files of stages and what is bad there."""
+"""Training stages of classifiers: targets of a catalog, folders of classes, files of stages and their errors."""
 
 import json
 import logging
@@ -41,11 +41,11 @@ def write(tmp_path, stages):
     ],
 )
 def test_targets(catalog, target, classes, counts):
-    found = labelled(catalog, target, "warp")
-    assert found.classes == classes
-    assert tuple(found.counts().values()) == counts
+    slices = labelled(catalog, target, "warp")
+    assert slices.classes == classes
+    assert tuple(slices.counts().values()) == counts
     rows = {row["uri"]: row for row in catalog.table.to_pylist()}
-    for uri, label, group, sha256 in zip(found.uris, found.labels, found.groups, found.sha256, strict=True):
+    for uri, label, group, sha256 in zip(slices.uris, slices.labels, slices.groups, slices.sha256, strict=True):
         row = rows[uri]
         assert row["split"] == "train"
         name = row["generator"] or {"used": "real", "not_used": "real"}.get(row["role"], row["role"])
@@ -55,11 +55,11 @@ def test_targets(catalog, target, classes, counts):
 
 
 def test_unknown_slices_have_no_labels(catalog):
-    found = labelled(catalog, "unknown", "warp")
-    assert set(found.labels) == {-1}
-    assert found.classes == ()
+    slices = labelled(catalog, "unknown", "warp")
+    assert set(slices.labels) == {-1}
+    assert slices.classes == ()
     unknown = catalog.select(task="membership", set="warp", split="test", role="unknown")
-    assert set(found.uris) == set(unknown.column("uri").tolist())
+    assert set(slices.uris) == set(unknown.column("uri").tolist())
 
 
 def without(catalog, role):
@@ -67,14 +67,14 @@ def without(catalog, role):
 
 
 def test_a_single_class_is_refused(catalog):
-    with pytest.raises(DataError, match=r"target 'used': got \['not_used'\] alone in set 'warp', expected two classes"):
+    with pytest.raises(DataError, match=r"target 'used': got only \['not_used'\] in set 'warp', expected two classes"):
         labelled(without(catalog, "used"), "used", "warp")
     with pytest.raises(DataError, match="target 'used': got no slices of set 'nowhere'"):
         labelled(catalog, "used", "nowhere")
     with pytest.raises(UsageError, match="target: got 'fake', expected one of"):
         labelled(catalog, "fake", "warp")
     slices = labelled(catalog, "used", "warp")
-    with pytest.raises(DataError, match=r"stage 'one': got slices of \['used'\], expected two classes or more"):
+    with pytest.raises(DataError, match=r"training stage 'one': got slices of \['used'\], expected two classes"):
         Stage("one", slices.take(np.flatnonzero(slices.labels)))
 
 
@@ -82,31 +82,31 @@ def test_unreadable_files_are_left_out(catalog):
     table = catalog.table.to_pydict()
     row = next(i for i, uri in enumerate(table["uri"]) if "warp/train/used" in uri)
     table["status"][row] = "unreadable"
-    found = labelled(Catalog(catalog.data, pa.table(table, schema=catalog.table.schema)), "used", "warp")
-    assert tuple(found.counts().values()) == (16, 15)
+    slices = labelled(Catalog(catalog.data, pa.table(table, schema=catalog.table.schema)), "used", "warp")
+    assert tuple(slices.counts().values()) == (16, 15)
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two classes, one of them in sub-folders, and what is no image."""
+    """Two classes, one of them with a sub-folder, and two files that belong to no class."""
     base = tmp_path / "casia"
     for number, name in enumerate(("authentic/a.png", "authentic/more/b.png", "tampered/a.jpg", "tampered/c.PNG")):
         place = base / name
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((40, 60, 3), 50 * number, np.uint8)).save(place)
-    (base / "tampered" / "list.txt").write_text("no image")
+    (base / "tampered" / "list.txt").write_text("not an image")
     (base / "stray.png").write_bytes((base / "authentic" / "a.png").read_bytes())
     return base
 
 
 def test_folders(folders):
-    found = labelled_folders(str(folders))
-    assert found.classes == ("authentic", "tampered")
-    names = [uri[len(str(folders)) + 1 :] for uri in found.uris]
+    slices = labelled_folders(str(folders))
+    assert slices.classes == ("authentic", "tampered")
+    names = [uri[len(str(folders)) + 1 :] for uri in slices.uris]
     assert names == ["authentic/a.png", "authentic/more/b.png", "tampered/a.jpg", "tampered/c.PNG"]
-    assert found.labels == (0, 0, 1, 1)
-    assert len(set(found.groups)) == len(set(found.sha256)) == 4
-    with pytest.raises(DataError, match=r"more: got classes \[\], expected two sub-folders"):
+    assert slices.labels == (0, 0, 1, 1)
+    assert len(set(slices.groups)) == len(set(slices.sha256)) == 4
+    with pytest.raises(DataError, match=r"more: got classes \[\], expected two or more sub-folders"):
         labelled_folders(str(folders / "authentic" / "more"))
 
 
@@ -122,19 +122,19 @@ def test_a_file_of_stages(tmp_path, catalog, folders, caplog):
         {"name": "unasked", "data": "warp", "target": "unknown", "labels": "none"},
     ]
     with caplog.at_level(logging.WARNING):
-        found = find_stages(read_stages(write(tmp_path, stages)), catalog)
-    assert [stage.name for stage in found] == [stage["name"] for stage in stages]
-    assert found[0].settings == Settings("adam", 1e-4, 256, 3, 10)
-    assert found[1].settings == Settings("sgd", 1e-3, 8, 50, 0)
-    assert found[2].examples == labelled(catalog, "used", "clean")
-    assert {stage.name: stage.skipped for stage in found if stage.skipped} == {
+        training_stages = find_stages(read_stages(write(tmp_path, stages)), catalog)
+    assert [stage.name for stage in training_stages] == [stage["name"] for stage in stages]
+    assert training_stages[0].settings == Settings("adam", 1e-4, 256, 3, 10)
+    assert training_stages[1].settings == Settings("sgd", 1e-3, 8, 50, 0)
+    assert training_stages[2].examples == labelled(catalog, "used", "clean")
+    assert {stage.name: stage.skipped for stage in training_stages if stage.skipped} == {
         "third": "there is no set '#3', only clean, warp",
-        "gone": f"{tmp_path / 'gone'} is not there",
+        "gone": f"{tmp_path / 'gone'} does not exist",
         "none": "no data is named",
-        "unasked": "it is to have no labels",
+        "unasked": "its labels are 'none'",
     }
     assert caplog.text.count("is skipped:") == 4
-    assert found[6].examples == labelled(catalog, "unknown", "warp")
+    assert training_stages[6].examples == labelled(catalog, "unknown", "warp")
 
 
 def test_published_stages(catalog):
@@ -160,7 +160,7 @@ GOOD = {"name": "a", "data": "warp"}
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "message"),
     [
         ([GOOD | {"epoch": 3}], "stage 1: got key 'epoch', expected one of name, data, target, labels, epochs"),
         ([GOOD, {"name": "b"}], "stage 2: no key 'data', expected name, data"),
@@ -173,23 +173,23 @@ GOOD = {"name": "a", "data": "warp"}
         ([GOOD | {"data": 1}], "stage 1: data: got 1, expected text"),
         ([GOOD | {"target": "fake"}], r"stage 1 \('a'\): target: got 'fake', expected one of used, generated"),
         ([GOOD | {"labels": "soft"}], r"stage 1 \('a'\): labels: got 'soft', expected one of supervised, pseudo"),
-        ([GOOD | {"target": "unknown"}], "labels: got 'supervised' of unknown slices, expected pseudo or none"),
+        ([GOOD | {"target": "unknown"}], "labels: got 'supervised' for target 'unknown', expected pseudo or none"),
         ([GOOD | {"target": "generator"}], "data: got 'warp', expected 'attribution' for target 'generator'"),
         ([GOOD | {"labels": "pseudo"}], "stage 1: labels: got 'pseudo', expected a stage before it"),
         ([3], "stage 1: got '3', expected an object"),
-        ([], "expected a list of stages"),
-        ({"name": "a"}, "expected a list of stages"),
-        ("no json", "not JSON"),
+        ([], "expected a list of training stages"),
+        ({"name": "a"}, "expected a list of training stages"),
+        ("not json", "not JSON"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_one_line(tmp_path, stages, said):
+def test_an_error_in_a_file_is_one_line(tmp_path, stages, message):
     place = write(tmp_path, stages)
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         read_stages(place)
     assert str(caught.value).startswith(place)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there():
-    with pytest.raises(UsageError, match=r"'/nowhere/s\.json' cannot be read .* or one of kde-med-2024"):
+def test_a_file_that_does_not_exist():
+    with pytest.raises(UsageError, match=r"'/nowhere/s\.json', which cannot be read .* or one of kde-med-2024"):
         read_stages("/nowhere/s.json")

@@ -1,4 +1,4 @@
-"""The U-Net: what it is trained on, its figures against plain ones, and lungs that it finds in slices it never saw."""
+"""The U-Net: its examples, its figures against plain ones, and the lungs it finds in slices of other patients."""
 
 import json
 from dataclasses import replace
@@ -31,17 +31,17 @@ def folders(tmp_path_factory):
     names = [f"{group}_z{number % 4}.png" for number, group in enumerate(groups)]
     folder = tmp_path_factory.mktemp("pairs")
     write(folder / "images", dict(zip(names, pixels, strict=True)))
-    drawn = [lungs.threshold_mask(one).astype(np.uint8) * 255 for one in pixels]
+    drawn = [lungs.threshold_mask(slice_).astype(np.uint8) * 255 for slice_ in pixels]
     write(folder / "masks", dict(zip(names, drawn, strict=True)))
     return str(folder / "images"), str(folder / "masks")
 
 
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
-    """A training of a few seconds: itself, its folder, what it returned, what it told."""
+    """A training of a few seconds: the training, its folder, its record and the reports of its epochs."""
     training = UnetTraining(pair_folders(*folders), Settings("adam", 2e-3, batch=4, epochs=10, patience=0))
-    folder, told = str(tmp_path_factory.mktemp("models") / "unet"), []
-    return training, folder, training.run(folder, "cpu", told.append), told
+    folder, reports = str(tmp_path_factory.mktemp("models") / "unet"), []
+    return training, folder, training.run(folder, "cpu", reports.append), reports
 
 
 def test_pairs_have_their_volumes_and_a_digest(folders):
@@ -75,9 +75,9 @@ def test_a_slice_that_cannot_be_read_is_left_out(tmp_path, caplog):
         write(tmp_path / folder, {"a.png": image, "b.png": image})
     (tmp_path / "i" / "a.png").write_bytes(b"")
     assert pair_folders(str(tmp_path / "i"), str(tmp_path / "m")).volumes == ("b",)
-    assert "1 of 2 slices cannot be read: left out, such as a.png: empty file" in caplog.text
+    assert "left out 1 of 2 slices that cannot be read, such as a.png: empty file" in caplog.text
     (tmp_path / "i" / "b.png").write_bytes(b"")
-    with pytest.raises(DataError, match="nothing can be read"):
+    with pytest.raises(DataError, match="no slice can be read"):
         pair_folders(str(tmp_path / "i"), str(tmp_path / "m"))
 
 
@@ -90,14 +90,14 @@ def test_folders_that_are_no_pairs(tmp_path):
         pair_folders(i, m)
     with pytest.raises(UsageError, match="which is --images"):
         pair_folders(i, i)
-    for given, option in (((empty, m), "--images"), ((i, empty), "--masks")):
+    for arguments, option in (((empty, m), "--images"), ((i, empty), "--masks")):
         with pytest.raises(DataError, match=f"{option}: got .* no files"):
-            pair_folders(*given)
+            pair_folders(*arguments)
     write(tmp_path / "grey", {"a.png": image, "b.png": np.arange(65536, dtype=np.uint16).reshape(256, 256) // 256})
     with pytest.raises(DataError, match=r"b.png: got a mask of 256 grey levels, such as 128, expected 0, and 255"):
         pair_folders(i, str(tmp_path / "grey"))
     write(tmp_path / "black", {"a.png": image * 0, "b.png": image * 0})
-    with pytest.raises(DataError, match="masks are all empty"):
+    with pytest.raises(DataError, match="all masks are empty"):
         pair_folders(i, str(tmp_path / "black"))
 
 
@@ -106,25 +106,25 @@ def test_whole_volumes_are_held_out(folders):
     volumes = np.array(pairs.volumes)
     for seed in range(4):
         training = UnetTraining(pairs, Settings(seed=seed))
-        learnt, held = training.split()
-        assert not set(volumes[learnt]) & set(volumes[held])
-        assert sorted([*learnt, *held]) == list(range(20))
-        assert len(held) == 4
-        assert training.identity()["held_out"] == sorted(set(volumes[held]))
+        train_rows, valid_rows = training.split()
+        assert not set(volumes[train_rows]) & set(volumes[valid_rows])
+        assert sorted([*train_rows, *valid_rows]) == list(range(20))
+        assert len(valid_rows) == 4
+        assert training.identity()["held_out"] == sorted(set(volumes[valid_rows]))
     assert set(volumes[UnetTraining(pairs, held_out=("patient_0003",)).split()[1]]) == {"patient_0003"}
     for wrong in ({"held_out": ("patient_9",)}, {"held_out": tuple(volumes)}, {"examples": pairs.take(np.arange(4))}):
         with pytest.raises(DataError, match="expected some to train on and others to validate with"):
             UnetTraining(**{"examples": pairs, **wrong})
 
 
-def test_augmentation_depends_on_its_numbers_alone_and_moves_mask_and_slice_together():
+def test_augmentation_depends_only_on_its_numbers_and_moves_mask_and_slice_together():
     pixels = phantoms(1, 1, seed=3)[0][0]
     mask = pixels > 128
     many = [LungAugmentation().apply(pixels, mask, 7, epoch, 3) for epoch in range(12)]
     again = LungAugmentation().apply(pixels, mask, 7, 5, 3)
     np.testing.assert_array_equal(many[5][0], again[0])
     np.testing.assert_array_equal(many[5][1], again[1])
-    assert len({one.tobytes() for one, _ in many}) == 12
+    assert len({slice_.tobytes() for slice_, _ in many}) == 12
     for changed, moved in (
         LungAugmentation(gamma=0, contrast=0, brightness=0).apply(pixels, mask, k) for k in range(6)
     ):
@@ -132,8 +132,8 @@ def test_augmentation_depends_on_its_numbers_alone_and_moves_mask_and_slice_toge
         assert moved.dtype == bool
         assert ((changed > 128) == moved).mean() > 0.98
     still = LungAugmentation(moved=0.0)
-    shapes = [still.apply(pixels, mask, k)[1] for k in range(12)]
-    assert {(one == mask).all() or (one == mask[:, ::-1]).all() for one in shapes} == {True}
+    masks = [still.apply(pixels, mask, k)[1] for k in range(12)]
+    assert {(changed == mask).all() or (changed == mask[:, ::-1]).all() for changed in masks} == {True}
 
 
 def test_the_average_follows_the_weights():
@@ -153,20 +153,42 @@ def test_the_average_follows_the_weights():
     assert torch.equal(averaging(torch.ones(1, 1)), averaging.average(torch.ones(1, 1)))
 
 
+def test_the_average_of_buffers_equals_a_plain_loop():
+    """Floating point buffers are averaged like weights; whole numbers are copied."""
+    network = torch.nn.BatchNorm1d(1)
+    averaging, mean = Averaging(network), 0.0
+    for step, value in enumerate((0.0, 3.0, 1.0)):
+        network.running_mean.fill_(value)
+        network.num_batches_tracked.fill_(step)
+        network.eval()  # a forward pass must not change the buffers of this test
+        averaging(torch.zeros(2, 1))
+        decay = min(0.98, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * value
+        assert float(averaging.average.running_mean) == pytest.approx(mean)
+        assert int(averaging.average.num_batches_tracked) == step
+
+
+def test_the_names_in_a_model_file_stay():
+    """Models of earlier versions have these names, and gansfp.networks.lung_unet.read_unet takes the average."""
+    assert list(Averaging(torch.nn.Linear(1, 1, bias=False)).state_dict()) == [
+        *("steps", "network.weight", "average.weight")
+    ]
+
+
 def test_figures_equal_plain_ones():
     rng = np.random.default_rng(0)
-    truth, found, threshold = rng.random((3, 7, 16, 16)) < np.array([0.3, 0.4, 0.5])[:, None, None, None]
-    truth[0], found[0] = False, False  # they agree that there is nothing
+    truth, predicted, threshold = rng.random((3, 7, 16, 16)) < np.array([0.3, 0.4, 0.5])[:, None, None, None]
+    truth[0], predicted[0] = False, False  # both are empty, so they agree
     truth[1] = False
     learner = _Learner.__new__(_Learner)
     sums = {}
     for rows in (slice(0, 4), slice(4, 7)):
-        part = {"pixels": found[rows], "mask": truth[rows], "threshold": threshold[rows]}
+        part = {"pixels": predicted[rows], "mask": truth[rows], "threshold": threshold[rows]}
         batch = {name: torch.from_numpy(array) for name, array in part.items()}
-        told = learner.measure(lambda pixels: torch.where(pixels, 1.5, -1.5), batch)
-        sums = {name: float(value) + sums.get(name, 0.0) for name, value in told.items()}
+        of_batch = learner.measure(lambda pixels: torch.where(pixels, 1.5, -1.5), batch)
+        sums = {name: float(value) + sums.get(name, 0.0) for name, value in of_batch.items()}
     figures = learner.figures(sums)
-    for name, masks in (("", found), ("threshold_", threshold)):
+    for name, masks in (("", predicted), ("threshold_", threshold)):
         dices = [lungs.dice(a, b) for a, b in zip(masks, truth, strict=True)]
         ious = [(a & b).sum() / (a | b).sum() if (a | b).any() else 1.0 for a, b in zip(masks, truth, strict=True)]
         assert figures[f"{name}dice"] == pytest.approx(np.mean(dices))
@@ -174,7 +196,7 @@ def test_figures_equal_plain_ones():
         assert figures[f"{name}dice_of_pixels"] == pytest.approx(lungs.dice(masks.ravel(), truth.ravel()))
         assert figures[f"{name}iou_of_pixels"] == pytest.approx((masks & truth).sum() / (masks | truth).sum())
     losses = []
-    for a, b in zip(found, truth, strict=True):
+    for a, b in zip(predicted, truth, strict=True):
         p = 1 / (1 + np.exp(-np.where(a, 1.5, -1.5)))
         entropy = -np.mean(np.where(b, np.log(p), np.log(1 - p)))
         losses.append(entropy + 1 - (2 * p[b].sum() + 1) / (p.sum() + b.sum() + 1))
@@ -182,44 +204,43 @@ def test_figures_equal_plain_ones():
 
 
 def test_a_short_training_finds_the_lungs_of_other_patients(trained):
-    training, folder, facts, told = trained
-    assert [one["epoch"] for one in told] == list(range(1, 11))
-    assert facts == json.loads(Path(folder, "model.json").read_text())
-    figures = facts["figures"]
-    print(figures)
+    training, folder, record, reports = trained
+    assert [report["epoch"] for report in reports] == list(range(1, 11))
+    assert record.as_dict() == json.loads(Path(folder, "model.json").read_text())
+    figures = record.figures
     assert figures["dice"] > 0.8
-    assert figures["threshold_dice"] == 1.0  # which drew these masks
-    held = training.examples.take(training.split()[1])
-    pairs = [read_pair(*one) for one in zip(held.images, held.masks, strict=True)]
-    found = Segmenter("unet", load_mask(f"unet:{folder}", None))(np.stack([pixels for pixels, _ in pairs]))
-    dices = [lungs.dice(ours, drawn) for ours, (_, drawn) in zip(found, pairs, strict=True)]
+    assert figures["threshold_dice"] == 1.0  # the threshold mask drew these masks
+    held_out = training.examples.take(training.split()[1])
+    pairs = [read_pair(image, mask) for image, mask in zip(held_out.images, held_out.masks, strict=True)]
+    masks = Segmenter("unet", load_mask(f"unet:{folder}", None))(np.stack([pixels for pixels, _ in pairs]))
+    dices = [lungs.dice(mask, drawn) for mask, (_, drawn) in zip(masks, pairs, strict=True)]
     assert np.mean(dices) == pytest.approx(figures["dice"], abs=1e-3)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_default_training_finds_what_radiologists_drew(shared, tmp_path):
-    """On volumes that it never saw, two of six: better than the threshold mask."""
+    """On two of six volumes, which it was not trained on, it is better than the threshold mask."""
     pairs = pair_folders(str(shared / "lung_masks" / "images"), str(shared / "lung_masks" / "masks"))
-    figures = UnetTraining(pairs).run(str(tmp_path / "unet"), "cpu")["figures"]
+    figures = UnetTraining(pairs).run(str(tmp_path / "unet"), "cpu").figures
     assert figures["dice"] >= 0.96
     assert figures["dice"] >= figures["threshold_dice"]
 
 
-def test_what_has_ended_is_not_repeated_and_other_examples_are_refused(trained):
-    training, folder, facts, _ = trained
-    assert training.run(folder, "cpu") == facts
+def test_a_finished_training_is_not_repeated_and_other_examples_are_refused(trained):
+    training, folder, record, _ = trained
+    assert training.run(folder, "cpu") == record
     with pytest.raises(UsageError, match="trained with held_out"):
         replace(training, held_out=("patient_0001", "patient_0002")).run(folder, "cpu")
 
 
 def test_an_item_depends_on_its_epoch(folders):
     pairs = pair_folders(*folders)
-    learnt = _Examples(pairs, LungAugmentation(), seed=0)
-    first, again, later = learnt.item(2, 1), learnt.item(2, 1), learnt.item(2, 2)
+    examples = _Examples(pairs, LungAugmentation(), seed=0)
+    first, again, later = examples.item(2, 1), examples.item(2, 1), examples.item(2, 2)
     assert set(first) == {"pixels", "mask"}
     np.testing.assert_array_equal(first["pixels"], again["pixels"])
     assert (first["pixels"] != later["pixels"]).any()
-    held = _Examples(pairs, None, seed=0).item(2, 0)
-    np.testing.assert_array_equal(held["pixels"], read_pair(pairs.images[2], pairs.masks[2])[0])
-    np.testing.assert_array_equal(held["threshold"], lungs.threshold_mask(held["pixels"]))
+    item = _Examples(pairs, None, seed=0).item(2, 0)
+    np.testing.assert_array_equal(item["pixels"], read_pair(pairs.images[2], pairs.masks[2])[0])
+    np.testing.assert_array_equal(item["threshold"], lungs.threshold_mask(item["pixels"]))
