@@ -59,7 +59,7 @@ def decide_membership(
     rule_slices = labelled if threshold_rule(rule).needs_labels or labelled.all() else ~labelled
     threshold = choose_threshold(combined.score[rule_slices], labels[rule_slices], rule)
     decision[~labelled] = combined.score[~labelled] >= threshold
-    return Decision(combined, threshold, decision, combined.areas)
+    return Decision(combined, threshold, decision, combined.aucs)
 
 
 def rows_to_combine(scores: np.ndarray, learns: np.ndarray | None) -> np.ndarray:

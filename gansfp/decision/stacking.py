@@ -1,9 +1,10 @@
-"""From many scores to one: the best single configuration, or a stack of the best and most different.
+"""Combines many scores into one: the best single configuration, or a stack of good and different configurations.
 
-What is chosen or fitted for a slice comes from other folds' labels only, the choice between best and stack included
-(nested cross-validation), so that a figure is not the best of a thousand chances. This holds for scores that need no
-labels. One that learns from labels was computed, for the other folds, with this fold's among them: on simulated sets
-without a leak a stack of such scores cross-validated at an AUC of 0.70, so `verdict` keeps them out.
+Everything that is chosen or fitted for a labelled slice uses the labels of other folds only, including the choice
+between best and stack (nested cross-validation). Otherwise the reported AUC would be the maximum over thousands of
+configurations. This is sound for scores that need no labels. A score that learns from labels was computed, for the
+slices of the other folds, from labels that include this fold's. On simulated sets without a leak, a stack of such
+scores reached a cross-validated AUC of 0.70. Therefore decide.py leaves them out.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from gansfp.labels import UNKNOWN, USED
 from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
 
 MEMBERS = 40  # configurations in a stack
-ALIKE = 0.95  # rank correlation from which two configurations say the same
+ALIKE = 0.95  # rank correlation from which two configurations count as alike
 STRENGTH = 0.3  # inverse regularisation of the stack, as scikit-learn's C, on scores of unit variance
 OUTLIER = 4.0  # standard deviations to which a standardised score is clipped
-REFITS = 200  # permutations, at most, for which the whole combination is made anew
+REFITS = 200  # the most permutations for which the whole combination is fitted again
 
-Without = frozenset[int]  # the folds whose labels are not looked at
+HeldOut = frozenset[int]  # the folds whose labels are not used
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One fitted combination. members: rows; coefficients: (members,); score: (n,) of all real slices, standardised."""
+    """One fitted combination.
+
+    members: rows of the configurations; coefficients: of the members; score: (n,) of all real slices, standardised.
+    """
 
     members: tuple[int, ...]
     coefficients: tuple[float, ...]
@@ -41,11 +45,11 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """What comes of many scores, for every real slice of a set.
+    """The combined score of every real slice of a set.
 
-    name: "best" or "stack"; score: (n,) float64, for labelled slices out of fold; probability: (n,) calibrated
-    probability of having been used; members, coefficients: of the fit for the unknown slices; areas: the
-    cross-validated AUC of each combination that was to choose from.
+    name: "best" or "stack"; score: (n,) float64, out of fold for labelled slices; probability: (n,) calibrated
+    probability that the slice was used; members, coefficients: of the fit for the unknown slices; aucs: the
+    cross-validated AUC of each combination that could be chosen.
     """
 
     name: str
@@ -53,19 +57,19 @@ class Combined:
     probability: np.ndarray
     members: tuple[int, ...]
     coefficients: tuple[float, ...]
-    areas: dict[str, float]
+    aucs: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The scores (c, n) of all configurations on all real slices of a set, and what fits share that needs no labels.
+    """The scores of all configurations on all real slices of a set, and what all fits share because it needs no labels.
 
-    folds: (n,), -1 for unknown slices.
+    scores: (c, n); folds: (n,), -1 for unknown slices.
     """
 
     scores: np.ndarray
     folds: np.ndarray
-    _parts: dict[Without, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
+    _ranks: dict[HeldOut, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
 
     @cached_property
     def standard(self) -> np.ndarray:
@@ -74,42 +78,43 @@ class Pool:
 
     @cached_property
     def alike(self) -> np.ndarray:
-        """(c, c) bool: configurations that order the real slices alike, or in reverse; a constant one is like none."""
+        """(c, c) bool: configurations that rank the real slices alike, or in reverse; a constant one is like none."""
         ranks = rankdata(self.scores, axis=1).astype(np.float32)
         ranks -= ranks.mean(1, keepdims=True)
         norms = np.linalg.norm(ranks, axis=1, keepdims=True)
         ranks /= np.where(norms > 0, norms, 1)
         alike = np.empty((len(ranks), len(ranks)), bool)
-        for start in range(0, len(ranks), 1024):  # in blocks, so that only bools are held for all pairs
+        for start in range(0, len(ranks), 1024):  # in blocks, so that only bools are in memory for all pairs
             alike[start : start + 1024] = np.abs(ranks[start : start + 1024] @ ranks.T) >= ALIKE
         return alike
 
-    def rows(self, without: Without) -> np.ndarray:
-        """(n,) bool: the labelled slices of the other folds."""
-        return self._part(without)[0]
+    def rows(self, held_out: HeldOut) -> np.ndarray:
+        """Returns the labelled slices outside of the held-out folds: (n,) bool."""
+        return self._ranks_without(held_out)[0]
 
-    def areas(self, without: Without, used: np.ndarray) -> np.ndarray:
-        """(c,) AUC of each configuration on rows(without), whose labels are `used`."""
-        return _areas(self._part(without)[1], used)
+    def aucs(self, held_out: HeldOut, used: np.ndarray) -> np.ndarray:
+        """Returns the AUC of each configuration on rows(held_out), whose labels are `used`: (c,)."""
+        return _aucs_of_ranks(self._ranks_without(held_out)[1], used)
 
-    def _part(self, without: Without) -> tuple[np.ndarray, np.ndarray]:
-        if without not in self._parts:
-            rows = (self.folds >= 0) & ~np.isin(self.folds, list(without))
-            self._parts[without] = rows, rankdata(self.scores[:, rows], axis=1)
-        return self._parts[without]
-
-
-def _best(pool: Pool, without: Without, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
-    return [int(np.argmax(pool.areas(without, used)))], np.ones(1), 0.0
+    def _ranks_without(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
+        if held_out not in self._ranks:
+            rows = (self.folds >= 0) & ~np.isin(self.folds, list(held_out))
+            self._ranks[held_out] = rows, rankdata(self.scores[:, rows], axis=1)
+        return self._ranks[held_out]
 
 
-def _stack(pool: Pool, without: Without, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
-    members = choose_members(pool.areas(without, used), pool.alike)
-    coefficients, intercept = logistic(pool.standard[members][:, pool.rows(without)].T, used)
+def _best(pool: Pool, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
+    return [int(np.argmax(pool.aucs(held_out, used)))], np.ones(1), 0.0
+
+
+def _stack(pool: Pool, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
+    members = choose_members(pool.aucs(held_out, used), pool.alike)
+    coefficients, intercept = logistic(pool.standard[members][:, pool.rows(held_out)].T, used)
     return members, coefficients, intercept
 
 
-COMBINATIONS: dict[str, Callable[[Pool, Without, np.ndarray], tuple[list[int], np.ndarray, float]]] = {
+# Each returns the members, their coefficients and the intercept, from the labels outside of the held-out folds.
+COMBINATIONS: dict[str, Callable[[Pool, HeldOut, np.ndarray], tuple[list[int], np.ndarray, float]]] = {
     "best": _best,
     "stack": _stack,
 }
@@ -118,66 +123,69 @@ COMBINATIONS: dict[str, Callable[[Pool, Without, np.ndarray], tuple[list[int], n
 class Nested:
     """Combinations of a pool under nested cross-validation for one labelling.
 
-    labels: (n,) 1, 0 or -1 for unknown. wanted: "best", "stack", or None to choose between them.
+    labels: (n,) 1, 0 or -1 for unknown. combination: "best", "stack", or None to choose between them.
     """
 
-    def __init__(self, pool: Pool, labels: np.ndarray, wanted: str | None = None) -> None:
-        if wanted is not None and wanted not in COMBINATIONS:
-            raise UsageError(f"combine: got {wanted!r}, expected one of {list(COMBINATIONS)}")
+    def __init__(self, pool: Pool, labels: np.ndarray, combination: str | None = None) -> None:
+        if combination is not None and combination not in COMBINATIONS:
+            raise UsageError(f"combine: got {combination!r}, expected one of {list(COMBINATIONS)}")
         self.pool, self.labels = pool, labels
-        self.names = (wanted,) if wanted else tuple(COMBINATIONS)
+        self.names = (combination,) if combination else tuple(COMBINATIONS)
         self.folds = frozenset(np.unique(pool.folds[pool.folds >= 0]).tolist())
-        self._fits: dict[tuple[str, Without], Fit] = {}
+        self._fits: dict[tuple[str, HeldOut], Fit] = {}
 
-    def fit(self, name: str, without: Without = frozenset()) -> Fit:
-        """The combination `name` fitted to the labels of the other folds, applied to every real slice."""
-        if (name, without) not in self._fits:
-            used = self.labels[self.pool.rows(without)] == USED
-            members, coefficients, shift = COMBINATIONS[name](self.pool, without, used)
-            score = coefficients @ self.pool.standard[members] + shift
-            score = standardised(score[None], np.inf)[0]  # so that fits of different folds compare
-            self._fits[name, without] = Fit(tuple(members), tuple(coefficients.tolist()), score)
-        return self._fits[name, without]
+    def fit(self, name: str, held_out: HeldOut = frozenset()) -> Fit:
+        """Fits the combination `name` to the labels outside of the held-out folds; returns it for every real slice."""
+        if (name, held_out) not in self._fits:
+            used = self.labels[self.pool.rows(held_out)] == USED
+            members, coefficients, intercept = COMBINATIONS[name](self.pool, held_out, used)
+            score = coefficients @ self.pool.standard[members] + intercept
+            score = standardised(score[None], np.inf)[0]  # so that the fits of different folds are comparable
+            self._fits[name, held_out] = Fit(tuple(members), tuple(coefficients.tolist()), score)
+        return self._fits[name, held_out]
 
-    def area(self, name: str, without: Without = frozenset()) -> float:
-        """The cross-validated AUC of a combination on the other folds, each scored by what the rest of them choose."""
+    def auc(self, name: str, held_out: HeldOut = frozenset()) -> float:
+        """Returns the cross-validated AUC of a combination on the folds that are not held out. The score of each fold
+        comes from a fit to the others of these folds."""
         score = np.zeros(len(self.labels))
-        for fold in self.folds - without:
+        for fold in self.folds - held_out:
             rows = self.pool.folds == fold
-            score[rows] = self.fit(name, without | {fold}).score[rows]
-        rows = self.pool.rows(without)
+            score[rows] = self.fit(name, held_out | {fold}).score[rows]
+        rows = self.pool.rows(held_out)
         return float(area_under_curve(score[None, rows], self.labels[rows] == USED)[0])
 
-    def choose(self, without: Without = frozenset()) -> str:
-        """The combination with the larger cross-validated AUC on the other folds; the first where one fold is left."""
-        if len(self.names) == 1 or len(self.folds - without) < 2:
+    def choose(self, held_out: HeldOut = frozenset()) -> str:
+        """Returns the combination with the larger cross-validated AUC on the folds that are not held out, or the first
+        one where a single fold is left."""
+        if len(self.names) == 1 or len(self.folds - held_out) < 2:
             return self.names[0]
-        return max(self.names, key=lambda name: self.area(name, without))
+        return max(self.names, key=lambda name: self.auc(name, held_out))
 
     def out_of_fold(self) -> np.ndarray:
-        """(n,) score of each labelled slice by what the other folds choose; 0 for the unknown."""
+        """Returns the score (n,) of each labelled slice, chosen and fitted on the other folds; 0 for unknown slices."""
         score = np.zeros(len(self.labels))
         for fold in self.folds:
-            rows, without = self.pool.folds == fold, frozenset({fold})
-            score[rows] = self.fit(self.choose(without), without).score[rows]
+            rows, held_out = self.pool.folds == fold, frozenset({fold})
+            score[rows] = self.fit(self.choose(held_out), held_out).score[rows]
         return score
 
 
-def combine(wanted: str | None, scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Combined:
-    """Combines scores (c, n) of all real slices: "best", "stack", or None for whichever cross-validates better.
+def combine(combination: str | None, scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Combined:
+    """Combines the scores (c, n) of all real slices.
 
-    labels: (n,) 1, 0 or -1 for unknown; folds: (n,), -1 for unknown. Raises UsageError for another name.
+    combination: "best", "stack", or None for the one with the larger cross-validated AUC; labels: (n,) 1, 0 or -1 for
+    unknown; folds: (n,), -1 for unknown. Raises UsageError for another combination.
     """
-    nested = Nested(Pool(scores, folds), labels, wanted)
+    nested = Nested(Pool(scores, folds), labels, combination)
     name = nested.choose()
     fit = nested.fit(name)
     score = np.where(labels == UNKNOWN, fit.score, nested.out_of_fold())
-    areas = {each: nested.area(each) for each in nested.names}
-    return Combined(name, score, calibrated(score, labels), fit.members, fit.coefficients, areas)
+    aucs = {candidate: nested.auc(candidate) for candidate in nested.names}
+    return Combined(name, score, calibrated(score, labels), fit.members, fit.coefficients, aucs)
 
 
 def p_value_refitted(
-    wanted: str | None,
+    combination: str | None,
     scores: np.ndarray,
     labels: np.ndarray,
     folds: np.ndarray,
@@ -185,15 +193,15 @@ def p_value_refitted(
     seed: int,
     refits: int = REFITS,
 ) -> tuple[float, float]:
-    """Could so large a cross-validated AUC come from labels that have nothing to do with the scores?
+    """Tests whether labels unrelated to the scores could give so large a cross-validated AUC.
 
-    scores: (c, n) of configurations that do not learn from labels; groups: (n,); the rest as in `combine`. Returns the
-    p-value and the smallest that it could have been.
+    scores: (c, n) of configurations that do not learn from labels; groups: (n,); the other arguments as in `combine`.
+    Returns the p-value and the smallest p-value that was possible.
 
-    Labels of whole groups are permuted within folds, and each time all is chosen and fitted anew. That is needed:
-    each pair of folds teaches each other the same thing, so that the AUC of out-of-fold scores varies more than that of
-    given ones (of a linear score, with twice the variance). With the scores held fixed up to 20 % of the p-values of
-    simulated sets without a leak were below 0.05.
+    Labels of whole groups are permuted within folds, and for each permutation all choices and fits are made again. This
+    is necessary: each fold is scored by a fit to the other folds, and these by fits to it, so the AUC of out-of-fold
+    scores varies more than that of fixed scores (for a linear score its variance is twice as large). With fixed scores,
+    up to 20 % of the p-values of simulated sets without a leak were below 0.05.
     """
     pool = Pool(scores, folds)
     labelled = labels != UNKNOWN
@@ -204,82 +212,84 @@ def p_value_refitted(
         permuted[:, rows] = permuted_labels(labels[rows], codes, refits, seed + 1 + int(fold))
         reachable *= count_permutations(labels[rows], codes)
 
-    def area(arranged: np.ndarray) -> float:
-        score = Nested(pool, arranged, wanted).out_of_fold()
-        return float(area_under_curve(score[None, labelled], arranged[labelled] == USED)[0])
+    def auc(labelling: np.ndarray) -> float:
+        score = Nested(pool, labelling, combination).out_of_fold()
+        return float(area_under_curve(score[None, labelled], labelling[labelled] == USED)[0])
 
-    observed = area(labels)
-    reached = sum(area(arranged) >= observed - 1e-12 for arranged in permuted)
+    observed = auc(labels)
+    reached = sum(auc(labelling) >= observed - 1e-12 for labelling in permuted)
     return (1 + reached) / (1 + refits), max(1 / (1 + refits), 1 / reachable)
 
 
 def area_under_curve(scores: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """(c,) AUC of each row of scores (c, n) for the labels used (n,) bool, ties half (Mann and Whitney 1947)."""
-    return _areas(rankdata(scores, axis=1), used)
+    """Returns the AUC (c,) of each row of scores (c, n); used: (n,) bool; ties count half (Mann and Whitney 1947)."""
+    return _aucs_of_ranks(rankdata(scores, axis=1), used)
 
 
-def _areas(ranks: np.ndarray, used: np.ndarray) -> np.ndarray:
+def _aucs_of_ranks(ranks: np.ndarray, used: np.ndarray) -> np.ndarray:
     positives, negatives = used.sum(), (~used).sum()
     return (ranks @ used.astype(np.float64) - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-def choose_members(areas: np.ndarray, alike: np.ndarray, most: int = MEMBERS) -> list[int]:
-    """The best configurations by AUC (c,), none `alike` (c, c) bool to one before it; equal AUCs go by row.
+def choose_members(aucs: np.ndarray, alike: np.ndarray, most: int = MEMBERS) -> list[int]:
+    """Returns the rows of the best configurations by AUC (c,), each unlike all before it; equal AUCs go by row.
 
-    A constant configuration, which is not even like itself, is chosen only where there is no other.
+    alike: (c, c) bool. A constant configuration is not even alike to itself, and is chosen only if all are constant.
     """
-    free = alike.diagonal().copy()
+    eligible = alike.diagonal().copy()
     chosen: list[int] = []
-    for row in np.argsort(-areas, kind="stable"):
-        if free[row]:
+    for row in np.argsort(-aucs, kind="stable"):
+        if eligible[row]:
             chosen.append(int(row))
-            free &= ~alike[row]
+            eligible &= ~alike[row]
             if len(chosen) == most:
                 break
     return chosen or [0]
 
 
 def standardised(scores: np.ndarray, outlier: float = OUTLIER) -> np.ndarray:
-    """Rows (c, n) of mean 0 and variance 1 over all real slices, labelled or not; outliers clipped; constants 0."""
+    """Returns rows (c, n) of mean 0 and variance 1 over all slices, with outliers clipped; a constant row becomes 0."""
     constant = scores.max(1, keepdims=True) == scores.min(1, keepdims=True)
     scaled = (scores - scores.mean(1, keepdims=True)) / np.where(constant, 1, scores.std(1, keepdims=True))
     return np.where(constant, 0, np.clip(scaled, -outlier, outlier))
 
 
 def logistic(x: np.ndarray, used: np.ndarray, strength: float = STRENGTH) -> tuple[np.ndarray, float]:
-    """Coefficients (m,) and intercept of a ridge logistic regression of used (n,) bool on x (n, m), classes balanced.
+    """Fits a ridge logistic regression of used (n,) bool on x (n, m) with balanced classes; returns its coefficients
+    (m,) and intercept.
 
-    Equal to scikit-learn's LogisticRegression(C=strength, class_weight="balanced"), whose checks take ten times as
-    long as these few Newton steps; permutations need thousands of fits.
+    Equal to scikit-learn's LogisticRegression(C=strength, class_weight="balanced"). The checks of scikit-learn take ten
+    times as long as these few Newton steps, and permutations need thousands of fits.
     """
     columns = np.column_stack([x, np.ones(len(x))])
     weight = np.where(used, 0.5 / used.mean(), 0.5 / (1 - used.mean()))
     penalty = np.append(np.full(x.shape[1], 1 / strength), 0.0)
     sign = np.where(used, 1.0, -1.0)
 
-    def loss(at: np.ndarray) -> float:
-        return float(weight @ np.logaddexp(0, -sign * (columns @ at)) + penalty @ at**2 / 2)
+    def loss(parameters: np.ndarray) -> float:
+        return float(weight @ np.logaddexp(0, -sign * (columns @ parameters)) + penalty @ parameters**2 / 2)
 
-    found = np.zeros(columns.shape[1])
-    lowest = loss(found)
+    fitted = np.zeros(columns.shape[1])
+    lowest = loss(fitted)
     for _ in range(100):
-        expected = expit(columns @ found)
-        gradient = columns.T @ (weight * (expected - used)) + penalty * found
+        expected = expit(columns @ fitted)
+        gradient = columns.T @ (weight * (expected - used)) + penalty * fitted
         curvature = (columns.T * (weight * expected * (1 - expected))) @ columns + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
-        while (reached := loss(found - step)) > lowest + 1e-12 * abs(lowest):  # too far: half the way
+        while (reached := loss(fitted - step)) > lowest + 1e-12 * abs(lowest):  # the step was too long
             step = step / 2
-        found, lowest = found - step, reached
+        fitted, lowest = fitted - step, reached
         if np.abs(step).max() < 1e-8:
             break
-    return found[:-1], float(found[-1])
+    return fitted[:-1], float(fitted[-1])
 
 
 def calibrated(score: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n,) probability of having been used, never falling with the score: Platt's calibration (1999), fitted to the
-    out-of-fold scores of the labelled slices. Where these rank the wrong way round it is the labelled share of used.
+    """Returns the probability (n,) that a slice was used; it never falls as the score rises.
 
-    It takes the share of used slices to be the same among the unknown as among the labelled.
+    Platt's calibration (1999), fitted to the out-of-fold scores of the labelled slices. Where these rank not used
+    slices above used ones, the probability is the share of used slices among the labelled. The calibration assumes that
+    this share is the same among the unknown slices.
     """
     labelled = labels != UNKNOWN
     used = labels[labelled] == USED

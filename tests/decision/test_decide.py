@@ -63,7 +63,7 @@ def test_what_learns_is_left_out():
     expected = combine("stack", scores[~learns], labels, folds)
     assert np.array_equal(found.combined.score, expected.score)
     assert found.combined.members == tuple(np.flatnonzero(~learns)[list(expected.members)].tolist())
-    assert found.cross_validated_auc == expected.areas
+    assert found.cross_validated_auc == expected.aucs
     best = decide_membership(scores, labels, folds, "best", learns=learns).combined
     assert best.members in ((1,), (3,))
     alone = decide_membership(scores, labels, folds, "best", learns=np.ones(5, bool)).combined

@@ -111,14 +111,14 @@ def test_members_are_good_and_different(seed, most):
         if row != 3 and max(known, default=0) < ALIKE and len(chosen) < most:
             chosen.append(row)
     pool = Pool(scores, np.zeros(80, int))
-    assert choose_members(pool.areas(NONE, used), pool.alike, most) == chosen
+    assert choose_members(pool.aucs(NONE, used), pool.alike, most) == chosen
     assert 1 < len(chosen) <= min(most, 6)
 
 
 def test_constant_member_only_where_there_is_no_other():
     pool = Pool(np.ones((3, 8)), np.zeros(8, int))
     used = np.arange(8) < 4
-    assert choose_members(pool.areas(NONE, used), pool.alike) == [0]
+    assert choose_members(pool.aucs(NONE, used), pool.alike) == [0]
 
 
 def plain(name, scores, labels, judges):
@@ -167,7 +167,7 @@ def test_combine_is_nested_cross_validation(wanted, seed):
     assert found.members == tuple(of_unknown)
     assert len(found.coefficients) == len(of_unknown)
     for name in names:
-        assert found.areas[name] == pytest.approx(plain_area(name, scores, labels, folds, labelled), abs=1e-9)
+        assert found.aucs[name] == pytest.approx(plain_area(name, scores, labels, folds, labelled), abs=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -198,7 +198,7 @@ def test_stack_joins_what_single_scores_know(seed):
     joined = roc_auc_score(truth, found.score[unknown])
     assert found.name == "stack"
     assert joined > max(alone) + 0.03
-    assert found.areas["stack"] > found.areas["best"]
+    assert found.aucs["stack"] > found.aucs["best"]
     assert {0, 1} == {found.members[i] for i in np.argsort(found.coefficients)[-2:]}
 
 
