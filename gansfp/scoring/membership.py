@@ -69,7 +69,7 @@ def _kmeans(
 
 
 def mean_nearest(distance: np.ndarray, m: int) -> np.ndarray:
-    """Returns the mean of the first m finite entries of each row, (n,) float64. distance: (n, c), rising.
+    """Returns the mean of the finite ones of the first m entries of each row, (n,) float64. distance: (n, c), rising.
 
     A row without a finite entry gets the largest finite distance of all rows, or 1 if there is none.
     """
@@ -116,8 +116,8 @@ def _kmeans_per_class(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     def score(rows: np.ndarray, labelled: np.ndarray, k: int) -> np.ndarray:
         to_class = []
         for label in (NOT_USED, USED):
-            members = labelled[data.labels[labelled] == label]
-            centres = _kmeans(data.real[members], data.real_coordinates[members], k, data.seed)[1]
+            of_class = labelled[data.labels[labelled] == label]
+            centres = _kmeans(data.real[of_class], data.real_coordinates[of_class], k, data.seed)[1]
             to_class.append(distances.pairwise(data.real[rows], centres, "manhattan", data.device).min(1))
         return to_class[0] - to_class[1]
 

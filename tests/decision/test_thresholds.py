@@ -1,10 +1,12 @@
-"""Thresholds against trying every one."""
+"""Threshold rules against a search through all thresholds."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from gansfp.decision.thresholds import choose_threshold
+from gansfp.decision.thresholds import RULES, choose_threshold, threshold_rule
 from gansfp.errors import UsageError
 
 
@@ -55,3 +57,52 @@ def test_tied_scores_fall_on_one_side():
 def test_bad_usage(score, truth, rule, message):
     with pytest.raises(UsageError, match=message):
         choose_threshold(np.array(score), None if truth is None else np.array(truth), rule)
+
+
+def test_each_rule_says_whether_it_needs_labels():
+    assert [name for name in RULES if threshold_rule(name).needs_labels] == ["f1", "balanced_accuracy"]
+    assert not threshold_rule(0.3).needs_labels
+    for name in RULES:
+        if not threshold_rule(name).needs_labels:
+            assert np.isfinite(choose_threshold(np.arange(5.0), None, name))
+
+
+SCORED = st.lists(st.tuples(st.integers(-30, 30), st.integers(0, 1)), min_size=1, max_size=30)
+ANY_RULE = st.one_of(st.sampled_from(list(RULES)), st.floats(0, 1))
+
+
+def scores_and_truth(scored):
+    score, truth = np.array(scored).T
+    return np.append(score, [0, 1]).astype(float), np.append(truth, [0, 1])  # both classes, two distinct scores
+
+
+@given(SCORED, ANY_RULE)
+@settings(deadline=None)
+def test_a_rising_transformation_changes_no_decision(scored, rule):
+    score, truth = scores_and_truth(scored)
+    decided = score >= choose_threshold(score, truth, rule)
+    for transformed in (5 * score - 7, score**3, np.exp(score / 10)):
+        assert np.array_equal(transformed >= choose_threshold(transformed, truth, rule), decided)
+
+
+@given(SCORED, st.sampled_from([name for name in RULES if RULES[name].needs_labels]))
+@settings(deadline=None)
+def test_no_threshold_is_better_and_no_higher_one_as_good(scored, rule):
+    score, truth = scores_and_truth(scored)
+    criterion = {"f1": f1_score, "balanced_accuracy": balanced_accuracy_score}[rule]
+    threshold = choose_threshold(score, truth, rule)
+    value = criterion(truth, score >= threshold)
+    for level in np.unique(score):
+        other = criterion(truth, score >= level)
+        assert other <= value + 1e-12
+        assert level < threshold or other < value - 1e-12 or (score >= level).sum() == (score >= threshold).sum()
+
+
+@given(SCORED, st.floats(0, 1))
+@settings(deadline=None)
+def test_a_rate_calls_the_fewest_that_reach_it(scored, rate):
+    score, _ = scores_and_truth(scored)
+    wanted = int(np.floor(rate * len(score) + 0.5))
+    called = int((score >= choose_threshold(score, None, rate)).sum())
+    possible = [0, *((score >= level).sum() for level in np.unique(score))]
+    assert called == min(count for count in possible if count >= wanted)

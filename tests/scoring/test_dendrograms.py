@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster
 from scipy.cluster.hierarchy import linkage as scipy_linkage
 from sklearn.cluster import AgglomerativeClustering
@@ -44,6 +46,24 @@ def test_cut_of_tied_slices_still_has_exactly_k_clusters():
     x = np.repeat(sample(2, 3), 5, axis=0)
     tree = dendrogram(self_distances(x), "ward")
     assert [cut(tree, k).max() + 1 for k in (2, 3, 7)] == [2, 3, 7]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3)), min_size=2, max_size=20),
+    st.sampled_from(LINKAGES),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_cuts_have_exactly_k_clusters_and_are_nested(points, linkage, weighted):
+    """Points of a small grid: many are equal, and many distances are."""
+    x = np.array([point[:2] for point in points], np.float32)
+    weights = np.array([point[2] for point in points]) if weighted else None
+    labels = cuts(dendrogram(self_distances(x), linkage, weights=weights), range(1, len(x) + 1))
+    for k in range(1, len(x) + 1):
+        assert sorted(set(labels[k].tolist())) == list(range(k))
+        if k > 1:
+            pairs = set(zip(labels[k].tolist(), labels[k - 1].tolist(), strict=True))
+            assert len(pairs) == k, "each cluster lies in one cluster of the coarser cut"
 
 
 def test_centres_of_all_cuts_equal_the_means():

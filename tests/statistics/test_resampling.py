@@ -4,6 +4,8 @@ from itertools import permutations as every_order
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gansfp.errors import UsageError
 from gansfp.statistics.resampling import (
@@ -104,3 +106,52 @@ def test_few_groups_make_fewer_folds_and_one_is_refused():
         assert set(labels[folds == fold].tolist()) == {0, 1}
     with pytest.raises(UsageError, match="2 groups or more of every class, got 0: 4, 1: 1"):
         stratified_group_folds(labels, np.array(["a", "a", "a", "c", "d", "e", "f"]), 5)
+
+
+LABELLED_GROUPS = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from(["", "a", "b", "c", "d", "e", "f"])), max_size=40
+)
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=20))
+@settings(deadline=None)
+def test_codes_are_equal_exactly_within_a_group(groups):
+    codes = group_codes(np.array(groups, dtype=str), len(groups)).tolist()
+    assert sorted(set(codes)) == list(range(len(set(codes))))
+    for i, first in enumerate(groups):
+        for j, second in enumerate(groups):
+            assert (codes[i] == codes[j]) == (i == j or first == second != "")
+
+
+@given(LABELLED_GROUPS, st.integers(2, 6), st.integers(0, 3))
+@settings(deadline=None)
+def test_folds_of_any_groups(slices, folds, seed):
+    labels = np.array([label for label, _ in slices], int)
+    groups = np.array([group for _, group in slices], str)
+    codes = group_codes(groups, len(groups))
+    classes = set(labels.tolist())
+    holders = {label: len(set(codes[labels == label].tolist())) for label in classes}
+    try:
+        fold_of = stratified_group_folds(labels, groups, folds, seed)
+    except UsageError:
+        # a class of a single group, or mixed groups that leave a class out of one of two folds; pure groups never do
+        assert not classes or min(holders.values()) < 2 or MIXED in group_labels(labels, codes)
+        return
+    assert sorted(set(fold_of.tolist())) == list(range(fold_of.max() + 1))
+    assert 2 <= fold_of.max() + 1 <= min(folds, *holders.values())
+    for code in set(codes.tolist()):
+        assert len(set(fold_of[codes == code].tolist())) == 1, "a group is in one fold"
+    for fold in range(fold_of.max() + 1):
+        assert set(labels[fold_of == fold].tolist()) == set(labels[fold_of != fold].tolist()) == classes
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 6)), min_size=4, max_size=25), st.integers(0, 3))
+@settings(deadline=None)
+def test_folds_of_groups_with_one_label_differ_by_no_more_than_a_group(sized, seed):
+    sized = [(0, 1), (0, 2), (1, 1), (1, 2), *sized]
+    sizes = np.array([size for _, size in sized])
+    labels, groups = np.repeat([label for label, _ in sized], sizes), np.repeat(np.arange(len(sized)), sizes)
+    fold_of = stratified_group_folds(labels, groups, 5, seed)
+    for label in (0, 1):
+        counts = np.bincount(fold_of[labels == label], minlength=fold_of.max() + 1)
+        assert counts.max() - counts.min() <= max(size for of_group, size in sized if of_group == label)
