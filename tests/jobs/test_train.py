@@ -1,4 +1,4 @@
-"""Training from the command line, by Ray Train: what comes of it, a kill in the middle, what a user may get wrong."""
+"""Training from the command line, with Ray Train: its results, a kill in the middle, and wrong arguments."""
 
 import json
 import sys
@@ -18,14 +18,14 @@ EPOCHS = 30
 TINY = ["--input-size", "32", "--batch-size", "32", "--patience", "0"]
 
 
-def facts(work: Path, name: str) -> dict:
+def record(work: Path, name: str) -> dict:
     return json.loads((work / "models" / name / "model.json").read_text())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_kill_9_and_again_ends_at_the_same_epoch(challenge, tmp_path):
+def test_a_killed_training_resumes_and_ends_at_the_same_epoch(challenge, tmp_path):
     work, state = tmp_path / "work", tmp_path / "work/models/autoencoder-warp/state.pt"
     command = [sys.executable, "-m", "jobs.train", "autoencoder", "--data", str(challenge), "--work", str(work)]
     command += ["--set", "warp", "--epochs", str(EPOCHS), *TINY]
@@ -42,10 +42,10 @@ def test_kill_9_and_again_ends_at_the_same_epoch(challenge, tmp_path):
     with Running(command, tmp_path / "second.log") as second:
         assert second.ended() == 0, second.said
     assert "train autoencoder-warp:" in second.said
-    told = facts(work, "autoencoder-warp")
-    assert told["epochs"] == EPOCHS
-    assert len(told["history"]) == EPOCHS
-    assert f"{EPOCHS - before} epochs in" in second.said  # what was done before was not done again
+    trained = record(work, "autoencoder-warp")
+    assert trained["epochs"] == EPOCHS
+    assert len(trained["history"]) == EPOCHS
+    assert f"{EPOCHS - before} epochs in" in second.said  # the earlier epochs were not repeated
     assert sorted(path.name for path in state.parent.iterdir()) == ["model.json", "model.safetensors"]
     assert [path.name for path in (work / "models").iterdir()] == ["autoencoder-warp"]
     assert "use: " in second.said
@@ -57,8 +57,8 @@ def test_a_trained_classifier_is_a_backbone(challenge, tmp_path, capsys):
     work = str(tmp_path / "work")
     options = ["--data", str(challenge), "--work", work, "--backbone", "conv5@random", "--target", "generated"]
     train.main(["classifier", *options, "--set", "warp", "--epochs", "2", *TINY])
-    told = facts(tmp_path / "work", "conv5-generated-warp")
-    assert told["identity"]["classes"] == ["real", "generated"]
+    trained = record(tmp_path / "work", "conv5-generated-warp")
+    assert trained["identity"]["classes"] == ["real", "generated"]
     folder = str(tmp_path / "work/models/conv5-generated-warp")
     assert f"--backbones conv5@{folder}" in capsys.readouterr().out
     embed.main(["--data", str(challenge), "--work", work, "--backbones", f"conv5@{folder}", "--views", "full"])
@@ -67,7 +67,7 @@ def test_a_trained_classifier_is_a_backbone(challenge, tmp_path, capsys):
     assert sum(table.num_rows for table in tables) > 100
     assert tables[0]["embedding"].type.list_size == 512
     before = (Path(folder) / "model.json").read_bytes()
-    train.main(["classifier", *options, "--set", "warp", "--epochs", "2", *TINY])  # it has ended: nothing to do
+    train.main(["classifier", *options, "--set", "warp", "--epochs", "2", *TINY])  # the training has ended already
     assert (Path(folder) / "model.json").read_bytes() == before
 
 
@@ -76,7 +76,7 @@ def test_one_class_is_refused(challenge, tmp_path):
     draw(data / "membership/one/train/used", 4)
     draw(data / "membership/one/test/unknown", 4)
     work = tmp_path / "work"
-    with pytest.raises(DataError, match=r"got \['used'\] alone in set 'one', expected two classes or more"):
+    with pytest.raises(DataError, match=r"got only \['used'\] in set 'one', expected two classes or more"):
         train.main(
             ["classifier", "--data", str(data), "--work", str(work), "--backbone", "conv5@random", "--target", "used"]
         )
@@ -87,7 +87,9 @@ def test_a_stage_file_with_an_unknown_key(challenge, tmp_path):
     stages = tmp_path / "stages.json"
     stages.write_text('[{"name": "first", "data": "warp", "epoch": 3}]')
     options = ["--data", str(challenge), "--work", str(tmp_path / "work"), "--backbone", "conv5@random"]
-    with pytest.raises(UsageError, match=r"stages\.json: stage 1: got key 'epoch', expected one of name, data"):
+    with pytest.raises(
+        UsageError, match=r"stages\.json: training stage 1: got key 'epoch', expected one of name, data"
+    ):
         train.main(["classifier", *options, "--stages", str(stages)])
     assert not (tmp_path / "work/models").exists()
 
@@ -112,7 +114,7 @@ def test_weights_of_another_architecture(challenge, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["classifier", "--backbone", "resnet1800"], "resnet1800"),
         (
@@ -128,8 +130,8 @@ def test_weights_of_another_architecture(challenge, tmp_path):
         (["autoencoder", "--set", "warp", "--epochs", "0"], "got '0'"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(challenge, tmp_path, arguments, told):
+def test_wrong_options_are_errors_of_one_line(challenge, tmp_path, arguments, message):
     work = tmp_path / "work"
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         train.main([*arguments, "--data", str(challenge), "--work", str(work)])
     assert not (work / "models").exists()
