@@ -197,7 +197,7 @@ _TYPE_NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a nu
 def find_stages(plans: Sequence[StagePlan], catalog: Catalog) -> tuple[Stage, ...]:
     """Looks up the data of training stages. A stage without data is kept, without examples, and a warning names it.
 
-    Raises DataError for a folder whose files cannot be read, or that has one class.
+    Raises DataError for a folder of classes that cannot be listed or has fewer than two classes.
     """
     stages = []
     for plan in plans:
@@ -300,7 +300,7 @@ _CLASSES: dict[str, Callable[[Catalog], tuple[list[str], tuple[str, ...]]]] = {
 def labelled_folders(folder: str) -> LabelledSlices:
     """Reads the images of a folder or URI that has one sub-folder per class; these may have sub-folders, too.
 
-    Every image is a group of its own. Raises DataError where the folder has fewer than two classes.
+    Every image is a group of its own. Raises DataError where the folder cannot be listed or has fewer than two classes.
     """
     base = store.open_store(folder)[1].rstrip("/")
     files = [uri for uri in store.list_files(folder, recursive=True) if uri.partition("?")[0].lower().endswith(ENDINGS)]

@@ -28,8 +28,8 @@ class Averaging(nn.Module):
     """A network that is trained, and the exponential moving mean of its weights, which makes the predictions.
 
     The mean predicts better than the last weights, and its figures vary less from epoch to epoch (Polyak and Juditsky
-    1992). torch's AveragedModel is not used: its other names in the state dict would have to be translated in both
-    directions, for model files and checkpoints, and it would average whole numbers in buffers.
+    1992). torch's AveragedModel has other names in its state dict. Model files and checkpoints would need a translation
+    of the names in both directions, which is more code than this class.
     """
 
     steps: torch.Tensor

@@ -4,6 +4,8 @@ import logging
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from gansfp.errors import DataError
@@ -143,6 +145,19 @@ def test_split_keeps_groups_whole_and_classes_in_proportion(seed):
         assert 0.1 < np.mean(np.isin(np.flatnonzero(labels == label), valid)) < 0.3
     again = split_by_group(labels, groups.astype(str), share=0.2, seed=seed)
     np.testing.assert_array_equal(train, again[0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40), st.floats(0.05, 0.95))
+@settings(max_examples=100, deadline=None)
+def test_split_of_any_labels_and_groups(slices, share):
+    """Each slice is on one side, groups stay whole, and the slices of a class with one group are trained on."""
+    labels, groups = (np.array(values) for values in zip(*slices, strict=True))
+    train, valid = split_by_group(labels, groups.astype(str), share)
+    assert sorted([*train, *valid]) == list(range(len(slices)))
+    assert not set(groups[train]) & set(groups[valid])
+    for label in set(labels.tolist()):
+        if len(set(groups[labels == label].tolist())) == 1:
+            assert set(np.flatnonzero(labels == label)) <= set(train)
 
 
 def test_split_of_few_groups():
