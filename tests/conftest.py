@@ -1,13 +1,20 @@
 """Fixtures shared by all tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import torch
+from threadpoolctl import threadpool_limits
 
+from gansfp.decision.search_result import Trial
+from gansfp.embedding.shards import Pair
+from gansfp.runtime.progress import Progress
 from gansfp.simulation.challenge import SimulationConfig, simulate
 from tune import search
+from tune.problem import Problem
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -37,3 +44,26 @@ def searched(challenge: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         search.main([*arguments, "--views", "full"])
     yield work
     ray.shutdown()
+
+
+@pytest.fixture
+def serial_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a search's trials in this process, one after the other, where Ray Tune is not what is tested."""
+
+    def run_trials(
+        problem: Problem, todo: Sequence[Trial], total: int, pairs: Sequence[Pair], progress: Progress
+    ) -> list[Trial]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with threadpool_limits(1):  # as in a worker: sums over several threads differ in their last bits
+            for trial in todo:
+                problem.run(trial, "cpu")
+                progress.add(1)
+        torch.set_num_threads(threads)
+        return list(todo)
+
+    def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[np.ndarray], object]) -> list[object]:
+        return [compute(problem.vectors_of(pair)) for pair in pairs]
+
+    monkeypatch.setattr(search, "run_trials", run_trials)
+    monkeypatch.setattr(search, "for_each_pair", for_each_pair)

@@ -178,6 +178,7 @@ def test_stack_and_best_and_every_rule(challenge, searched, tmp_path):
             assert list(told.values()).count("1") == called
 
 
+@pytest.mark.usefixtures("serial_trials")
 def test_an_unknown_slice_that_cannot_be_read_is_not_used_and_warned_of(challenge, tmp_path, caplog):
     data, work = tmp_path / "data", tmp_path / "work"
     shutil.copytree(challenge, data)

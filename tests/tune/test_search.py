@@ -48,6 +48,12 @@ def rows(work: Path, task: str) -> list[dict]:
     return sorted(table.to_pylist(), key=lambda row: (row["set"] or "", row["configuration"]))
 
 
+def with_embeddings(searched: Path, work: Path) -> Path:
+    """A WORK that has the embeddings, and no search."""
+    shutil.copytree(searched / "embeddings", work / "embeddings")
+    return work
+
+
 def without_truth(data: Path, out: Path) -> Path:
     shutil.copytree(data, out)
     removed = list(out.rglob("truth.csv"))
@@ -89,6 +95,7 @@ class TestMembership:
             assert best["best"][name]["auc"] == max(row["auc"] for row in free)
         assert best["best"]["warp"]["auc"] > 0.95
 
+    @pytest.mark.usefixtures("serial_trials")
     def test_a_second_run_repeats_no_trial(self, challenge, searched, caplog):
         files = {path: path.stat().st_mtime_ns for path in (searched / "search/membership/trials").iterdir()}
         before = rows(searched, "membership")
@@ -102,6 +109,7 @@ class TestMembership:
         assert f"set warp: best of {sum(row['set'] == 'warp' for row in before)}: AUC" in caplog.text
         assert rows(searched, "membership") == before
 
+    @pytest.mark.usefixtures("serial_trials")
     def test_a_lost_trial_is_run_again_and_gives_the_same(self, challenge, searched, tmp_path):
         work = tmp_path / "work"
         shutil.copytree(searched, work)
@@ -112,6 +120,7 @@ class TestMembership:
         assert lost.exists()
         assert rows(work, "membership") == rows(searched, "membership")
 
+    @pytest.mark.usefixtures("serial_trials")
     @pytest.mark.parametrize("share", [0, 0.5])
     def test_a_truncated_trial_is_named_and_run_again(self, challenge, searched, tmp_path, caplog, share):
         work = tmp_path / "work"
@@ -132,22 +141,25 @@ class TestMembership:
         with pytest.raises(DataError, match=r"search/membership/trials/.*: cannot be written"):
             run(challenge, work)
 
+    @pytest.mark.usefixtures("serial_trials")
     def test_the_truth_is_never_seen(self, challenge, searched, tmp_path):
         blind = without_truth(challenge, tmp_path / "data")
         run(blind, tmp_path / "work")
         seeing = [row for row in rows(searched, "membership") if row["backbone"] == "highpass-w15-32"]
         assert rows(tmp_path / "work", "membership") == seeing
 
-    def test_a_part_of_the_grid(self, challenge, tmp_path):
-        run(challenge, tmp_path / "work", "membership", "--max-trials", "1", "--k", "2,4")
+    @pytest.mark.usefixtures("serial_trials")
+    def test_a_part_of_the_grid(self, challenge, searched, tmp_path):
+        run(challenge, with_embeddings(searched, tmp_path / "work"), "membership", "--max-trials", "1", "--k", "2,4")
         found = rows(tmp_path / "work", "membership")
         assert len({row["components"] for row in found}) == 1
         assert {row["k"] for row in found if row["method"] == "clusters"} == {2, 4}
 
-    def test_optuna_draws_the_same_again(self, challenge, tmp_path):
+    def test_optuna_draws_the_same_again(self, challenge, searched, tmp_path):
         drawn = []
         for name in ("a", "b"):
-            run(challenge, tmp_path / name, "membership", "--algo", "optuna", "--max-trials", "3", "--seed", "1")
+            work = with_embeddings(searched, tmp_path / name)
+            run(challenge, work, "membership", "--algo", "optuna", "--max-trials", "3", "--seed", "1")
             drawn.append(rows(tmp_path / name, "membership"))
         assert drawn[0] == drawn[1]
         assert len({row["components"] for row in drawn[0]}) >= 1
@@ -177,6 +189,7 @@ class TestFaults:
         inputs = search.SearchInputs(EmbedConfig((PAIR,)), {})
         return search.search(read_catalog(str(challenge)), str(work), SearchConfig("membership"), inputs)
 
+    @pytest.mark.usefixtures("serial_trials")
     def test_whatever_a_trial_raises_is_a_row_with_the_reason(self, challenge, searched, tmp_path, monkeypatch, caplog):
         class Failing(MembershipSlices):
             def evaluate(self, trial, vectors, options):
@@ -230,6 +243,7 @@ class TestAttribution:
         best = json.loads((searched / "search/attribution/best.json").read_text())
         assert best["best"][""]["ari_known"] == max(row["ari_known"] for row in chosen) == 1.0
 
+    @pytest.mark.usefixtures("serial_trials")
     def test_the_truth_is_never_seen(self, challenge, searched, tmp_path):
         run(without_truth(challenge, tmp_path / "data"), tmp_path / "work", "attribution")
         assert rows(tmp_path / "work", "attribution") == rows(searched, "attribution")
