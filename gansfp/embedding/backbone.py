@@ -90,8 +90,8 @@ class NetworkKind(Kind):
     """A kind whose features come from a network, on the device.
 
     Args:
-        load_weights: loads the weights of a backbone; its second argument is the user's folder of weights, or None. Raises
-            WeightsError where they cannot be loaded.
+        load_weights: loads the weights of a backbone; its second argument is the user's folder of weights, or None.
+            Raises WeightsError where they cannot be loaded.
         check: raises UsageError where a backbone cannot be computed with these weights.
         create: puts the network on a device: (backbone, weights, device, precision).
     """

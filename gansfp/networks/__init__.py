@@ -1,1 +1,1 @@
-"""Networks and their weights: where weights come from, models beside those of timm, model files in WORK."""
+"""Networks and their weights: the sources of weights, models that timm does not have, model files in WORK."""

@@ -1,4 +1,4 @@
-"""The table of backbone kinds: a new kind is one entry, and what other files ask of a backbone."""
+"""The table of backbone kinds: a new kind is one entry; the properties of a backbone that other files use."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_a_new_kind_is_one_entry_of_the_table(pixels, monkeypatch):
         ("halves",),
         re.compile("halves"),
         read,
-        load=lambda backbone, folder: Weights(backbone.network, weights, digest_of(weights)),
+        load_weights=lambda backbone, folder: Weights(backbone.network, weights, digest_of(weights)),
         check=lambda backbone, weights: None,
         create=lambda backbone, weights, device, precision: Halves(weights.tensors["weight"]),
     )
@@ -71,9 +71,9 @@ def test_a_new_kind_is_one_entry_of_the_table(pixels, monkeypatch):
     expected = pixels.reshape(6, 2, 128, 256).mean((2, 3))
     np.testing.assert_allclose(vectors["halves", "full"], 2 * expected, rtol=1e-5)
     np.testing.assert_allclose(vectors["mean", "full"], expected.mean(1, keepdims=True), rtol=1e-5)
-    found = cpu_features([*on_device, ("largest", "full"), ("lbp", "full")], pixels[0], np.zeros((256, 256), bool))
-    assert list(found) == [("largest", "full"), ("lbp", "full")]
-    assert found["largest", "full"] == [pixels[0].max()]
+    on_cpu = cpu_features([*on_device, ("largest", "full"), ("lbp", "full")], pixels[0], np.zeros((256, 256), bool))
+    assert list(on_cpu) == [("largest", "full"), ("lbp", "full")]
+    assert on_cpu["largest", "full"] == [pixels[0].max()]
     assert identity(on_device[0], config, loaded)["weights"] == digest_of(weights)
     assert identity(on_device[1], config, loaded)["weights"] == ""
     with pytest.raises(UsageError, match="largest, mean or halves"):
@@ -98,6 +98,6 @@ def test_names_on_cpus_are_known_without_timm():
         ("lbp", False, False, True),
     ],
 )
-def test_what_a_backbone_says_of_itself(name, unit_norm, needs_weights, on_cpu):
+def test_properties_of_a_backbone(name, unit_norm, needs_weights, on_cpu):
     backbone = parse_backbone(name)
     assert (backbone.unit_norm, backbone.needs_weights, backbone.on_cpu) == (unit_norm, needs_weights, on_cpu)

@@ -1,4 +1,4 @@
-"""Names, input preparation and networks against timm's own transform and forward, weights from files."""
+"""Names of backbones; input preparation and networks, compared with timm's own transform and forward."""
 
 import time
 
@@ -17,7 +17,7 @@ from gansfp.errors import UsageError
 from gansfp.images.slices import decode
 from gansfp.networks.weights import load_weights
 
-# (model, what its own transform does to 256 pixels): bicubic and bilinear, resize, crop, position tables
+# Model -> what its own transform does to 256 pixels: bicubic and bilinear, resize, crop, position tables.
 MODELS = {
     "resnet10t": "bilinear, resized to 185, cropped to 176",
     "mobilenetv3_small_050": "bicubic, only cropped to 224",
@@ -32,14 +32,14 @@ def pixels():
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:256, :256]
     waves = [127 + 100 * np.sin(rows / (3 + 5 * k)) * np.cos(columns / (7 - k)) for k in range(6)]
-    found = np.array(waves) + rng.normal(0, 15, (6, 256, 256))
-    found[:, 60:140, 90:200] *= 0.2
-    return np.clip(found, 0, 255).astype(np.uint8)
+    slices = np.array(waves) + rng.normal(0, 15, (6, 256, 256))
+    slices[:, 60:140, 90:200] *= 0.2
+    return np.clip(slices, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def weights_folder(tmp_path_factory):
-    """Files with the classifier in them, as training leaves them; their values depend on the slices' content."""
+    """A folder of weights with their classifiers, as training writes them. Random, so vectors depend on the slices."""
     folder = tmp_path_factory.mktemp("weights")
     for seed, model in enumerate(MODELS):
         torch.manual_seed(seed)
@@ -54,13 +54,13 @@ def weights_folder(tmp_path_factory):
 
 
 def timm_embedding(model, folder, pixels):
-    """What a user of timm would write: its own transform and forward, in float32."""
+    """Computes what a user of timm would compute: its own transform and forward, in float32."""
     network = timm.create_model(model, num_classes=0).eval()
     state = torch.load(folder / f"{model}.pth", weights_only=True)
     missing, _ = network.load_state_dict({k: v for k, v in state.items() if k in network.state_dict()}, strict=False)
     assert not missing
     transform = create_transform(**resolve_model_data_config(network), is_training=False)
-    inputs = torch.stack([transform(Image.fromarray(one).convert("RGB")) for one in pixels])
+    inputs = torch.stack([transform(Image.fromarray(slice_).convert("RGB")) for slice_ in pixels])
     with torch.inference_mode():
         return network(inputs).numpy()
 
@@ -80,7 +80,7 @@ def test_float32_equals_timm(model, weights_folder, pixels):
     expected = timm_embedding(model, weights_folder, pixels)
     found = embed(model, weights_folder, pixels)
     assert relative(found, expected) < 1e-3
-    assert relative(found[::-1], expected) > 1e-2  # the slices are told apart at all
+    assert relative(found[::-1], expected) > 1e-2  # the vectors of different slices differ
 
 
 def test_float32_equals_timm_on_real_slices_and_weights(shared):
@@ -95,14 +95,14 @@ def test_float32_equals_timm_on_real_slices_and_weights(shared):
 def test_preparation_equals_timms_transform(model, pixels):
     config = resolve_model_data_config(timm.create_model(model, num_classes=0))
     transform = create_transform(**config, is_training=False)
-    found, prepared = preparation(model).apply(torch.from_numpy(pixels).float()), preparation(model)
-    for one, expected in zip(found, pixels, strict=True):
-        normalised = transform(Image.fromarray(expected).convert("RGB"))
+    prepared = preparation(model)
+    for ours, slice_ in zip(prepared.apply(torch.from_numpy(pixels).float()), pixels, strict=True):
+        normalised = transform(Image.fromarray(slice_).convert("RGB"))
         grey = (
             normalised * torch.tensor(prepared.std)[:, None, None] + torch.tensor(prepared.mean)[:, None, None]
         ) * 255
-        assert (one - grey).abs().max() <= 1.01  # ties in Pillow's fixed-point arithmetic
-        assert ((one - grey).abs() > 0.01).float().mean() < 1e-3
+        assert (ours - grey).abs().max() <= 1.01  # ties in Pillow's fixed-point arithmetic
+        assert ((ours - grey).abs() > 0.01).float().mean() < 1e-3
 
 
 def test_own_size_takes_the_whole_slice(pixels):
@@ -138,7 +138,7 @@ def test_names(name, fields):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("resnt50", "got 'resnt50', expected a timm model"),
         ("mobilenetv2", "similar timm models: mobilenetv2_035"),
@@ -153,10 +153,10 @@ def test_names(name, fields):
         ("highpass-w15-1", "side 1, expected 2 to 256"),
     ],
 )
-def test_bad_names_are_one_line(name, said):
+def test_bad_names_are_one_line(name, message):
     with pytest.raises(UsageError) as caught:
         parse_backbone(name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -186,7 +186,7 @@ def test_map_is_a_feature_map_mean_free_by_channel_of_unit_norm(pixels):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("test_resnet:map5@random", "got feature map 5, expected 0 to 4"),
         ("test_vit:100@random", "100"),
@@ -194,8 +194,8 @@ def test_map_is_a_feature_map_mean_free_by_channel_of_unit_norm(pixels):
         ("vit_base_patch16_sapiens2@random", "1024x768"),
     ],
 )
-def test_what_a_model_does_not_have_is_known_before_any_actor(name, said):
-    with pytest.raises(UsageError, match=said) as caught:
+def test_what_a_model_does_not_have_is_an_error_before_any_actor(name, message):
+    with pytest.raises(UsageError, match=message) as caught:
         load_all_weights([name], None)
     assert "\n" not in str(caught.value)
 
@@ -241,18 +241,18 @@ def test_bfloat16_is_near_and_float32_in_type(pixels):
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bfloat16", True)])
-def test_float32_on_a_gpu_is_no_tensorfloat_32(precision, tf32):
+def test_float32_on_a_gpu_is_not_tensorfloat_32(precision, tf32):
     backbone = parse_backbone("test_resnet@random")
     network = TimmNetwork(backbone, load_weights("test_resnet", None, random=True), "cpu", precision)
-    network.device_type = "cuda"  # as far as a machine without one can go
-    seen = []
+    network.device_type = "cuda"  # as close as a machine without a GPU can come
+    flags = []
 
-    def look(*_):
-        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+    def record_flags(*_):
+        flags.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
 
-    network.model.conv1.register_forward_hook(look)
+    network.model.conv1.register_forward_hook(record_flags)
     network(torch.zeros(1, 160, 160), [backbone])
-    assert seen == [(True, tf32)]
+    assert flags == [(True, tf32)]
 
 
 def test_check_runs_costs_nothing_where_nothing_can_go_wrong(monkeypatch):

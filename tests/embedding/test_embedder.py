@@ -1,4 +1,4 @@
-"""The device pass: together as alone, in batches as one by one, smaller batches where memory is short."""
+"""The device pass: results do not depend on other pairs or on the batch; smaller batches when memory is short."""
 
 import numpy as np
 import pytest
@@ -32,11 +32,11 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def slices():
-    """Pixels (9, 256, 256) uint8 and their lungs (9, 256, 256) bool; the last has none."""
+    """Pixels (9, 256, 256) uint8 and their lungs (9, 256, 256) bool; the last slice has none."""
     rng = np.random.default_rng(3)
     patients = [draw_patient(rng) for _ in range(8)]
     pixels = np.stack([*(draw_slice(patient, 0.5, rng) for patient in patients), np.full((256, 256), 90, np.uint8)])
-    return pixels, np.stack([threshold_mask(one) for one in pixels])
+    return pixels, np.stack([threshold_mask(slice_) for slice_ in pixels])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_slice_does_not_depend_on_its_batch(slices, weights):
         assert relative(reversed_[pair][::-1], together[pair]) < 1e-5, pair
 
 
-def test_views_differ_and_a_slice_without_lungs_is_seen_whole(slices, weights):
+def test_views_differ_and_a_slice_without_lungs_is_shown_whole(slices, weights):
     name = "test_resnet@random"
     found = Embedder([(name, view) for view in VIEWS], weights, precision="float32")(*slices)
     for view in ("lungs", "lungs_uncropped", "outer"):
@@ -92,26 +92,26 @@ def test_one_network_for_all_views_and_kinds_of_features(slices, weights):
 
 
 def test_lungs_fill_the_input(slices, weights, monkeypatch):
-    """A cropped view is not cropped again by timm's centre crop: its lungs reach the input's borders."""
-    seen = {}
+    """timm's centre crop does not crop a cropped view again: its lungs reach the borders of the input."""
+    recorded = {}
 
-    def remember(network, inputs, wanted):
-        seen["inputs"] = inputs
-        return {b.name: inputs.flatten(1) for b in wanted}
+    def record(network, inputs, backbones):
+        recorded["inputs"] = inputs
+        return {b.name: inputs.flatten(1) for b in backbones}
 
-    monkeypatch.setattr(TimmNetwork, "__call__", remember)
+    monkeypatch.setattr(TimmNetwork, "__call__", record)
     Embedder([("test_resnet@random", "lungs")], weights)(slices[0][:8], slices[1][:8])
-    inputs = seen["inputs"].numpy()
+    inputs = recorded["inputs"].numpy()
     assert inputs.shape == (8, 160, 160)
     lit = inputs > 0
-    longer = np.array([max(np.ptp(np.flatnonzero(one.any(axis))) for axis in (0, 1)) + 1 for one in lit])
+    longer = np.array([max(np.ptp(np.flatnonzero(slice_.any(axis))) for axis in (0, 1)) + 1 for slice_ in lit])
     assert (longer > 150).all()
     masks = slices[1][:8]
-    uncropped = np.array([max(np.ptp(np.flatnonzero(one.any(axis))) for axis in (0, 1)) + 1 for one in masks])
-    assert (uncropped * 160 / 256 < 140).any()  # they do not fill a slice
+    uncropped = np.array([max(np.ptp(np.flatnonzero(mask.any(axis))) for axis in (0, 1)) + 1 for mask in masks])
+    assert (uncropped * 160 / 256 < 140).any()  # uncropped lungs do not fill a slice
 
 
-def test_weight_free_pairs_are_textures(slices, weights):
+def test_weight_free_pairs_equal_the_functions(slices, weights):
     found = Embedder(PAIRS, weights)(*slices)
     pixels, masks = torch.from_numpy(slices[0]), torch.from_numpy(slices[1])
     view = get_view("lungs")
@@ -130,17 +130,17 @@ def test_lbp_is_not_for_the_device():
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")],
 )
-def test_out_of_memory_halves_the_batch_and_goes_on(slices, weights, monkeypatch, caplog, error):
+def test_out_of_memory_halves_the_batch_and_continues(slices, weights, monkeypatch, caplog, error):
     pair = ("test_resnet@random", "full")
     expected = Embedder([pair], weights, precision="float32")(*slices)[pair]
     embedder, tried = Embedder([pair], weights, precision="float32"), []
     network = TimmNetwork.__call__
 
-    def short_of_memory(self, inputs, wanted):
+    def short_of_memory(self, inputs, backbones):
         tried.append(len(inputs))
         if len(inputs) > 3:
             raise error
-        return network(self, inputs, wanted)
+        return network(self, inputs, backbones)
 
     monkeypatch.setattr(TimmNetwork, "__call__", short_of_memory)
     found = embedder(*slices)[pair]
@@ -149,7 +149,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(slices, weights, monkeypatch
     assert "continues with batches of 2 slices" in caplog.text
     tried.clear()
     embedder(*slices)
-    assert tried == [2, 2, 2, 2, 1]  # what was learnt is kept
+    assert tried == [2, 2, 2, 2, 1]  # the embedder keeps the smaller limit
 
 
 def test_a_single_slice_too_much_is_an_error_and_so_is_anything_else(slices, weights, monkeypatch):
@@ -185,13 +185,13 @@ def test_identity_tells_apart_what_must_not_be_mixed(weights):
     assert identity(("test_resnet@random", "outer"), config, weights) != base
     assert identity(("test_resnet:map@random", "lungs"), config, weights) != base
     assert all(isinstance(value, str) for value in base.values())
-    # what does not change a weight-free vector does not change its identity
+    # the precision does not change a weight-free vector, so it does not change its identity
     free = ("highpass", "full")
     assert identity(free, EmbedConfig((free,), precision="float32"), {}) == identity(free, EmbedConfig((free,)), {})
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"pairs": (("no_such_net", "full"),)}, "no_such_net"),
         ({"pairs": (("highpass", "inner"),)}, "'inner', expected one of"),
@@ -199,15 +199,17 @@ def test_identity_tells_apart_what_must_not_be_mixed(weights):
         ({"precision": "float16"}, "'float16', expected one of"),
     ],
 )
-def test_unknown_names(fields, said):
-    with pytest.raises(UsageError, match=said):
+def test_unknown_names(fields, message):
+    with pytest.raises(UsageError, match=message):
         EmbedConfig(**{"pairs": (("highpass", "full"),), **fields})
 
 
 def test_weights_are_loaded_once_a_network(monkeypatch):
     loaded = []
     real = weights_module.load_weights
-    monkeypatch.setattr(weights_module, "load_weights", lambda *given: loaded.append(given[0]) or real(*given))
-    found = load_all_weights(["test_resnet@random", "test_resnet:map@random", "highpass", "lbp"], None)
+    monkeypatch.setattr(
+        weights_module, "load_weights", lambda *arguments: loaded.append(arguments[0]) or real(*arguments)
+    )
+    by_network = load_all_weights(["test_resnet@random", "test_resnet:map@random", "highpass", "lbp"], None)
     assert loaded == ["test_resnet"]
-    assert list(found) == ["test_resnet@random"]
+    assert list(by_network) == ["test_resnet@random"]

@@ -1,4 +1,4 @@
-"""Local binary patterns: against scikit-image, code for code, and against counts over regions."""
+"""Local binary patterns: codes compared with scikit-image, summaries compared with counts over regions."""
 
 import platform
 
@@ -29,7 +29,7 @@ def lungs():
 
 KINDS = {
     "slice": some_slice(),
-    "two levels": RNG.integers(0, 2, (256, 256), dtype=np.uint8),  # neighbours are alike everywhere
+    "two levels": RNG.integers(0, 2, (256, 256), dtype=np.uint8),  # many neighbours are equal
     "noise": RNG.integers(0, 256, (256, 256), dtype=np.uint8),
     "white": np.full((256, 256), 255, np.uint8),
     "black": np.zeros((256, 256), np.uint8),
@@ -43,7 +43,7 @@ def test_codes_equal_scikit_image(kind):
     pixels = KINDS[kind]
     found = lbp.lbp_codes(pixels)
     different = found != local_binary_pattern(pixels, 8, 1, "uniform")
-    # Other processors fuse a product and a sum into one rounding, and may decide otherwise about equal neighbours.
+    # Other processors round a product and a sum once together, so the sign of equal neighbours may differ.
     assert not different.any() if platform.machine() == "x86_64" else different.mean() < 0.1
     assert found.dtype == np.uint8
 
@@ -64,7 +64,7 @@ def test_empty_regions_are_finite():
         assert not lbp.lbp(some_slice(), np.zeros((256, 256), bool), output).any()
 
 
-def test_another_output_is_refused():
+def test_another_output_is_an_error():
     with pytest.raises(UsageError, match="got 'median'"):
         lbp.lbp(some_slice(), lungs(), "median")
 
@@ -81,7 +81,7 @@ def test_the_pairs_of_a_slice():
 
 
 @pytest.mark.parametrize("view", sorted(VIEWS))
-def test_they_see_the_regions_that_the_device_sees(view):
+def test_they_use_the_regions_that_the_device_uses(view):
     masks = np.stack([lungs(), np.zeros((256, 256), bool), np.ones((256, 256), bool)])
     on_device = regions(torch.from_numpy(masks), get_view(view)).numpy()
     np.testing.assert_array_equal(regions(masks, get_view(view)), on_device)

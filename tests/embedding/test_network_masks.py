@@ -1,4 +1,4 @@
-"""Masks by networks: as the U-Net alone and as lungmask itself make them; what is said where weights are missing."""
+"""Masks by networks, compared with the bare U-Net and with the package lungmask; messages about missing weights."""
 
 import builtins
 import functools
@@ -35,22 +35,22 @@ def untrained(seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A U-Net that was never trained, as training writes it."""
+    """A folder of a U-Net with random weights, as training writes it."""
     place = str(tmp_path_factory.mktemp("models") / "unet")
     model_files.write_model(place, {"identity": {"architecture": ARCHITECTURE}}, untrained(3).state_dict())
     return place
 
 
-def test_a_unets_mask_is_where_its_averaged_weights_see_lung(folder, slices):
+def test_a_unets_mask_is_the_lung_of_its_averaged_weights(folder, slices):
     segmenter = Segmenter(f"unet:{folder}", load_mask(f"unet:{folder}", None), batch_limit=3)
     network = untrained(3).average.eval()
     with torch.inference_mode():
-        expected = np.stack([network(torch.from_numpy(one[None]))[0].numpy() > 0 for one in slices])
+        expected = np.stack([network(torch.from_numpy(slice_[None]))[0].numpy() > 0 for slice_ in slices])
     found = segmenter(slices)
     assert found.dtype == bool
     assert found.any()
     assert not found.all()
-    assert (found == expected).mean() > 0.9999  # sums of another order
+    assert (found == expected).mean() > 0.9999  # sums are rounded in another order
     assert segmenter.seconds["segment"] > 0
     assert segmenter(slices[:0]).shape == (0, 256, 256)
 
@@ -74,19 +74,19 @@ def test_out_of_memory_halves_the_batch(folder, slices, monkeypatch):
 def test_identity_follows_the_weights_and_not_the_folder(folder, tmp_path):
     pair = ("highpass", "lungs")
 
-    def told(place):
+    def mask_identities(place):
         config = EmbedConfig((pair, ("highpass", "full")), mask=f"unet:{place}")
         weights = load_all_weights(config.backbones, None, config.network_mask)
-        return [identity(one, config, weights)["mask"] for one in config.pairs]
+        return [identity(each_pair, config, weights)["mask"] for each_pair in config.pairs]
 
     facts = {"identity": {"architecture": ARCHITECTURE}}
     model_files.write_model(str(tmp_path / "same"), facts, untrained(3).state_dict())
     model_files.write_model(str(tmp_path / "other"), facts, untrained(4).state_dict())
-    assert told(folder)[0].startswith("unet:")
-    assert str(tmp_path) not in told(tmp_path / "same")[0]
-    assert told(folder)[1] == ""
-    assert told(folder) == told(tmp_path / "same")
-    assert told(folder) != told(tmp_path / "other")
+    assert mask_identities(folder)[0].startswith("unet:")
+    assert str(tmp_path) not in mask_identities(tmp_path / "same")[0]
+    assert mask_identities(folder)[1] == ""
+    assert mask_identities(folder) == mask_identities(tmp_path / "same")
+    assert mask_identities(folder) != mask_identities(tmp_path / "other")
     assert EmbedConfig((("highpass", "full"),), mask=f"unet:{folder}").network_mask == ""
 
 
@@ -106,7 +106,7 @@ def test_a_folder_without_a_unet_is_one_line(folder, tmp_path):
 
 @pytest.fixture
 def package(monkeypatch):
-    """The package, with a network of R231's shape that is a sixteenth as wide."""
+    """The package, with a network of R231's shape with a sixteenth of its width."""
     module = pytest.importorskip("lungmask.mask")
     monkeypatch.setattr(module, "UNet", functools.partial(module.UNet, wf=2))
     return module
@@ -118,17 +118,17 @@ class TestLungmask:
         torch.manual_seed(0)
         network = network_masks._r231_network().eval()
         with torch.inference_mode():
-            seen = torch.from_numpy((units[:1, None].clip(-1024, 600) + 1024) / 1624)
-            network.last.bias -= network(seen).mean((0, 2, 3))  # so that each of the three labels is somewhere
+            inputs = torch.from_numpy((units[:1, None].clip(-1024, 600) + 1024) / 1624)
+            network.last.bias -= network(inputs).mean((0, 2, 3))  # now each of the three labels occurs
         torch.save(network.state_dict(), tmp_path / R231_FILE)
         found = Segmenter("lungmask", load_mask("lungmask", str(tmp_path)), batch_limit=3)(slices)
         inferer = package.LMInferer(modelpath=str(tmp_path / R231_FILE), force_cpu=True, tqdm_disable=True)
-        for ours, one in zip(found, units, strict=True):
-            theirs = inferer.apply(one[None])[0] > 0
+        for ours, slice_ in zip(found, units, strict=True):
+            theirs = inferer.apply(slice_[None])[0] > 0
             assert 0.02 < theirs.mean() < 0.98
             assert dice(ours, theirs) >= 0.999
 
-    def test_files_that_are_none(self, package, tmp_path):
+    def test_damaged_and_foreign_files(self, package, tmp_path):
         (tmp_path / R231_FILE).write_bytes(b"nothing")
         with pytest.raises(WeightsError, match=rf"{R231_FILE}: cannot be read"):
             load_mask("lungmask", str(tmp_path))
@@ -139,24 +139,24 @@ class TestLungmask:
         with pytest.raises(WeightsError, match="no state dict"):
             load_mask("lungmask", str(tmp_path))
 
-    def test_no_way_out_names_the_file_and_its_place(self, package, tmp_path, monkeypatch):
-        monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no way out")
+    def test_without_a_connection_the_message_names_the_file_and_its_place(self, package, tmp_path, monkeypatch):
+        monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no connection")
         monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-        with pytest.raises(WeightsError, match=rf"no way out\); put {R231_FILE} \(https.* into {tmp_path}"):
+        with pytest.raises(WeightsError, match=rf"no connection\); put {R231_FILE} \(https.* into {tmp_path}"):
             load_mask("lungmask", str(tmp_path))
         with pytest.raises(WeightsError, match="name it with --weights"):
             load_mask("lungmask", None)
 
 
-def test_a_package_that_is_missing_is_one_line(monkeypatch):
+def test_a_missing_package_is_one_line(monkeypatch):
     real = builtins.__import__
 
-    def without(name, *rest):
+    def import_without_lungmask(name, *arguments):
         if name.partition(".")[0] == "lungmask":
             raise ImportError("No module named 'lungmask'")
-        return real(name, *rest)
+        return real(name, *arguments)
 
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_lungmask)
     with pytest.raises(UsageError, match=r'pip install "gansfp\[lungmask\]"'):
         load_mask("lungmask", None)
 

@@ -1,4 +1,4 @@
-"""Shards: readable by others, whole or absent, of one identity, each image once."""
+"""Shards: other programs can read them; each is complete and of one identity; each image is used once."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ PAIR = ("net:map", "full")
 
 
 def write(work, images, identity=IDENTITY, failed=(), seed=0):
-    """A shard with vectors that follow from id and hash."""
+    """Writes a shard whose vectors depend on id and hash."""
     vectors = np.array([vector(i, h) for i, h in images.items()], np.float32).reshape(-1, 4)
     statuses = ["failed" if i in failed else "ok" for i in images]
     errors = ["empty file" if i in failed else "" for i in images]
@@ -33,7 +33,7 @@ def vector(image_id, sha256):
 
 
 def raw_ids(work, pair=PAIR):
-    """The image ids of all rows on disk, by plain pyarrow."""
+    """Returns the image ids of all rows on disk, read by pyarrow itself."""
     place = folder(str(work), pair)
     return sorted(i for name in os.listdir(place) for i in pq.read_table(f"{place}/{name}")["image_id"].to_pylist())
 
@@ -81,7 +81,7 @@ def test_duckdb_polars_and_pandas_read_them(tmp_path):
     assert frame["embedding"].iloc[1] is None
 
 
-def test_rows_come_in_the_order_asked_for_and_failed_ones_are_zero(tmp_path):
+def test_rows_have_the_order_of_the_request_and_failed_ones_are_zero(tmp_path):
     write(tmp_path, {"a": "1", "b": "2", "c": "3"}, failed=("b",))
     write(tmp_path, {"d": "4"})
     found = read_embeddings(str(tmp_path), IDENTITY, {"d": "4", "b": "2", "a": "1"})
@@ -100,14 +100,14 @@ def test_missing_images_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["weights", "mask", "precision", "size"])
-def test_another_identity_is_never_mixed_in(tmp_path, caplog, field):
+def test_shards_of_another_identity_are_not_read(tmp_path, caplog, field):
     other = {**IDENTITY, field: "another"}
     write(tmp_path, {"a": "1"}, other)
     with pytest.raises(DataError):
         read_embeddings(str(tmp_path), IDENTITY, {"a": "1"})
     assert "left out 1 shards of another identity" in caplog.text
     assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1"}) == set()
-    write(tmp_path, {"a": "1"})  # the same images under both: neither overwrites the other
+    write(tmp_path, {"a": "1"})  # the same images under both identities: neither shard overwrites the other
     assert (
         repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1"})
         == repair_and_list_done(str(tmp_path), other, {"a": "1"})
@@ -115,13 +115,13 @@ def test_another_identity_is_never_mixed_in(tmp_path, caplog, field):
     )
 
 
-def test_a_foreign_parquet_file_is_left_aside(tmp_path):
+def test_a_foreign_parquet_file_is_left_out(tmp_path):
     place = write(tmp_path, {"a": "1"})
     pq.write_table(pa.table({"image_id": ["a"]}), os.path.join(os.path.dirname(place), "other.parquet"))
     assert read_embeddings(str(tmp_path), IDENTITY, {"a": "1"}).vectors.tolist() == [vector("a", "1")]
 
 
-def test_a_replaced_image_counts_as_missing_and_its_old_row_goes(tmp_path):
+def test_a_replaced_image_counts_as_missing_and_its_old_row_is_removed(tmp_path):
     write(tmp_path, {"a": "1", "b": "2"})
     now = {"a": "1", "b": "9"}
     with pytest.raises(DataError, match="'b'"):
@@ -133,9 +133,9 @@ def test_a_replaced_image_counts_as_missing_and_its_old_row_goes(tmp_path):
     assert raw_ids(tmp_path) == ["a", "b"]
 
 
-def test_what_could_not_be_had_is_tried_again_when_it_can(tmp_path):
+def test_an_unreadable_image_is_tried_again_when_it_can_be_read(tmp_path):
     write(tmp_path, {"a": "1", "b": ""}, failed=("b",))
-    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", "b": ""}) == {"a", "b"}  # still not to be had
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", "b": ""}) == {"a", "b"}  # still unreadable
     now = {"a": "1", "b": "2"}
     assert read_embeddings(str(tmp_path), IDENTITY, now).status.tolist() == ["ok", "failed"]
     assert repair_and_list_done(str(tmp_path), IDENTITY, now, retry=False) == {"a", "b"}
@@ -154,11 +154,11 @@ def test_a_row_with_a_hash_is_better_than_one_without(tmp_path, order):
     assert found.vectors.tolist() == [vector("a", "1")]
 
 
-def test_duplicates_are_taken_once_and_settled(tmp_path):
+def test_duplicates_are_used_once_and_removed(tmp_path):
     write(tmp_path, {"a": "1", "b": "2"})
     write(tmp_path, {"b": "2", "c": "3"})
     write(tmp_path, {"c": "3"})
-    write(tmp_path, {"x": "7"})  # another task's image
+    write(tmp_path, {"x": "7"})  # an image of another task
     images = {"a": "1", "b": "2", "c": "3"}
     before = read_embeddings(str(tmp_path), IDENTITY, images)
     assert before.vectors.tolist() == [vector(i, h) for i, h in images.items()]
@@ -168,7 +168,7 @@ def test_duplicates_are_taken_once_and_settled(tmp_path):
     assert read_embeddings(str(tmp_path), IDENTITY, images).vectors.tolist() == before.vectors.tolist()
     names = sorted(os.listdir(folder(str(tmp_path), PAIR)))
     assert repair_and_list_done(str(tmp_path), IDENTITY, images) == {"a", "b", "c"}
-    assert sorted(os.listdir(folder(str(tmp_path), PAIR))) == names  # what is in order is not touched
+    assert sorted(os.listdir(folder(str(tmp_path), PAIR))) == names  # correct shards are not changed
 
 
 @pytest.mark.parametrize("truncated", [False, True])
@@ -190,7 +190,7 @@ def test_a_task_that_runs_twice_writes_one_shard(tmp_path):
     assert raw_ids(tmp_path) == ["a"]
 
 
-def test_a_temporary_file_is_nothing(tmp_path):
+def test_a_temporary_file_is_not_a_shard(tmp_path):
     place = write(tmp_path, {"a": "1"})
     whole = Path(place).read_bytes()
     with open(os.path.join(os.path.dirname(place), "_tmp-0123-abc.parquet"), "wb") as half:
@@ -199,7 +199,7 @@ def test_a_temporary_file_is_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 7, 400, -20])
-def test_a_truncated_shard_is_named_and_its_images_made_again(tmp_path, caplog, size):
+def test_a_truncated_shard_is_named_and_its_images_are_embedded_again(tmp_path, caplog, size):
     images = {"a": "1", "b": "2"}
     write(tmp_path, {"a": "1"})
     place = write(tmp_path, {"b": "2"})
@@ -210,7 +210,7 @@ def test_a_truncated_shard_is_named_and_its_images_made_again(tmp_path, caplog, 
         read_embeddings(str(tmp_path), IDENTITY, images)
     assert f"{place}: not a whole shard" in caplog.text
     assert repair_and_list_done(str(tmp_path), IDENTITY, images) == {"a"}
-    assert not os.path.exists(place)  # nor does it stop other readers
+    assert not os.path.exists(place)  # so it does not stop other readers
     write(tmp_path, {"b": "2"})
     assert read_embeddings(str(tmp_path), IDENTITY, images).ok.all()
 
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         write(tmp_path, {"a": "1"})
 
 
-def test_uris_are_places_too(tmp_path):
+def test_work_can_be_a_uri(tmp_path):
     uri = (tmp_path / "of uri").as_uri()
     write(uri, {"a": "1"})
     assert read_embeddings(uri, IDENTITY, {"a": "1"}).vectors.tolist() == [vector("a", "1")]

@@ -1,4 +1,4 @@
-"""Shards as a state machine: whatever runs write, kill, repeat or damage, each current image has its latest vector."""
+"""Shards as a state machine: runs write, repeat and damage shards; each current image keeps its latest vector."""
 
 import os
 import tempfile
@@ -17,14 +17,14 @@ IDS = ("a", "b", "c", "d")
 
 
 def vector(image_id, sha256):
-    """The vector of a file's content; 2 numbers."""
+    """Returns the vector of a file's content: 2 numbers."""
     return [float(ord(image_id)), float(sha256)]
 
 
 class Shards(RuleBasedStateMachine):
-    """Four images whose files change, and a folder of shards about them.
+    """Four images whose files change, and the folder of their shards.
 
-    `current` holds the hash of each image's file now; `intact` the rows (id, hash) of each shard on disk that is whole.
+    `current` holds the current hash of each image; `intact` the rows (id, hash) of each complete shard on disk.
     """
 
     @initialize()
@@ -44,13 +44,13 @@ class Shards(RuleBasedStateMachine):
         self.truncated.discard(path)
 
     def done(self):
-        """The images of which a whole shard holds the current file."""
+        """Returns the images whose current content is in a complete shard."""
         rows = set().union(*self.intact.values())
         return {image_id for image_id, sha256 in self.current.items() if (image_id, sha256) in rows}
 
     @rule(ids=st.sets(st.sampled_from(IDS), min_size=1))
     def write_a_shard(self, ids):
-        """A run embeds some images, whether or not it had to: as two runs at a time do, or a task that is repeated."""
+        """A run embeds some images again, as two runs at the same time do, or a repeated task."""
         self.write({image_id: self.current[image_id] for image_id in sorted(ids)})
 
     @rule()
@@ -66,7 +66,7 @@ class Shards(RuleBasedStateMachine):
 
     @rule(image_id=st.sampled_from(IDS))
     def restore_an_image(self, image_id):
-        """An image gets the content back that it had at first."""
+        """An image gets its first content again."""
         self.current[image_id] = "0"
 
     @precondition(lambda self: self.intact)
@@ -81,7 +81,7 @@ class Shards(RuleBasedStateMachine):
     @precondition(lambda self: self.intact)
     @rule(data=st.data())
     def repeat_a_shard(self, data):
-        """The rows of a shard are once more in another, as a killed run leaves them."""
+        """A second shard holds the same rows, as a killed run leaves them."""
         path = data.draw(st.sampled_from(sorted(self.intact)))
         copy = os.path.join(os.path.dirname(path), f"copy-{len(self.intact)}.parquet")
         Path(copy).write_bytes(Path(path).read_bytes())

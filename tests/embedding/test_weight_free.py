@@ -1,4 +1,4 @@
-"""Features without weights: against scipy and numpy, one slice and one pixel or block at a time."""
+"""Features without weights, compared with scipy and numpy, slice by slice and pixel by pixel or block by block."""
 
 import csv
 
@@ -19,7 +19,7 @@ FULL = torch.tensor([[0.0, 0.0, 256.0, 256.0]])
 
 
 def some_slices(n=3):
-    """Smooth blobs with noise: (n, 256, 256) uint8."""
+    """Returns smooth blobs with noise: (n, 256, 256) uint8."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(n, 256, 256))
     blobs = ndimage.gaussian_filter(noise, (0, 9, 9)) * 2500 + 120 + 6 * ndimage.gaussian_filter(noise, (0, 1, 0))
@@ -27,7 +27,7 @@ def some_slices(n=3):
 
 
 def some_regions(n=3):
-    """Everything, two blobs like lungs, and a thin stripe that holds no whole 8x8 block."""
+    """Returns three regions: the whole slice, two blobs like lungs, and a thin stripe without a whole 8x8 block."""
     regions = torch.ones(3, 256, 256, dtype=torch.bool)
     regions[1] = False
     regions[1, 60:180, 40:110] = True
@@ -38,7 +38,7 @@ def some_regions(n=3):
 
 
 def odd_slices():
-    """What is not a picture: black, white, constant, one bright pixel, a checkerboard."""
+    """Returns slices without anatomy: black, white, constant, one bright pixel, a checkerboard."""
     slices = torch.zeros(5, 256, 256, dtype=torch.uint8)
     slices[1], slices[2], slices[3, 100, 100] = 255, 77, 255
     slices[4, ::2, ::2] = slices[4, 1::2, 1::2] = 255
@@ -77,7 +77,7 @@ def test_highpass_crops_to_the_box():
 
 
 def test_the_outline_of_a_region_leaves_no_trace():
-    """A slice that is flat where the region ends is 0 there, whatever lies beyond."""
+    """A slice that is flat at the border of the region is 0 there, also if it changes outside of the region."""
     slices, region = torch.full((1, 256, 256), 100, dtype=torch.uint8), torch.zeros(1, 256, 256, dtype=torch.bool)
     region[0, 96:160, 96:160] = True
     slices[0, 120:136, 120:136] = 200
@@ -100,7 +100,7 @@ def test_highpass_of_odd_slices_is_finite_and_flat_ones_are_zero(window):
     (30, 64, "window: got 30"), (-1, 64, "window: got -1"), (1, 64, "window: got 1,"), (257, 64, "window: got 257"),
     (31, 0, "side: got 0"), (31, 257, "side: got 257"),
 ])  # fmt: skip
-def test_highpass_refuses(window, side, message):
+def test_highpass_with_wrong_values(window, side, message):
     with pytest.raises(UsageError, match=message):
         weight_free.highpass(some_slices(1), some_regions(1), FULL, window, side)
 
@@ -112,7 +112,7 @@ def test_median_equals_scipy():
 
 
 def plain_residual(pixels, region):
-    """The columns of weight_free.residual for one slice, by their definitions."""
+    """Computes the columns of weight_free.residual for one slice by their definitions."""
     pixels = pixels.astype(float)
     hann = np.outer(np.hanning(256), np.hanning(256)) * region
     area = (hann**2).sum()
@@ -130,7 +130,7 @@ def plain_residual(pixels, region):
         for k in range(64)
     ]
     power = np.abs(np.fft.fft2(by_median)) ** 2 / area
-    # Half the plane is enough, and says which way round the two ends of a direction go.
+    # Half of the plane is enough, and defines the angle of a direction.
     half = inner & (frequency > 0.1) & ((across > 0) | (across == 0))
     angle = ((np.arctan2(down, across) / np.pi + 0.5) * 16).astype(int).clip(0, 15)
     weight = np.where(across == 0, 1.0, 2.0)
@@ -167,13 +167,13 @@ def test_rows_do_not_depend_on_the_batch():
     boxes = torch.tensor([[0.0, 0.0, 256.0, 256.0], [30.5, 20.0, 210.5, 200.0], [0.0, 0.0, 256.0, 256.0]])
     together = weight_free.highpass(slices, regions, boxes), weight_free.residual(slices, regions)
     for i in range(3):
-        one = slice(i, i + 1)
+        row = slice(i, i + 1)
         alone = (
-            weight_free.highpass(slices[one], regions[one], boxes[one]),
-            weight_free.residual(slices[one], regions[one]),
+            weight_free.highpass(slices[row], regions[row], boxes[row]),
+            weight_free.residual(slices[row], regions[row]),
         )
-        for batch, row in zip(together, alone, strict=True):
-            torch.testing.assert_close(row[0], batch[i], atol=1e-5, rtol=1e-5)
+        for of_batch, of_slice in zip(together, alone, strict=True):
+            torch.testing.assert_close(of_slice[0], of_batch[i], atol=1e-5, rtol=1e-5)
 
 
 def test_autocast_changes_nothing():
@@ -184,8 +184,8 @@ def test_autocast_changes_nothing():
     assert torch.equal(inside[1], weight_free.residual(slices, regions))
 
 
-def test_residual_tells_generators_apart(shared):
-    """Four generators, one of which nobody has seen: the issue asks for an ARI of at least 0.95."""
+def test_residual_separates_generators(shared):
+    """Four generators, one of them unknown; the adjusted Rand index must be at least 0.97."""
     folder = shared / "challenge" / "attribution" / "test"
     with open(folder / "truth.csv", newline="") as file:
         truth = {row["image_id"]: row["generator"] for row in csv.DictReader(file)}

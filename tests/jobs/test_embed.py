@@ -1,4 +1,4 @@
-"""The embedding job on a Ray of its own: whole runs, bad images, second runs."""
+"""The embedding job on a Ray that the tests start: whole runs, bad images, second runs."""
 
 import logging
 import re
@@ -39,7 +39,7 @@ OUR_LINES = re.compile(
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """One bad image of each kind: what its reason must say, by id."""
+    """Adds one bad image of each kind. Returns the text that its reason must contain, by id."""
     whole = next(folder.glob("*.png")).read_bytes()
     (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "nothing.png").write_bytes(b"")
@@ -54,7 +54,7 @@ def spoil(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """60 slices, of which one has another size and one no lungs, and five bad files."""
+    """DATA: 60 slices, one with another size and one without lungs, and five bad files."""
     folder = tmp_path_factory.mktemp("data") / "membership" / "a" / "train"
     for role in ("generated", "used", "not_used"):
         draw(folder / role, 20, seed=len(role))
@@ -80,7 +80,7 @@ def everything_once(work: Path, ids) -> bool:
 
 @pytest.fixture(scope="module")
 def work(data, tmp_path_factory):
-    """WORK after one run from the command line, and what that run said."""
+    """WORK after one run from the command line, and the output of that run."""
     folder = tmp_path_factory.mktemp("work")
     done = run_job(data, folder)
     assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ class TestOneRun:
         assert "5 slices could not be read and have no embedding" in said
         table = pq.read_table(next(Path(shards.folder(str(work[0]), PAIRS[0])).glob("*.parquet"))).schema
         assert table.names == ["image_id", "sha256", "status", "error", "embedding"]
-        for pair, no_lungs in ((PAIRS[0], {}), (PAIRS[1], {"no_lungs": 1})):  # which the full view does not ask
+        for pair, no_lungs in ((PAIRS[0], {}), (PAIRS[1], {"no_lungs": 1})):  # the full view does not use masks
             statuses = Counter(
                 status
                 for path in Path(shards.folder(str(work[0]), pair)).glob("*.parquet")
@@ -145,13 +145,13 @@ class TestOneRun:
             )
             assert statuses == {"ok": 59 - len(no_lungs), "resized": 1, **no_lungs, "failed": 5}
 
-    def test_nobody_but_us_says_anything(self, work):
+    def test_no_other_program_writes_anything(self, work):
         assert work[1].stdout == ""
         assert [line for line in work[1].stderr.splitlines() if not OUR_LINES.match(line)] == []
 
     def test_a_second_run_does_nothing_and_says_so(self, work, data):
         before = {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")}
-        done = run_job(data, work[0], "--address", "127.0.0.1:9")  # nor does it need a cluster
+        done = run_job(data, work[0], "--address", "127.0.0.1:9")  # so it does not need a Ray cluster either
         assert done.returncode == 0, done.stderr
         assert "embed: nothing to do, 6 pairs for 65 slices are there" in done.stderr
         assert {path: path.stat().st_mtime_ns for path in work[0].rglob("embeddings/**/*.parquet")} == before
@@ -182,7 +182,7 @@ class TestOnThisRay:
         assert Counter(rows_on_disk(tmp_path / "w", ("highpass", "full"))) == Counter(ids)
 
     def test_a_networks_masks(self, catalog, tmp_path, local_ray):
-        """Made by the actors; what needs them waits there, lbp too; no bad image is said to have no lungs."""
+        """Actors compute the masks, then the pairs that need them, also lbp; bad images have no lungs to count."""
         place = str(tmp_path / "unet")
         torch.manual_seed(3)
         model_files.write_model(place, {"identity": {"architecture": ARCHITECTURE}}, Averaging(LungUnet()).state_dict())
@@ -204,7 +204,7 @@ class TestOnThisRay:
         for pair in pairs:
             found = shards.read_embeddings(str(tmp_path), identity(pair, config, weights), hashes)
             assert found.ok.sum() == len(pixels)
-            # A mask's last pixel may depend on how slices came together in a batch.
+            # A few pixels of a mask may depend on the batch of its slice.
             np.testing.assert_allclose(found.vectors[found.ok], expected[pair], atol=0.01)
 
     def test_decoding_is_not_fused_into_the_actors(self, catalog, tmp_path, local_ray):
@@ -217,15 +217,15 @@ class TestOnThisRay:
         assert "decode_block)->" not in done.stats()
         assert "EmbedActor)->" not in done.stats()
 
-    @pytest.mark.parametrize("error", [DataError("no room on WORK"), GansfpError("something to mend")])
-    def test_what_a_user_can_mend_is_raised_as_it_was_in_the_worker(self, error, local_ray):
+    @pytest.mark.parametrize("error", [DataError("no room on WORK"), GansfpError("something to correct")])
+    def test_errors_that_a_user_can_correct_are_raised_as_in_the_worker(self, error, local_ray):
         def fail(batch):
             raise error
 
         with pytest.raises(type(error), match=str(error)):
             list(_rows(ray.data.range(1).map_batches(fail)))
 
-    def test_a_device_too_small_for_one_slice(self, local_ray):
+    def test_a_device_without_memory_for_one_slice(self, local_ray):
         def fail(batch):
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -242,7 +242,7 @@ class TestPlan:
             pairs, [{"backbone": b} for b, _ in pairs], [(f"i{row}", f"u{row}", f"h{row}") for row in range(n)], missing
         )
 
-    def test_passes_compute_no_pair_that_a_large_group_has(self):
+    def test_passes_do_not_compute_a_pair_that_a_large_group_has(self):
         missing = [[False, True]] * PASS + [[True, True]] * 3 + [[True, False]]
         passes = list(self.make(missing).passes())
         assert [part.pairs for part in passes] == [[("b1", "full")], [("b0", "full"), ("b1", "full")]]
@@ -279,13 +279,13 @@ class TestStages:
         assert {i: r in errors[i] for i, r in reasons.items()} == dict.fromkeys(reasons, True)
         assert Counter(found["status"]) == {"failed": 5, "ok": 2}
         hashes = dict(zip(found["image_id"], found["sha256"], strict=True))
-        assert hashes["dangling"] == ""  # not seen: to be tried again
-        assert hashes["truncated"] == "h"  # seen, and bad for good
+        assert hashes["dangling"] == ""  # not read: a later run tries it again
+        assert hashes["truncated"] == "h"  # read, and bad
         assert found["vector_0"].shape == (7, 10)
         masks = np.unpackbits(found["mask"], axis=1).reshape(-1, 256, 256).astype(bool)
         np.testing.assert_array_equal(masks[-1], threshold_mask(found["pixels"][-1]))
 
-    def test_what_needs_a_networks_mask_waits_for_it(self, tmp_path):
+    def test_pairs_that_need_a_networks_mask_are_left_to_the_actor(self, tmp_path):
         draw(tmp_path / "x", 2)
         spoil(tmp_path / "x")
         pairs = [("lbp", "lungs"), ("lbp", "full"), ("lbp-mean", "outer")]
@@ -329,8 +329,8 @@ class TestStages:
         assert subprocess.run([sys.executable, "-c", code, str(image)], cwd=ROOT).returncode == 0
 
 
-def test_only_what_cannot_be_had_is_left_out_of_a_default_set(monkeypatch):
-    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no way out")
+def test_only_backbones_without_weights_are_left_out_of_a_default_set(monkeypatch):
+    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda _: "no connection")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     found, left_out = available(["densenet121", "lbp", "test_resnet@random"], None)
     assert found == ("lbp", "test_resnet@random")

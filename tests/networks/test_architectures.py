@@ -1,4 +1,4 @@
-"""Networks that timm does not name so: known to timm, equal to a plain forward, and every published network small."""
+"""The networks that are added to timm, compared with plain forward passes; all published networks at small sizes."""
 
 import pytest
 import safetensors.torch
@@ -14,7 +14,7 @@ from gansfp.errors import WeightsError
 from gansfp.networks.architectures import CLASSES, HIDDEN, WIDTHS, timm
 from gansfp.networks.weights import create, load_weights
 
-# The smallest inputs that the published networks take, in pixels: what --input-size can scale them down to.
+# The smallest inputs of the published networks in pixels: --input-size can reduce them to these sizes.
 SMALLEST = {
     "conv5": 32,
     "vgg11_1000": 32,
@@ -32,7 +32,7 @@ SMALLEST = {
 
 @pytest.fixture(autouse=True)
 def narrow_vgg(monkeypatch):
-    """VGG's fully connected layers with 64 of their 4096 numbers: the whole takes seconds to make."""
+    """Reduces VGG's fully connected layers from 4096 to 64 numbers: creating the full layers takes seconds."""
     monkeypatch.setattr(vgg, "ConvMlp", lambda *values, **options: ConvMlp(*values, **options | {"mlp_ratio": 1 / 64}))
 
 
@@ -59,12 +59,14 @@ def test_are_models_of_timm(name, width):
     logits = nn.functional.linear(features, network.get_classifier().weight, network.get_classifier().bias)
     torch.testing.assert_close(network(images), logits)
     maps = timm.create_model(name, features_only=True)(images)
-    assert [one.shape[1] for one in maps] == timm.create_model(name, features_only=True).feature_info.channels()
+    assert [feature_map.shape[1] for feature_map in maps] == timm.create_model(
+        name, features_only=True
+    ).feature_info.channels()
     indices = [1, 3]
     last_again, some = network.forward_intermediates(images, indices=indices)
     torch.testing.assert_close(last_again, last)
     alone = network.forward_intermediates(images, indices=indices, intermediates_only=True, stop_early=True)
-    assert [tuple(one.shape) for one in some] == [tuple(maps[i].shape) for i in indices]
+    assert [tuple(feature_map.shape) for feature_map in some] == [tuple(maps[i].shape) for i in indices]
     torch.testing.assert_close(some, alone)
 
 
@@ -101,9 +103,9 @@ def test_vgg11_1000_takes_the_file_of_vgg11(tmp_path):
         torch.testing.assert_close(network(inputs, [backbone])[backbone.name], original(images), rtol=1e-4, atol=1e-4)
 
 
-def test_the_file_to_put_is_named(tmp_path, monkeypatch):
+def test_the_message_names_the_missing_file(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda address: "no way out")
+    monkeypatch.setattr("gansfp.networks.weights.why_unreachable", lambda address: "no connection")
     with pytest.raises(WeightsError, match=r"put vgg11\.safetensors \(or \.pth\) into"):
         load_weights("vgg11_1000", str(tmp_path))
     with pytest.raises(WeightsError, match=r"timm has no weights for it.*conv5@random"):

@@ -1,4 +1,4 @@
-"""Weights: from files and nowhere else by mistake, from timm's source, random only in so many words."""
+"""Weights: from files, from timm's own source, or random if the name says so; never another source by mistake."""
 
 import os
 import pickle
@@ -25,8 +25,8 @@ def state():
 
 
 @pytest.fixture(autouse=True)
-def no_way_out(monkeypatch, tmp_path):
-    """No test asks the world for weights, nor finds those that somebody downloaded."""
+def no_connection(monkeypatch, tmp_path):
+    """Tests do not download weights, and do not use weights that somebody downloaded before."""
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(weights, "why_unreachable", lru_cache(weights.why_unreachable.__wrapped__))
@@ -48,7 +48,7 @@ def test_both_kinds_of_files_give_the_same(tmp_path, state):
     assert all(torch.equal(tensor, state[name]) for name, tensor in first.tensors.items())
 
 
-def test_checkpoints_with_a_wrapping_are_read(tmp_path, state):
+def test_wrapped_checkpoints_are_read(tmp_path, state):
     torch.save(
         {"state_dict": {f"module.{name}": t for name, t in state.items()}, "epoch": 3}, tmp_path / f"{MODEL}.pth"
     )
@@ -125,26 +125,28 @@ def test_no_folder():
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
-def test_no_hub_is_known_in_ten_seconds_and_says_what_to_put_where(tmp_path, monkeypatch, endpoint):
+def test_an_unreachable_hub_is_noticed_in_ten_seconds_and_the_message_says_which_file_to_put_where(
+    tmp_path, monkeypatch, endpoint
+):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("asked a hub that cannot be reached"))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("asked an unreachable hub"))
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         load_weights("resnet18", str(tmp_path))
     with pytest.raises(WeightsError):
         load_weights("densenet121", None)
-    assert time.monotonic() - start < 10  # both: one wait serves all backbones
+    assert time.monotonic() - start < 10  # for both: all backbones wait only once
     assert f"put resnet18.safetensors (or .pth) into {tmp_path}" in one_line(caught)
     assert "resnet18@random" in str(caught.value)
 
 
-def test_a_name_look_up_without_an_end(monkeypatch):
+def test_a_name_look_up_that_does_not_end(monkeypatch):
     monkeypatch.setattr(weights, "HUB_TIMEOUT", 0.2)
     ended = threading.Event()
 
     def look_up(*_, **__):
         ended.wait(30)
-        raise OSError("no such name, after all")
+        raise OSError("no such name")
 
     monkeypatch.setattr("urllib.request.urlopen", look_up)
     start = time.monotonic()
@@ -176,14 +178,14 @@ def test_timms_own_download(monkeypatch, state):
     assert torch.equal(found.tensors["conv1.0.weight"], state["conv1.0.weight"])
 
 
-def test_what_the_hub_left_in_its_cache_is_used_without_a_way_out(tmp_path, monkeypatch, state):
+def test_the_cache_of_the_hub_is_used_without_a_connection(tmp_path, monkeypatch, state):
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file(state, path)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(path))
     assert torch.equal(load_weights(MODEL, None).tensors["conv1.0.weight"], state["conv1.0.weight"])
 
 
-def test_random_is_the_same_every_time_and_not_the_files(tmp_path, state):
+def test_random_weights_are_the_same_every_time_and_not_those_of_the_file(tmp_path, state):
     torch.save(state, tmp_path / f"{MODEL}.pth")
     before = torch.get_rng_state()
     first, second = load_weights(MODEL, str(tmp_path), random=True), load_weights(MODEL, None, random=True)

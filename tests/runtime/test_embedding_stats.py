@@ -1,4 +1,4 @@
-"""What an embedding run tells of its blocks."""
+"""The statistics and log lines of an embedding run, from the reports of its blocks."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def seconds(**values):
     return np.array([values.get(step, 0.0) for step in STEPS])
 
 
-def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
+def test_all_failed_images_are_counted_and_some_are_named(caplog):
     tally = Tally()
     bad = [f"i{n}: empty file" for n in range(60)]
     for _ in range(5):
@@ -27,7 +27,7 @@ def test_many_bad_images_are_counted_and_some_of_them_named(caplog):
     assert tally.reasons == "300 empty file"
 
 
-def test_reasons_are_grouped_and_the_rest_counted():
+def test_reasons_are_grouped_and_the_others_counted():
     tally = Tally()
     errors = ["60000x60000 pixels", "9000x9000 pixels", "empty file", "a: b", "c", "d"]
     tally.add(block(done=9, failed=6, bad=[f"i{n}: {error}" for n, error in enumerate(errors)]))
@@ -35,14 +35,14 @@ def test_reasons_are_grouped_and_the_rest_counted():
     assert Tally().reasons == ""
 
 
-def test_a_short_memory_is_told_when_it_changes(caplog):
+def test_short_memory_is_logged_when_the_limit_changes(caplog):
     tally = Tally()
     for limit in (0, 0, 4, 4, 2):
         tally.add(block(limit=limit))
     assert caplog.text.count("out of memory on a device") == 2
 
 
-def test_gpus_that_are_none_are_told_once(caplog):
+def test_missing_gpus_are_logged_once(caplog):
     tally = Tally()
     for no_cuda in (False, True, True):
         tally.add(block(no_cuda=no_cuda))
@@ -51,7 +51,7 @@ def test_gpus_that_are_none_are_told_once(caplog):
 
 
 @pytest.mark.parametrize(
-    ("on_gpus", "spent", "binds"),
+    ("on_gpus", "spent", "bottleneck"),
     [
         (False, {"forward": 6, "mask": 3}, "forward"),
         (False, {"forward": 1, "mask": 3}, "mask"),
@@ -59,13 +59,13 @@ def test_gpus_that_are_none_are_told_once(caplog):
         (True, {"forward": 8, "view": 1, "decode": 5, "mask": 7}, "mask"),  # idle: they wait for the CPUs
     ],
 )
-def test_the_bottleneck_is_what_to_make_faster(on_gpus, spent, binds):
+def test_the_bottleneck_is_the_step_to_make_faster(on_gpus, spent, bottleneck):
     tally = Tally()
     for _ in range(2):
         tally.add(block(done=5, seconds=seconds(**spent) / 2))
     facts = tally.facts(on_gpus, 2, 10.0)
-    assert facts.bottleneck == binds
+    assert facts.bottleneck == bottleneck
     assert facts.work_seconds["forward"] == pytest.approx(spent["forward"])
-    assert facts.describe().endswith(f"the bottleneck is {binds}")
+    assert facts.describe().endswith(f"the bottleneck is {bottleneck}")
     assert ("GPUs busy" in facts.describe()) == on_gpus
     assert ("gpus_busy" in facts.as_dict()) == on_gpus
