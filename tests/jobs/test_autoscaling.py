@@ -153,7 +153,7 @@ def test_from_no_worker_to_two_and_back(head, limit, tmp_path):
         ids = Counter(image_id for file in files for image_id in pq.read_table(file)["image_id"].to_pylist())
         assert ids == dict.fromkeys(["late", *map(str, range(SLICES - 1))], 1)
     assert f"embed: {SLICES} slices in" in said()
-    assert said().count("no CUDA") == 1, said()
+    assert said().count("CUDA finds none") == 1, said()
 
 
 def shards(work):
