@@ -1,5 +1,6 @@
 """Writes a challenge with known truth, from phantoms or from real slices: python -m jobs.simulate --out DATA."""
 
+import argparse
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -8,33 +9,54 @@ from gansfp.runtime.command import Parser, run
 from gansfp.runtime.options import positive
 from gansfp.simulation.challenge import SimulationConfig, simulate
 
+SIZES = {
+    "labelled": "number of real slices labelled used in each set, and as many labelled not used",
+    "unknown": "number of real slices to decide about in each set; half of them are used",
+    "generated": "number of generated slices for training in each set",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and writes the challenge; progress goes to the standard output."""
+    """Writes the challenge that the command line describes. Progress is printed to standard output."""
+    options = parser().parse_args(arguments)
+    config = simulation_config(options)
+    simulate(config, options.out, options.real, progress=functools.partial(print, flush=True))
+
+
+def simulation_config(options: argparse.Namespace) -> SimulationConfig:
+    """Returns the configuration for these options. Raises UsageError for impossible values."""
+    config = SimulationConfig.tiny() if options.small else SimulationConfig()
+    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
+    return dataclasses.replace(config, seed=options.seed, leak=options.leak, **sizes)
+
+
+def parser() -> Parser:
+    """Returns the parser of the command's options."""
     default = SimulationConfig()
     parser = Parser(prog="python -m jobs.simulate", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="DATA", help="a folder that is not there yet, or empty")
-    parser.add_argument("--real", metavar="DIR", help="real slices instead of phantoms; DIR/groups.csv names patients")
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument(
+        "--out", required=True, metavar="DATA", help="folder to write; it must not exist, or must be empty"
+    )
+    parser.add_argument(
+        "--real", metavar="DIR", help="folder of real slices to use instead of phantoms; DIR/groups.csv names patients"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="seed of all random numbers (default: %(default)s)"
+    )
     parser.add_argument(
         "--leak",
         type=float,
         default=default.leak,
         metavar="0..1",
-        help="how near `warp` stays to its training slices; 0: nothing leaks in any set (default %(default)s)",
+        help="how similar the slices of the generator `warp` are to its training slices; 0: no set leaks "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--small", action="store_true", help="a challenge of a few seconds, without networks")
-    for name, meaning in (
-        ("labelled", "real slices labelled used, and as many not used, in each set"),
-        ("unknown", "real slices to decide about in each set, half of them used"),
-        ("generated", "generated slices beside the labelled of each set"),
-    ):
+    parser.add_argument(
+        "--small", action="store_true", help="write a small challenge in a few seconds, without training networks"
+    )
+    for name, meaning in SIZES.items():
         parser.add_argument(f"--{name}", type=positive, metavar="N", help=meaning)
-    given = parser.parse_args(arguments)
-    config = SimulationConfig.tiny() if given.small else default
-    sizes = {name: getattr(given, name) for name in ("labelled", "unknown", "generated") if getattr(given, name)}
-    config = dataclasses.replace(config, seed=given.seed, leak=given.leak, **sizes)
-    simulate(config, given.out, given.real, progress=functools.partial(print, flush=True))
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Four generators of slices, trained on the spot, that leak their training slices as differently as real ones do.
+"""Four generators of slices that are trained here. They leak their training slices to different degrees.
 
-Every generator is a function of training slices, a count, a seed and settings, and returns generated slices; equal
-arguments give equal bytes on one machine. The networks train in float32 on one thread: so small a network gains little
-from a second one (two trainings side by side gain twice), its sums do not depend on the machine's cores, and bfloat16,
-a fifth faster where the processor has it, would be several times slower where it has not.
+Every generator is a function of training slices, a count, a seed and settings, and returns generated slices. Equal
+arguments give equal bytes on one machine. The networks are trained in float32 on one thread, for three reasons. A
+second thread speeds up so small a network only a little, while two trainings in parallel are twice as fast. The sums do
+not depend on the number of cores. bfloat16 is a fifth faster on processors that support it, and several times slower on
+others.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a generator may be told; each heeds what concerns it."""
+class GeneratorSettings:
+    """The settings of all generators; each generator uses its own."""
 
-    strength: float = 0.85  # of `warp`: 1 a nearly exact copy of a training slice, towards 0 a strongly deformed blend
+    strength: float = 0.85  # of `warp`: 1: nearly exact copies of training slices; near 0: strongly deformed blends
     vae_steps: int = 200
     glo_steps: int = 300
 
 
-def eigen(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.ndarray:
-    """A Gaussian in the leading principal components of the training slices ("eigenfaces"): leaks little.
+def eigen(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+    """Draws from a Gaussian in the leading principal components of the training slices ("eigenfaces"). Leaks little.
 
-    No generated slice is near a single training slice; what leaks is the space that they span.
+    No generated slice is close to a single training slice. Only the space that the training slices span leaks.
     """
     del settings
     rng = np.random.default_rng(seed)
@@ -46,16 +47,16 @@ def eigen(training: np.ndarray, count: int, seed: int, settings: Settings) -> np
     codes, axes, mean = _principal_components(training, components)
     drawn = rng.standard_normal((count, components)) * codes.std(axis=0)
     pictures = mean + drawn @ axes
-    # a linear model has no edges and no noise of its own: grain keeps it from being told by smoothness alone
+    # A linear model produces no edges and no noise. Without added noise its smoothness would give it away.
     pictures = pictures.reshape(count, SIDE, SIDE) + 2.0 * rng.standard_normal((count, SIDE, SIDE))
     return _to_grey(pictures)
 
 
-def warp(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.ndarray:
-    """A training slice, smoothly deformed and blended with one of its nearest training slices: leaks much."""
+def warp(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+    """Deforms a training slice smoothly and blends it with one of its nearest training slices. Leaks much."""
     rng = np.random.default_rng(seed)
-    bend = 1.0 + 14.0 * (1.0 - settings.strength)  # pixels, the root mean square of the displacement
-    most = 0.15 + 0.35 * (1.0 - settings.strength)  # the neighbour's largest share
+    displacement = 1.0 + 14.0 * (1.0 - settings.strength)  # pixels, root mean square
+    largest_share = 0.15 + 0.35 * (1.0 - settings.strength)  # of the neighbour in the blend
     small = training[:, 4::8, 4::8].reshape(len(training), -1).astype(np.float32)
     squares = (small**2).sum(axis=1)
     distances = squares[:, None] + squares[None] - 2 * small @ small.T
@@ -65,28 +66,31 @@ def warp(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.
     spline = spline_matrix(9)
 
     def deformed(picture: np.ndarray) -> np.ndarray:
-        # the mean square of a cubic spline through white noise is 0.23 of the noise's, hence the factor
-        down, right = (2.1 * bend * (spline @ rng.standard_normal((9, 9)) @ spline.T) for _ in range(2))
+        # The mean square of a cubic spline through white noise is 0.23 times that of the noise; 2.1 corrects this.
+        down, right = (2.1 * displacement * (spline @ rng.standard_normal((9, 9)) @ spline.T) for _ in range(2))
         return ndimage.map_coordinates(picture, [rows + down, columns + right], np.float32, order=1, mode="nearest")
 
     generated = np.empty((count, SIDE, SIDE), np.uint8)
     for i in range(count):
         chosen = rng.integers(len(training))
-        share = rng.uniform(0, most)
-        other = rng.choice(neighbours[chosen])
-        generated[i] = _to_grey((1 - share) * deformed(training[chosen]) + share * deformed(training[other]))
+        share = rng.uniform(0, largest_share)
+        neighbour = rng.choice(neighbours[chosen])
+        generated[i] = _to_grey((1 - share) * deformed(training[chosen]) + share * deformed(training[neighbour]))
     return generated
 
 
-def vae(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.ndarray:
-    """A small convolutional variational autoencoder (Kingma and Welling 2014), upsampling by nearest neighbour and
-    convolution. Its slices are smooth averages: it leaks less than a decoder fitted to every slice."""
+def vae(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+    """Trains a small convolutional variational autoencoder (Kingma and Welling 2014) and draws from it.
+
+    It upsamples by nearest neighbour and convolution. Its slices are smooth averages, so it leaks less than a decoder
+    that is fitted to every slice.
+    """
     latent = 32
     upsampled = lambda a, b: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1))  # noqa: E731
     with torch.device("meta"):
         encoder = nn.Sequential(
             nn.AvgPool2d(4),
-            *_stages((1, 16, 32, 48), lambda a, b: nn.Conv2d(a, b, 4, stride=2, padding=1)),
+            *_layers((1, 16, 32, 48), lambda a, b: nn.Conv2d(a, b, 4, stride=2, padding=1)),
             nn.Flatten(),
             nn.Linear(48 * 64, 2 * latent),
         )
@@ -94,14 +98,14 @@ def vae(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.n
             nn.Linear(latent, 48 * 64),
             nn.Unflatten(1, (48, 8, 8)),
             nn.LeakyReLU(0.2),
-            *_stages((48, 40, 32, 16, 8), upsampled),
+            *_layers((48, 40, 32, 16, 8), upsampled),
             nn.Conv2d(8, 1, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear"),
         )
     random = torch.Generator().manual_seed(seed)
     networks = _initialised(nn.ModuleList([encoder, decoder]), random)
     slices = _to_signed(training)
-    # what all slices share is given: else the codes spend their first hundreds of steps on it
+    # The average slice is subtracted. Otherwise the first hundreds of steps would be spent on learning it.
     average = slices.mean(dim=0)
     slices -= average
 
@@ -118,11 +122,11 @@ def vae(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.n
     return _decoded(decoder, _gaussian_like(codes, count, random), average)
 
 
-def glo(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.ndarray:
-    """A decoder of transposed convolutions and one free code a training slice, fitted together: generative latent
-    optimisation (Bojanowski et al. 2018). New slices are decoded from a Gaussian fitted to the codes.
+def glo(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+    """Generative latent optimisation (Bojanowski et al. 2018): fits a decoder of transposed convolutions together with
+    one free code for each training slice. New slices are decoded from a Gaussian that is fitted to the codes.
 
-    It overfits and so leaks, yet unlike a GAN on a hundred slices it neither collapses nor needs luck.
+    It overfits and therefore leaks. Unlike a GAN on a hundred slices, it trains reliably and does not collapse.
     """
     latent = min(48, len(training) - 1)
     with torch.device("meta"):
@@ -130,13 +134,13 @@ def glo(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.n
             nn.Linear(latent, 48 * 256),
             nn.Unflatten(1, (48, 16, 16)),
             nn.LeakyReLU(0.2),
-            *_stages((48, 32, 24, 12), lambda a, b: nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)),
+            *_layers((48, 32, 24, 12), lambda a, b: nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)),
             nn.ConvTranspose2d(12, 1, 4, stride=2, padding=1),
         )
     random = torch.Generator().manual_seed(seed)
     _initialised(decoder, random)
     slices = _to_signed(training)
-    start = _principal_components(training, latent)[0]  # as the paper does: a third of the steps for the same fit
+    start = _principal_components(training, latent)[0]  # as in the paper; needs a third of the steps for the same fit
     codes = nn.Parameter(torch.from_numpy((start / start.std()).astype(np.float32)))
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
@@ -147,26 +151,28 @@ def glo(training: np.ndarray, count: int, seed: int, settings: Settings) -> np.n
     return _decoded(decoder, _gaussian_like(codes.detach(), count, random))
 
 
-Generator = Callable[[np.ndarray, int, int, Settings], np.ndarray]
+Generator = Callable[[np.ndarray, int, int, GeneratorSettings], np.ndarray]
 GENERATORS: dict[str, Generator] = {"eigen": eigen, "warp": warp, "vae": vae, "glo": glo}
 
 
-def generate(name: str, training: np.ndarray, count: int, seed: int, settings: Settings | None = None) -> np.ndarray:
-    """`count` slices of the generator `name`, trained on `training`.
+def generate(
+    name: str, training: np.ndarray, count: int, seed: int, settings: GeneratorSettings | None = None
+) -> np.ndarray:
+    """Trains the generator `name` and returns `count` slices, (count, 256, 256) uint8.
 
-    training: (n, 256, 256) uint8, n at least 2; returns (count, 256, 256) uint8. Raises UsageError.
+    training: (n, 256, 256) uint8, n at least 2. Raises UsageError.
     """
     if name not in GENERATORS:
         raise UsageError(f"got generator {name!r}, expected one of {sorted(GENERATORS)}")
     if len(training) < 2 or count < 1:
         raise UsageError(f"got {len(training)} training slices and {count} to make, expected at least 2 and 1")
     with one_thread():
-        return GENERATORS[name](training, count, seed, settings or Settings())
+        return GENERATORS[name](training, count, seed, settings or GeneratorSettings())
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch's and BLAS's operations inside, the caller's numbers after."""
+    """Limits torch and BLAS to one thread inside the block, and restores the caller's numbers of threads after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -177,7 +183,10 @@ def one_thread() -> Iterator[None]:
 
 
 def _principal_components(training: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes (n, components), axes (components, d) and mean (d,), float64, from the n by n Gram matrix, as n << d."""
+    """Returns codes (n, components), axes (components, d) and mean (d,), float64, from the (n, n) Gram matrix.
+
+    gansfp.scoring.distances.pca fixes the signs of its components. Its use here would change the slices of every seed.
+    """
     flat = training.reshape(len(training), -1).astype(np.float64)
     mean = flat.mean(axis=0)
     flat -= mean
@@ -187,17 +196,17 @@ def _principal_components(training: np.ndarray, components: int) -> tuple[np.nda
     return left * lengths, (left / lengths).T @ flat, mean
 
 
-def _stages(channels: tuple[int, ...], layer: Callable[[int, int], nn.Module]) -> Iterator[nn.Module]:
-    """A layer and a leaky rectifier for each step from one number of channels to the next."""
+def _layers(channels: tuple[int, ...], layer: Callable[[int, int], nn.Module]) -> Iterator[nn.Module]:
+    """Yields a layer and a leaky rectifier for each step from one number of channels to the next."""
     for before, after in itertools.pairwise(channels):
         yield layer(before, after)
         yield nn.LeakyReLU(0.2)
 
 
 def _initialised(network: nn.Module, random: torch.Generator) -> nn.Module:
-    """torch's own initialisation, but drawn from `random`, of a network built on the meta device; channels last.
+    """Initialises a network that was built on the meta device, as torch does but with `random`; channels last.
 
-    A layer built on the CPU would draw its first weights from torch's global generator, which is the caller's.
+    A layer that is built on the CPU would draw its weights from torch's global generator and change its state.
     """
     network = network.to_empty(device="cpu")
     for layer in network.modules():
@@ -215,7 +224,10 @@ def _train(
     steps: int,
     random: torch.Generator,
 ) -> None:
-    """Adam with one cycle of the learning rate; a step takes the next batch of an endless shuffled deck."""
+    """Trains by Adam with one cycle of the learning rate. Each step takes the next batch of an endless shuffled deck.
+
+    rates: (parameters, learning rate). n: the number of training slices.
+    """
     optimiser = torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in rates])
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, [rate for _, rate in rates], total_steps=max(steps, 2), pct_start=0.1
@@ -232,21 +244,21 @@ def _train(
 
 
 def _to_signed(training: np.ndarray) -> torch.Tensor:
-    """(n, 256, 256) uint8 to (n, 1, 256, 256) float32 from -1 to 1."""
+    """(n, 256, 256) uint8 -> (n, 1, 256, 256) float32 from -1 to 1."""
     return torch.from_numpy(training.astype(np.float32))[:, None] / 127.5 - 1
 
 
 def _gaussian_like(codes: torch.Tensor, count: int, random: torch.Generator) -> torch.Tensor:
-    """(count, latent) draws from a Gaussian fitted to codes (n, latent): ex-post density estimation (Ghosh 2020)."""
+    """Draws (count, latent) from a Gaussian fitted to codes (n, latent): ex-post density estimation (Ghosh 2020)."""
     n = len(codes)
     centred = codes - codes.mean(dim=0)
-    # normal weights over the centred codes have just their covariance, also where n <= latent
+    # Sums of the centred codes with normal weights have exactly the covariance of the codes, even if n <= latent.
     return codes.mean(dim=0) + torch.randn(count, n, generator=random) @ centred / math.sqrt(n)
 
 
 @torch.no_grad()
 def _decoded(decoder: nn.Module, codes: torch.Tensor, average: torch.Tensor | float = 0.0) -> np.ndarray:
-    """(count, 256, 256) uint8: the slices of the codes, plus the average that training left out."""
+    """Decodes the codes and adds the average that was subtracted for training; returns (count, 256, 256) uint8."""
     signed = (decoder(part) + average for part in codes.split(32))
     return np.concatenate([_to_grey((pictures[:, 0].numpy() + 1) * 127.5) for pictures in signed])
 

@@ -1,8 +1,9 @@
-"""A procedural chest phantom: axial CT slices of invented patients, in lung window, without any data.
+"""Draws a chest phantom: axial CT slices of invented patients, in the lung window, without any data.
 
-Every patient has a body, lungs, a heart, bones, a tree of lung vessels and a noise of his own, and his slices are cuts
-through the same body at neighbouring levels: alike, as slices of one volume are, and unlike those of other patients.
-Grey levels are those of the lung window (centre -600, width 1500 HU): air 60, lung 80, fat 212, muscle 238, bone 255.
+Every patient has an individual body, lungs, heart, bones, tree of lung vessels and noise. A patient's slices are cuts
+through the same body at neighbouring levels: they are similar, like the slices of one CT volume, and differ from those
+of other patients. Grey levels are those of the lung window (centre -600, width 1500 HU): air 60, lung 80, fat 212,
+muscle 238, bone 255.
 """
 
 import math
@@ -16,14 +17,14 @@ from threadpoolctl import threadpool_limits
 from gansfp.errors import UsageError
 
 SIDE = 256
-SLICE_GAP = 0.035  # between neighbouring levels of a patient, of the height of the lungs: about 8 mm
-_VESSEL_TIPS = 260  # nodes of one lung's vessel tree
-_VESSEL_WIDTHS = (0.5, 0.75, 1.1, 1.7)  # pixels (sigma): vessels are drawn in four widths, one blur each
-_ANGLES = 2048  # bins of the tables that hold functions of the angle
+SLICE_GAP = 0.035  # between a patient's neighbouring levels, as a share of the height of the lungs: about 8 mm
+_VESSEL_TIPS = 260  # nodes in the vessel tree of one lung
+_VESSEL_WIDTHS = (0.5, 0.75, 1.1, 1.7)  # pixels (sigma): vessels are drawn in four widths, each with its own blur
+_ANGLES = 2048  # bins of tables of functions of the angle
 
 
 def spline_matrix(knots: int) -> np.ndarray:
-    """(SIDE, knots) float32: cubic B-spline weights, so that `m @ coarse @ m.T` is a smooth field of the slice."""
+    """Returns cubic B-spline weights m, (SIDE, knots) float32: `m @ coarse @ m.T` is a smooth field of the slice."""
     t = np.linspace(1.0, knots - 2.0, SIDE)[:, None] - np.arange(knots)
     u = np.abs(t)
     weights = np.where(u < 1, 2 / 3 - u**2 + u**3 / 2, np.where(u < 2, (2 - u) ** 3 / 6, 0.0))
@@ -38,13 +39,13 @@ _Y, _X = (a.astype(np.float32) for a in np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SI
 class Patient:
     """One invented patient.
 
-    Lengths are halves of the picture's side (1 is 128 px), x to the right, y down; z runs from the apex of the lungs,
-    0, to their base, 1; grey levels are those of an 8-bit picture, above 255 where bone saturates the window.
+    The unit of length is half the picture's side (1 is 128 px). x points right, y points down, z runs from the apex of
+    the lungs (0) to their base (1). Grey levels are those of an 8-bit picture; bone may be above 255.
     """
 
     width: float  # half axes of the body
     height: float
-    squareness: float  # exponent of the superellipse: 2 an ellipse, 3 nearly a box
+    squareness: float  # exponent of the superellipse: 2 is an ellipse, 3 is nearly a box
     centre: tuple[float, float]
     tilt: float  # radians
     fat: float  # thickness under the skin
@@ -61,14 +62,14 @@ class Patient:
     round_field: bool  # the scanner's round field of view, black outside
     greys: dict[str, float]
     noise: tuple[float, float, float]  # grey levels, grain (px), streak share
-    bend: np.ndarray  # (2, 2, 6, 6) displacements in x and y at the apex and the base: what no formula draws straight
-    mottle: np.ndarray  # (2, 14, 14) where the chest wall is muscle and where fat, at the apex and the base
+    bend: np.ndarray  # (2, 2, 6, 6) displacements in x and y at the apex and the base, for irregular outlines
+    mottle: np.ndarray  # (2, 14, 14) where the chest wall is muscle and where it is fat, at the apex and the base
     haze: np.ndarray  # (2, 14, 14) opacities of the lungs
     vessels: np.ndarray  # (n, 4) points of the tree: x, y, z, width class
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
-    """A patient, all of it drawn from `rng`."""
+    """Draws a patient from `rng`."""
     u, normal = rng.uniform, rng.standard_normal
     width, air = u(0.74, 0.93), u(54, 63)
     lung = (width * u(0.33, 0.39), u(0.36, 0.47))
@@ -109,10 +110,10 @@ def draw_patient(rng: np.random.Generator) -> Patient:
 
 
 def _vessel_tree(rng: np.random.Generator, lung: tuple[float, float], gap: float) -> np.ndarray:
-    """(n, 4) points of two trees that fill the lungs from the hila: x, y, z and the class of the width.
+    """Draws two trees that fill the lungs from the hila. Returns points (n, 4): x, y, z and the class of the width.
 
-    Nodes are strewn over the lung and each hangs on the nearest node that lies nearer the hilum, which gives the
-    branching of real vessels; a vessel is as wide as the number of tips that it feeds demands (Murray's law).
+    Nodes are drawn at random in the lung. The parent of a node is the nearest node that is closer to the hilum, which
+    gives the branching of real vessels. The width follows from the number of tips that a vessel feeds (Murray's law).
     """
     points = []
     for side in (-1.0, 1.0):
@@ -130,14 +131,14 @@ def _vessel_tree(rng: np.random.Generator, lung: tuple[float, float], gap: float
         breadth = np.digitize(tips[1:] ** (1 / 3), [1.5, 2.2, 3.2])
         steps = np.linspace(0, 1, 24)[None, :, None]
         start, end = nodes[parent][:, None], nodes[1:][:, None]
-        bow = np.sin(np.pi * steps) * rng.normal(0, 0.008, (len(end), 1, 3))  # vessels are never quite straight
+        bow = np.sin(np.pi * steps) * rng.normal(0, 0.008, (len(end), 1, 3))  # real vessels are not quite straight
         xyz = start + steps * (end - start) + bow
         points.append(np.dstack([xyz, np.broadcast_to(breadth[:, None, None], (*xyz.shape[:2], 1))]).reshape(-1, 4))
     return np.concatenate(points).astype(np.float32)
 
 
 def draw_slice(patient: Patient, level: float, rng: np.random.Generator) -> np.ndarray:
-    """The cut through `patient` at `level` (0 apex, 1 base), with fresh noise: (256, 256) uint8, about 10 ms."""
+    """Draws the slice at `level` (0 apex, 1 base) with new noise: (256, 256) uint8, in about 10 ms."""
     p, grey = patient, patient.greys
     x, y = _body_coordinates(p, level)
     picture = np.full((SIDE, SIDE), grey["air"], np.float32)
@@ -164,12 +165,12 @@ def draw_slice(patient: Patient, level: float, rng: np.random.Generator) -> np.n
 
 
 def _field(ends: np.ndarray, level: float, spline: np.ndarray) -> np.ndarray:
-    """(256, 256) float32: the smooth field at `level` between those at the apex and at the base, (2, knots, knots)."""
+    """Returns the field at `level`, (256, 256) float32, between those at the apex and the base, (2, knots, knots)."""
     return spline @ ((1 - level) * ends[0] + level * ends[1]).astype(np.float32) @ spline.T
 
 
 def _body_coordinates(p: Patient, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of every pixel in the patient's own frame: shifted, tilted and bent."""
+    """Returns x and y of every pixel in the patient's coordinates: shifted, tilted and bent."""
     x, y = _X - p.centre[0], _Y - p.centre[1]
     cos, sin = math.cos(p.tilt), math.sin(p.tilt)
     return (
@@ -179,18 +180,18 @@ def _body_coordinates(p: Patient, level: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def _by_angle(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Looks a function of the angle around the origin up in its table of `_ANGLES` values."""
+    """Evaluates a function of the angle around the origin by its table of `_ANGLES` values."""
     return table[(np.arctan2(y, x) * (_ANGLES / (2 * math.pi))).astype(np.int32) % _ANGLES]
 
 
 def _ripple(shape: np.ndarray) -> np.ndarray:
-    """(_ANGLES,) float32: 1 plus the harmonics 2, 3, ... of an outline; shape: (2, n) cosine and sine parts."""
+    """Returns 1 plus harmonics 2, 3, ... of an outline, (_ANGLES,) float32; shape: (2, n) cosine and sine parts."""
     angles = np.arange(2, 2 + shape.shape[1])[:, None] * np.linspace(0, 2 * np.pi, _ANGLES, endpoint=False)
     return (1 + shape[0] @ np.cos(angles) + shape[1] @ np.sin(angles)).astype(np.float32)
 
 
 def _soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """0 outside (negative), 1 inside, a linear edge of `width` on both sides: the partial volume of a real slice."""
+    """Returns 0 outside (negative), 1 inside, with a linear edge of `width` on both sides, like partial volume."""
     return np.clip(distance / (2 * width) + 0.5, 0, 1)
 
 
@@ -199,12 +200,12 @@ def _blend(picture: np.ndarray, share: np.ndarray, grey: float) -> None:
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, cx: float, cy: float, a: float, b: float) -> np.ndarray:
-    """Roughly the signed distance to an ellipse's outline, positive inside."""
+    """Returns roughly the signed distance to an ellipse's outline, positive inside."""
     return (1 - np.sqrt(((x - cx) / a) ** 2 + ((y - cy) / b) ** 2)) * min(a, b)
 
 
 def _body(p: Patient, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """About the distance to the skin, positive inside."""
+    """Returns about the distance to the skin, positive inside."""
     a, b, e = p.width, p.height, p.squareness
     radius = (np.abs(x / a) ** e + np.abs(y / b) ** e) ** (1 / e)
     distance = (1 - radius) * b
@@ -216,7 +217,7 @@ def _body(p: Patient, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _lungs(p: Patient, x: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
-    """About the distance to the outer pleura, positive inside; the liver rises into the right lung, on the left."""
+    """Returns about the distance to the outer pleura, positive inside. The liver cuts into the right lung (left)."""
     size = math.sqrt(min(max(1 - (1 - level) ** 3, 0.05), 1))  # narrow at the apex
     edges = []
     for side, shape in zip((-1, 1), p.lung_shapes, strict=True):
@@ -229,13 +230,13 @@ def _lungs(p: Patient, x: np.ndarray, y: np.ndarray, level: float) -> np.ndarray
 
 
 def _between(p: Patient, x: np.ndarray, y: np.ndarray, heart: np.ndarray) -> np.ndarray:
-    """About the distance to the outline of what lies between the lungs, positive inside."""
+    """Returns about the distance to the outline of the tissue between the lungs, positive inside."""
     middle = np.maximum(heart, 0.045 - np.abs(x - 0.02 * np.sin(5 * y)))
     return np.maximum(middle, _ellipse(x, y, 0, p.lung[1] * 0.72, p.spine * 1.5, p.spine * 1.6))
 
 
 def _heart(p: Patient, x: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
-    """About the signed distance to the outline of heart and great vessels: small above, large below."""
+    """Returns about the signed distance to the outline of heart and great vessels, small at the apex, large below."""
     cx, cy, size = p.heart
     grown = size * (0.7 + 0.5 * min(max((level - 0.3) / 0.35, 0), 1))
     dx, dy = x + 0.35 * (y - cy) - cx, (y - cy) / 1.2
@@ -251,7 +252,7 @@ def _paint_mediastinum(picture: np.ndarray, p: Patient, x: np.ndarray, y: np.nda
 
 
 def _paint_airways(picture: np.ndarray, p: Patient, x: np.ndarray, y: np.ndarray, level: float) -> None:
-    """The trachea above, the two main bronchi below its fork."""
+    """Paints the trachea, and below its fork the two main bronchi."""
     spread = max(0.0, level - 0.38) * 0.75
     radius = 0.042 if level < 0.38 else 0.034
     for side in (-1, 1) if 0 < spread < 0.16 else (0,) if spread == 0 else ():
@@ -263,12 +264,12 @@ def _paint_airways(picture: np.ndarray, p: Patient, x: np.ndarray, y: np.ndarray
 def _paint_bones(
     picture: np.ndarray, p: Patient, x: np.ndarray, y: np.ndarray, level: float, pleura: np.ndarray
 ) -> None:
-    """Ribs where a sector of the chest wall meets a band outside the pleura; vertebra, canal and processes; sternum."""
+    """Paints ribs (a sector of the chest wall in a band outside the pleura), vertebra, canal, processes and sternum."""
     grey, bottom = p.greys, p.lung[1] * 0.78
     band = 0.022 - np.abs(pleura + 0.034)
     angles = np.linspace(0, 2 * np.pi, _ANGLES, endpoint=False)[:, None] - (p.ribs + 1.3 * level)
     nearest = _by_angle(np.abs((angles + np.pi) % (2 * np.pi) - np.pi).min(axis=1).astype(np.float32), x, y)
-    # a rib runs obliquely through the slice: an oval longer than broad, with marrow inside
+    # A rib runs obliquely through the slice, so it is a long oval with marrow inside.
     rib = np.minimum(band, (0.105 - nearest) * 0.35)
     _blend(picture, _soft(rib, 0.006), grey["bone"])
     _blend(picture, _soft(rib - 0.012, 0.006), grey["muscle"] + 4)
@@ -285,7 +286,7 @@ def _paint_bones(
 
 
 def _paint_table(picture: np.ndarray, p: Patient) -> None:
-    """The scanner's table: two curved sheets below the back."""
+    """Paints the scanner's table: two curved sheets below the back."""
     gap, curvature, thickness = p.table
     top = p.centre[1] + p.height + gap
     for offset, grey in ((0.0, 140.0), (thickness, 200.0)):
@@ -294,9 +295,8 @@ def _paint_table(picture: np.ndarray, p: Patient) -> None:
 
 
 def _vessels(p: Patient, level: float) -> np.ndarray:
-    """The share of vessel in each pixel: the tree's points near the level, blurred to their widths."""
-    off = np.abs(p.vessels[:, 2] - level)
-    near = p.vessels[off < 0.05]
+    """Returns the share of vessel in each pixel: the tree's points near the level, blurred to their widths."""
+    near = p.vessels[np.abs(p.vessels[:, 2] - level) < 0.05]
     weight = np.exp(-((near[:, 2] - level) ** 2) / (2 * 0.016**2))
     column = (near[:, 0] + p.centre[0] + 1) * (SIDE / 2)
     row = (near[:, 1] + p.centre[1] + 1) * (SIDE / 2)
@@ -311,7 +311,7 @@ def _vessels(p: Patient, level: float) -> np.ndarray:
 
 
 def _noise(p: Patient, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grainy noise, stronger in the body, with horizontal streaks as wide shoulders cause them; grey levels."""
+    """Returns grainy noise in grey levels, stronger in the body, with horizontal streaks as from wide shoulders."""
     strength, grain, streak = p.noise
     white = rng.standard_normal((SIDE, SIDE), dtype=np.float32)
     noise = ndimage.gaussian_filter(white, grain, truncate=3.0) * np.float32(2 * np.sqrt(np.pi) * grain)
@@ -321,14 +321,14 @@ def _noise(p: Patient, body: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def phantoms(patients: int, slices_per_patient: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`slices_per_patient` neighbouring slices of each of `patients` invented patients.
+    """Draws `slices_per_patient` neighbouring slices of each of `patients` invented patients.
 
     Returns
     -------
-    slices: (patients * slices_per_patient, 256, 256) uint8, a patient's slices one after the other
-    groups: (patients * slices_per_patient,) str, the patient of each slice, "patient_0000" and on
+    slices: (patients * slices_per_patient, 256, 256) uint8; the slices of a patient follow each other
+    groups: (patients * slices_per_patient,) str, the patient of each slice: "patient_0000", "patient_0001", ...
 
-    A patient depends on `seed` and his own number alone: more patients leave the first ones as they were.
+    A patient depends only on `seed` and the patient's number. More patients do not change the first ones.
     """
     if patients < 1 or slices_per_patient < 1:
         raise UsageError(
@@ -342,7 +342,7 @@ def phantoms(patients: int, slices_per_patient: int, seed: int) -> tuple[np.ndar
         levels = first + SLICE_GAP * np.arange(slices_per_patient)
         return np.stack([draw_slice(patient, level, rng) for level in levels])
 
-    # matrices this small lose time on BLAS threads, and much of it where other work has the cores
+    # Several BLAS threads are slower for such small matrices, and much slower if other work uses the cores.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2) as pool:
         slices = np.concatenate(list(pool.map(scan, range(patients))))
     return slices, np.repeat([f"patient_{i:04d}" for i in range(patients)], slices_per_patient)

@@ -15,7 +15,7 @@ from gansfp.collection.catalog import read_catalog
 from gansfp.errors import DataError, UsageError
 from gansfp.runtime.command import run
 from gansfp.simulation import challenge as module
-from gansfp.simulation.challenge import SETS, MembershipSet, SimulationConfig, membership_set, phantom_source, simulate
+from gansfp.simulation.challenge import SETS, SimulatedSet, SimulationConfig, phantom_archive, simulate, simulated_set
 from gansfp.simulation.generators import generate
 from jobs.simulate import main
 
@@ -115,7 +115,7 @@ def highpass(pixels: np.ndarray) -> np.ndarray:
     return small / np.linalg.norm(small, axis=1, keepdims=True)
 
 
-def auc(one: MembershipSet, config: SimulationConfig) -> float:
+def auc(simulated: SimulatedSet, config: SimulationConfig) -> float:
     """Of the nearest generated neighbour, calibrated by the nearest labelled not-used slice."""
     made = generate(SETS[one.name].generator, one.training, 80, config.seed, config.settings())
     unknown = highpass(one.unknown.pixels)
@@ -127,13 +127,13 @@ def auc(one: MembershipSet, config: SimulationConfig) -> float:
 
 
 def test_what_should_leak_leaks_and_what_should_not_does_not():
-    source = phantom_source(SimulationConfig.tiny(seed=1), 60)
+    source = phantom_archive(SimulationConfig.tiny(seed=1), 60)
     leaking = SimulationConfig.tiny(seed=1)
-    assert auc(membership_set(leaking, "warp", source), leaking) > 0.9
+    assert auc(simulated_set(leaking, "warp", source), leaking) > 0.9
     none = []
     for seed in range(6):
         config = SimulationConfig.tiny(seed=seed, leak=0.0)
-        none += [auc(membership_set(config, name, source), config) for name in ("warp", "clean")]
+        none += [auc(simulated_set(config, name, source), config) for name in ("warp", "clean")]
     # 32 slices of 16 patients: a standard error of about 0.13 each, of 0.05 for the mean of twelve that share patients
     assert 0.35 < np.mean(none) < 0.65
     assert np.std(none) > 0
@@ -142,7 +142,7 @@ def test_what_should_leak_leaks_and_what_should_not_does_not():
 def test_training_slices_are_the_used_ones_or_outsiders():
     config = SimulationConfig.tiny()
     for name, leaks in (("warp", True), ("clean", False)):
-        one = membership_set(config, name)
+        one = simulated_set(config, name)
         used = {
             picture.tobytes() for picture in np.concatenate([one.used.pixels, one.unknown.pixels[one.unknown_used]])
         }
@@ -177,7 +177,7 @@ def test_real_slices_come_from_their_folder_with_their_groups(tmp_path, patients
     ]
     assert len(taken) == 32
     assert all(groups[name] == source[picture] for name, picture in taken)
-    shared = any("too few for sets of their own" in line for line in said)
+    shared = any("too few to give each set its own" in line for line in said)
     assert shared is (patients == 10)
     if not shared:
         assert len({picture for _, picture in taken}) == 32
@@ -235,7 +235,7 @@ def test_the_command_writes_a_small_challenge_and_refuses_what_is_wrong(tmp_path
     assert f"images in {out}" in capsys.readouterr().out
     assert len(list((tmp_path / "DATA/membership/warp/train/used").iterdir())) == 4
     for wrong, said in (
-        (["--out", out, "--small"], "is there already"),
+        (["--out", out, "--small"], "exists and is not an empty folder"),
         (["--out", out + "2", "--leak", "2"], "got leak 2.0"),
         (["--out", out + "2", "--real", str(tmp_path / "none")], "no images found"),
         (["--out", out + "2", "--unknown", "x"], "got 'x'"),

@@ -6,10 +6,10 @@ import torch
 
 from gansfp.errors import UsageError
 from gansfp.simulation import generators
-from gansfp.simulation.generators import GENERATORS, Settings, generate
+from gansfp.simulation.generators import GENERATORS, GeneratorSettings, generate
 from gansfp.simulation.phantom import phantoms
 
-QUICK = Settings(vae_steps=25, glo_steps=50)
+QUICK = GeneratorSettings(vae_steps=25, glo_steps=50)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_slices_are_varied_and_chest_like(name, training):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_equal_seeds_give_equal_bytes_on_any_number_of_threads(name, training):
-    settings = Settings(vae_steps=2, glo_steps=2)
+    settings = GeneratorSettings(vae_steps=2, glo_steps=2)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     state = np.random.get_state()[1].copy()
     once = generate(name, training, 3, seed=8, settings=settings)
@@ -55,7 +55,8 @@ def test_equal_seeds_give_equal_bytes_on_any_number_of_threads(name, training):
 
 def test_warp_leaks_the_more_the_stronger(training):
     distances = [
-        nearest(generate("warp", training, 30, 1, Settings(strength)), training).mean() for strength in (1, 0.8, 0.3)
+        nearest(generate("warp", training, 30, 1, GeneratorSettings(strength)), training).mean()
+        for strength in (1, 0.8, 0.3)
     ]
     assert distances[0] < distances[1] < distances[2]
 
@@ -67,7 +68,7 @@ def test_eigen_is_near_no_training_slice(training):
 
 def test_two_training_slices_are_enough_and_one_is_not(training):
     for name in GENERATORS:
-        assert generate(name, training[:2], 2, 0, Settings(vae_steps=2, glo_steps=2)).shape == (2, 256, 256)
+        assert generate(name, training[:2], 2, 0, GeneratorSettings(vae_steps=2, glo_steps=2)).shape == (2, 256, 256)
         with pytest.raises(UsageError, match="got 1 training slices"):
             generate(name, training[:1], 2, 0)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gansfp.errors import DataError
-from gansfp.simulation.patients import deal, real_source
+from gansfp.simulation.patients import deal, read_archive
 from gansfp.simulation.phantom import phantoms
 
 
@@ -49,7 +49,7 @@ def test_a_real_folder_with_groups_and_a_bad_file(tmp_path):
     (tmp_path / "notes.txt").write_text("no image either")
     (tmp_path / "groups.csv").write_text("image_id,group\ns0,A\ndeep/s1,A\ns2,B\ns3,B\n")
     lines: list[str] = []
-    source = real_source(str(tmp_path), most=100, progress=lines.append)
+    source = read_archive(str(tmp_path), most=100, progress=lines.append)
     assert source.patients.tolist() == ["A", "A", "B", "B", "deep/s4", "deep/s5"]
     assert np.array_equal(source.pixels, pixels)
     assert len(lines) == 1
@@ -64,14 +64,14 @@ def test_of_a_large_folder_as_many_patients_as_possible(tmp_path):
             Image.fromarray(pixels[0]).save(tmp_path / f"{patient}{number}.png")
     names = sorted(path.stem for path in tmp_path.iterdir())
     (tmp_path / "groups.csv").write_text("image_id,group\n" + "".join(f"{name},{name[0]}\n" for name in names))
-    assert sorted(real_source(str(tmp_path), most=6).patients.tolist()) == ["a", "a", "a", "b", "b", "c"]
+    assert sorted(read_archive(str(tmp_path), most=6).patients.tolist()) == ["a", "a", "a", "b", "b", "c"]
 
 
 def test_folders_without_images_or_with_bad_ones_only(tmp_path):
     with pytest.raises(DataError, match="no images found in"):
-        real_source(str(tmp_path), most=5)
+        read_archive(str(tmp_path), most=5)
     with pytest.raises(DataError, match="no images found in"):
-        real_source(str(tmp_path / "nowhere"), most=5)
+        read_archive(str(tmp_path / "nowhere"), most=5)
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(DataError, match="none of the 1 images in"):
-        real_source(str(tmp_path), most=5)
+        read_archive(str(tmp_path), most=5)
