@@ -241,7 +241,7 @@ def _set(catalog: Catalog, name: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Trainable:
     """A kind of network that this command trains.
 
     settings: the defaults. add_options: adds its options to a parser. prepare: makes the training, and the default name
@@ -254,15 +254,15 @@ class Kind:
     use: str
 
 
-KINDS: dict[str, Kind] = {
-    "unet": Kind(UnetTraining.SETTINGS, _add_unet, _prepare_unet, "--lungs unet:{folder}"),
-    "classifier": Kind(
+KINDS: dict[str, Trainable] = {
+    "unet": Trainable(UnetTraining.SETTINGS, _add_unet, _prepare_unet, "--lungs unet:{folder}"),
+    "classifier": Trainable(
         Settings("adam", 1e-4, batch=64, epochs=50, patience=10),
         _add_classifier,
         _prepare_classifier,
         "--backbones {backbone}@{folder}",
     ),
-    "autoencoder": Kind(
+    "autoencoder": Trainable(
         Settings("adam", 1e-3, batch=64, epochs=50, patience=10),
         _add_data,
         _prepare_autoencoder,

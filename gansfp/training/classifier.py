@@ -110,10 +110,10 @@ class ClassifierTraining:
                 raise UsageError(f"view: got {self.view!r} for pictures of {slices.side} pixels, expected 'full'")
 
     def prepare(self) -> ClassifierTraining:
-        """Returns this training with the weights of its lung mask; first checks that the network takes its input size.
+        """Returns this training with the weights of its lung mask, and checks that the network takes its input size.
 
-        Loads the weights of the mask, by download where necessary, and builds the network once. Raises WeightsError
-        where the weights cannot be loaded, UsageError for an input size that the network does not take.
+        The weights may be downloaded, and the network is built once. Raises WeightsError where the weights cannot be
+        loaded, UsageError for an input size that the network does not take.
         """
         if self._needs_masks() and is_network(self.mask) and not self.mask_weights:
             from gansfp.embedding.network_masks import load_mask  # slow to import; most trainings do not need it
