@@ -20,6 +20,11 @@ from gansfp.scoring.distances import MAX_MEMORY, METRICS, pca, standardise
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 COVARIANCES = ("full", "diag", "tied", "spherical")
+SETTINGS: dict[str, tuple[str, ...]] = {  # the fields of Clustering that only this method uses
+    "hierarchical": ("linkage", "metric"),
+    "kmeans": (),
+    "gmm": ("covariance", "init"),
+}
 _COVARIANCE_BYTES = 2 << 30  # a mixture that needs more is refused
 
 
@@ -53,7 +58,7 @@ class Clustering:
         for name, value, choices in choices_of:
             if value not in choices:
                 raise UsageError(f"clustering {name}: got {value!r}, expected one of {list(choices)}")
-        for method, names in (("hierarchical", ("linkage", "metric")), ("gmm", ("covariance", "init"))):
+        for method, names in SETTINGS.items():
             for name in names:
                 if self.method != method and getattr(self, name) != getattr(Clustering, name):
                     raise UsageError(

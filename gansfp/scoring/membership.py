@@ -150,10 +150,8 @@ def _nearest(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     `reference` "not_used": the labelled slices that were not used (GAN-Leaks calibrated); "real": all real slices,
     which are more and need no labels; "none": no reference.
     """
-    to_generated, (to_any, to_not_used) = (
-        data.to_generated(max(sweep.neighbours))[0],
-        data.to_real(max(sweep.neighbours)),
-    )
+    to_generated, _ = data.to_generated(max(sweep.neighbours))
+    to_any, to_not_used = data.to_real(max(sweep.neighbours))
     for m in sweep.neighbours:
         log_distance = np.log(mean_nearest(to_generated, m) + TINY)
         yield {"neighbours": m, "reference": "none"}, -log_distance
@@ -166,7 +164,8 @@ def _contrast(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
 
     Similarity is the negative distance (a two-sample form of DOMIAS, van Breugel et al. 2023).
     """
-    to_generated, to_not_used = data.to_generated(max(sweep.neighbours))[0], data.to_real(max(sweep.neighbours))[1]
+    to_generated, _ = data.to_generated(max(sweep.neighbours))
+    _, to_not_used = data.to_real(max(sweep.neighbours))
     for m in sweep.neighbours:
         yield {"neighbours": m}, mean_nearest(to_not_used, m) - mean_nearest(to_generated, m)
 
