@@ -69,9 +69,9 @@ def cpu_features(
     UsageError for an unknown view.
     """
     features: dict[tuple[str, str], NDArray[np.float32]] = {}
-    for kind in KINDS:
-        of_kind = [pair for pair in pairs if kind.pattern.fullmatch(pair[0])] if isinstance(kind, CpuKind) else []
-        if of_kind and isinstance(kind, CpuKind):
+    for kind in (kind for kind in KINDS if isinstance(kind, CpuKind)):
+        of_kind = [pair for pair in pairs if _kind_of(pair[0]) is kind]
+        if of_kind:
             members = [(parse_backbone(backbone), get_view(view)) for backbone, view in of_kind]
             features |= dict(zip(of_kind, kind.compute(members, pixels, mask), strict=True))
     return features
