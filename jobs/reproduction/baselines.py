@@ -16,7 +16,7 @@ from gansfp.images import slices
 from gansfp.published.baselines import attribute_baseline, decide_baseline, grey_properties
 from gansfp.published.systems import FOLDER, LABEL_OF_ROLE, REAL_KINDS, TO_ATTRIBUTE, SliceKind, select_kinds
 from gansfp.runtime.progress import Progress
-from gansfp.runtime.tasks import Call, spread
+from gansfp.runtime.tasks import Call, run_calls
 
 CHUNK = 256  # slices in one task
 GENERATORS = 4  # clusters of the attribution baselines, the number that the published systems use for the test slices
@@ -47,7 +47,7 @@ def read_grey_levels(catalog: Catalog, tasks: Sequence[str], work: str, start_ra
         for number, chunk in enumerate(chunks)
     }
     with Progress("grey levels", len(to_do)) as progress:
-        for number, outcome in spread(calls, start_ray()):
+        for number, outcome in run_calls(calls, start_ray()):
             if outcome.error:
                 raise GansfpError(f"grey levels: {outcome.error}")
             levels |= outcome.value

@@ -33,7 +33,7 @@ from gansfp.published.systems import (
 from gansfp.published.training_plan import Planned, Planner
 from gansfp.runtime.cluster import start_ray, usable_gpus
 from gansfp.runtime.progress import Progress
-from gansfp.runtime.tasks import Call, spread
+from gansfp.runtime.tasks import Call, run_calls
 from jobs.reproduction.prerequisites import EmbeddingJob, LoadedWeights
 from jobs.reproduction.trainings import train_all
 from jobs.reproduction.upscaling import enlarge, get_upscaler
@@ -153,7 +153,7 @@ class Predictions:
             for name, recipe in to_do.items()
         }
         with Progress("systems", len(calls), "systems") as progress:
-            for name, outcome in spread(calls, gpus):
+            for name, outcome in run_calls(calls, gpus):
                 if outcome.error:
                     self._fail([to_do[name]], outcome.error)
                 else:

@@ -11,7 +11,7 @@ from gansfp.collection.catalog import Catalog
 from gansfp.errors import GansfpError, WeightsError
 from gansfp.published.superresolution import FACTOR, Pictures, Upscaler, UpscalerWeights, load_upscaler, upscale_files
 from gansfp.runtime.progress import Progress
-from gansfp.runtime.tasks import Call, spread
+from gansfp.runtime.tasks import Call, run_calls
 
 CHUNK = 16  # slices in one task
 SMALLEST = 8  # pixels a side before enlarging
@@ -67,7 +67,7 @@ def _enlarge_files(
     }
     pictures: dict[str, str] = {}
     with Progress(f"enlarge by {weights.name}", len(files)) as progress:
-        for number, outcome in spread(calls, gpus):
+        for number, outcome in run_calls(calls, gpus):
             if outcome.error:
                 raise GansfpError(f"super-resolution: {outcome.error}")
             pictures |= outcome.value

@@ -1,4 +1,4 @@
-"""The challenge writer: layout, sizes, truth and groups agree; equal seeds give equal bytes; leaks can be measured."""
+"""The challenge writer: layout, sizes, truth and groups agree; equal seeds give equal bytes; leaks are measurable."""
 
 import csv
 import hashlib
@@ -61,7 +61,7 @@ def test_layout_and_sizes(data):
             assert (picture.mode, picture.size) == ("L", (256, 256))
 
 
-def test_the_catalog_reads_it_and_finds_nothing_twice(data):
+def test_the_catalog_reads_it_and_finds_no_duplicates(data):
     catalog = read_catalog(str(data))
     assert catalog.sets() == ["clean", "glo", "warp"]
     assert catalog.duplicates() == []
@@ -91,9 +91,9 @@ def test_truth_names_each_unknown_once_and_no_patient_is_on_both_sides(data):
 def test_attribution_truth_has_the_unseen_generator_and_no_order(data):
     truth = rows(data / "attribution/test/truth.csv")
     assert [row["image_id"] for row in truth] == sorted(path.stem for path in (data / "attribution/test").glob("*.png"))
-    made = [row["generator"] for row in truth]
-    assert Counter(made) == {"vae": 4, "glo": 4, "warp": 4, "eigen": 4}
-    assert made != sorted(made)
+    generators = [row["generator"] for row in truth]
+    assert Counter(generators) == {"vae": 4, "glo": 4, "warp": 4, "eigen": 4}
+    assert generators != sorted(generators)
     assert len({digest for name, digest in digests(data).items() if name.endswith(".png")}) == 66 + 36 + 12 + 16
 
 
@@ -116,38 +116,37 @@ def highpass(pixels: np.ndarray) -> np.ndarray:
 
 
 def auc(simulated: SimulatedSet, config: SimulationConfig) -> float:
-    """Of the nearest generated neighbour, calibrated by the nearest labelled not-used slice."""
-    made = generate(SETS[one.name].generator, one.training, 80, config.seed, config.settings())
-    unknown = highpass(one.unknown.pixels)
-    to = [
-        np.linalg.norm(unknown[:, None] - highpass(other)[None], axis=2).min(axis=1)
-        for other in (made, one.not_used.pixels)
-    ]
-    return float(roc_auc_score(one.unknown_used, np.log(to[1]) - np.log(to[0])))
+    """The AUC of the distance to the nearest generated slice, calibrated by the nearest labelled not-used slice."""
+    generated = generate(SETS[simulated.name].generator, simulated.training, 80, config.seed, config.settings())
+    unknown = highpass(simulated.unknown.pixels)
+    to_generated, to_not_used = (
+        np.linalg.norm(unknown[:, None] - highpass(pixels)[None], axis=2).min(axis=1)
+        for pixels in (generated, simulated.not_used.pixels)
+    )
+    return float(roc_auc_score(simulated.unknown_used, np.log(to_not_used) - np.log(to_generated)))
 
 
 def test_what_should_leak_leaks_and_what_should_not_does_not():
-    source = phantom_archive(SimulationConfig.tiny(seed=1), 60)
+    archive = phantom_archive(SimulationConfig.tiny(seed=1), 60)
     leaking = SimulationConfig.tiny(seed=1)
-    assert auc(simulated_set(leaking, "warp", source), leaking) > 0.9
-    none = []
+    assert auc(simulated_set(leaking, "warp", archive), leaking) > 0.9
+    without_leak = []
     for seed in range(6):
         config = SimulationConfig.tiny(seed=seed, leak=0.0)
-        none += [auc(simulated_set(config, name, source), config) for name in ("warp", "clean")]
-    # 32 slices of 16 patients: a standard error of about 0.13 each, of 0.05 for the mean of twelve that share patients
-    assert 0.35 < np.mean(none) < 0.65
-    assert np.std(none) > 0
+        without_leak += [auc(simulated_set(config, name, archive), config) for name in ("warp", "clean")]
+    # One AUC of 32 slices of 16 patients has a standard error of about 0.13. Twelve with shared patients: 0.05.
+    assert 0.35 < np.mean(without_leak) < 0.65
+    assert np.std(without_leak) > 0
 
 
 def test_training_slices_are_the_used_ones_or_outsiders():
     config = SimulationConfig.tiny()
     for name, leaks in (("warp", True), ("clean", False)):
-        one = simulated_set(config, name)
-        used = {
-            picture.tobytes() for picture in np.concatenate([one.used.pixels, one.unknown.pixels[one.unknown_used]])
-        }
-        not_used = {p.tobytes() for p in np.concatenate([one.not_used.pixels, one.unknown.pixels[~one.unknown_used]])}
-        trained = {picture.tobytes() for picture in one.training}
+        simulated = simulated_set(config, name)
+        unknown, truth = simulated.unknown.pixels, simulated.unknown_used
+        used = {picture.tobytes() for picture in (*simulated.used.pixels, *unknown[truth])}
+        not_used = {picture.tobytes() for picture in (*simulated.not_used.pixels, *unknown[~truth])}
+        trained = {picture.tobytes() for picture in simulated.training}
         assert len(trained) == config.labelled + config.unknown // 2
         assert (trained == used) is leaks
         assert trained.isdisjoint(used) is not leaks
@@ -161,29 +160,29 @@ def test_real_slices_come_from_their_folder_with_their_groups(tmp_path, patients
     real = tmp_path / "real"
     real.mkdir()
     lines = ["image_id,group"]
-    source: dict[str, str] = {}
+    patient_of: dict[str, str] = {}
     for number in range(200):
         picture = rng.integers(0, 255, (256, 256), dtype=np.uint8)
         Image.fromarray(picture).save(real / f"x{number:03d}.png", compress_level=0)
         lines.append(f"x{number:03d},v{number % patients}")
-        source[picture.tobytes()] = f"v{number % patients}"
+        patient_of[picture.tobytes()] = f"v{number % patients}"
     (real / "groups.csv").write_text("\n".join(lines) + "\n")
-    said: list[str] = []
-    simulate(config, str(tmp_path / "DATA"), str(real), said.append)
+    progress: list[str] = []
+    simulate(config, str(tmp_path / "DATA"), str(real), progress.append)
     groups = {row["image_id"]: row["group"] for row in rows(tmp_path / "DATA" / "groups.csv")}
-    taken = [
+    written = [
         (str(path.relative_to(tmp_path / "DATA"))[:-4], np.array(Image.open(path)).tobytes())
         for path in (tmp_path / "DATA").rglob("real_*.png")
     ]
-    assert len(taken) == 32
-    assert all(groups[name] == source[picture] for name, picture in taken)
-    shared = any("too few to give each set its own" in line for line in said)
+    assert len(written) == 32
+    assert all(groups[name] == patient_of[picture] for name, picture in written)
+    shared = any("too few to give each set its own" in line for line in progress)
     assert shared is (patients == 10)
     if not shared:
-        assert len({picture for _, picture in taken}) == 32
+        assert len({picture for _, picture in written}) == 32
 
 
-def test_nothing_is_left_of_a_run_that_fails(tmp_path, monkeypatch):
+def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args: object) -> None:
         raise RuntimeError("in the middle")
 
@@ -193,7 +192,7 @@ def test_nothing_is_left_of_a_run_that_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_out_that_has_something_is_refused_untouched(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused_and_not_changed(tmp_path):
     (tmp_path / "mine.png").write_bytes(b"dear")
     with pytest.raises(DataError, match="not an empty folder"):
         simulate(SimulationConfig.tiny(), str(tmp_path), progress=lambda line: None)
@@ -205,7 +204,7 @@ def test_an_out_that_has_something_is_refused_untouched(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"seed": -1}, "got seed -1"),
         ({"leak": 1.5}, "got leak 1.5"),
@@ -222,8 +221,8 @@ def test_an_out_that_has_something_is_refused_untouched(tmp_path):
         ({"known": ()}, "got unseen generators"),
     ],
 )
-def test_wrong_values_are_named(wrong, said):
-    with pytest.raises(UsageError, match=said):
+def test_wrong_values_are_named(wrong, message):
+    with pytest.raises(UsageError, match=message):
         SimulationConfig(**wrong)
 
 
@@ -234,7 +233,7 @@ def test_the_command_writes_a_small_challenge_and_refuses_what_is_wrong(tmp_path
     )
     assert f"images in {out}" in capsys.readouterr().out
     assert len(list((tmp_path / "DATA/membership/warp/train/used").iterdir())) == 4
-    for wrong, said in (
+    for wrong, message in (
         (["--out", out, "--small"], "exists and is not an empty folder"),
         (["--out", out + "2", "--leak", "2"], "got leak 2.0"),
         (["--out", out + "2", "--real", str(tmp_path / "none")], "no images found"),
@@ -245,6 +244,6 @@ def test_the_command_writes_a_small_challenge_and_refuses_what_is_wrong(tmp_path
             run(main, wrong)
         error = capsys.readouterr().err
         assert stopped.value.code == 2
-        assert said in error
+        assert message in error
         assert error.count("\n") == 1
     assert not (tmp_path / "DATA2").exists()

@@ -1,4 +1,4 @@
-"""The generators: reproducible, varied, without a trace in torch's state; each leaks as much as it says."""
+"""The generators are reproducible and varied, leave torch's state unchanged, and leak as documented."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ def training() -> np.ndarray:
 
 
 def nearest(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Distance of each generated slice to the nearest real one, at 64 px."""
-    small = [x.reshape(len(x), 64, 4, 64, 4).mean((2, 4)).reshape(len(x), -1) for x in (generated, real)]
-    return np.array([np.linalg.norm(small[1] - one, axis=1).min() for one in small[0]])
+    """The distance of each generated slice to the nearest real slice, at 64 px."""
+    small, small_real = (x.reshape(len(x), 64, 4, 64, 4).mean((2, 4)).reshape(len(x), -1) for x in (generated, real))
+    return np.array([np.linalg.norm(small_real - slice_, axis=1).min() for slice_ in small])
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -53,7 +53,7 @@ def test_equal_seeds_give_equal_bytes_on_any_number_of_threads(name, training):
     assert np.array_equal(state, np.random.get_state()[1])
 
 
-def test_warp_leaks_the_more_the_stronger(training):
+def test_warp_leaks_more_with_more_strength(training):
     distances = [
         nearest(generate("warp", training, 30, 1, GeneratorSettings(strength)), training).mean()
         for strength in (1, 0.8, 0.3)
@@ -61,7 +61,7 @@ def test_warp_leaks_the_more_the_stronger(training):
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_eigen_is_near_no_training_slice(training):
+def test_eigen_is_not_near_any_training_slice(training):
     eigen, warp = (nearest(generate(name, training, 30, 1), training).mean() for name in ("eigen", "warp"))
     assert eigen > 1.3 * warp
 

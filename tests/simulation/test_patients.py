@@ -1,4 +1,4 @@
-"""Dealing: whole patients, enough slices in every class; and a folder of real slices as it comes."""
+"""Dealing: whole patients, enough slices in every class; and reading folders of real slices."""
 
 from collections import Counter
 
@@ -20,22 +20,22 @@ def test_patients_stay_together_and_every_class_has_enough(seed):
     dealt = deal(patients, needs, rng)
     rows = np.concatenate(list(dealt.values()))
     assert sorted(rows.tolist()) == list(range(total))
-    owners = [set(patients[found]) for found in dealt.values()]
+    owners = [set(patients[class_rows]) for class_rows in dealt.values()]
     assert sum(map(len, owners)) == len(set.union(*owners)) == 40
     assert all(len(dealt[name]) >= needs[name] for name in needs)
-    for found in dealt.values():  # the first rows come from as many patients as there are
-        firsts = patients[found][: len(set(patients[found]))]
+    for class_rows in dealt.values():  # the first rows of a class come from all its patients, one from each
+        firsts = patients[class_rows][: len(set(patients[class_rows]))]
         assert max(Counter(firsts.tolist()).values()) == 1
 
 
 def test_patients_of_one_size_are_dealt_without_loss():
     patients = np.repeat([f"p{i}" for i in range(8)], 2)
     dealt = deal(patients, {"a": 3, "b": 5, "c": 6}, np.random.default_rng(0))
-    assert [len(found) for found in dealt.values()] == [4, 6, 6]
+    assert [len(class_rows) for class_rows in dealt.values()] == [4, 6, 6]
 
 
 @pytest.mark.parametrize("patients", [["a"] * 50 + ["b"] * 50, [str(i) for i in range(20)]])
-def test_too_few_patients_or_slices_say_what_is_needed(patients):
+def test_with_too_few_patients_or_slices_the_error_names_the_need(patients):
     with pytest.raises(DataError, match=r"needed at least 30 of 3 patients or more.*10 used, 10 not_used, 10 other"):
         deal(np.array(patients), {"used": 10, "not_used": 10, "other": 10}, np.random.default_rng(0))
 
@@ -49,15 +49,15 @@ def test_a_real_folder_with_groups_and_a_bad_file(tmp_path):
     (tmp_path / "notes.txt").write_text("no image either")
     (tmp_path / "groups.csv").write_text("image_id,group\ns0,A\ndeep/s1,A\ns2,B\ns3,B\n")
     lines: list[str] = []
-    source = read_archive(str(tmp_path), most=100, progress=lines.append)
-    assert source.patients.tolist() == ["A", "A", "B", "B", "deep/s4", "deep/s5"]
-    assert np.array_equal(source.pixels, pixels)
+    archive = read_archive(str(tmp_path), most=100, progress=lines.append)
+    assert archive.patients.tolist() == ["A", "A", "B", "B", "deep/s4", "deep/s5"]
+    assert np.array_equal(archive.pixels, pixels)
     assert len(lines) == 1
     assert "1 images left out" in lines[0]
     assert "bad.png" in lines[0]
 
 
-def test_of_a_large_folder_as_many_patients_as_possible(tmp_path):
+def test_a_large_folder_gives_as_many_patients_as_possible(tmp_path):
     pixels, _ = phantoms(1, 1, seed=0)
     for patient, count in (("a", 20), ("b", 2), ("c", 1)):
         for number in range(count):

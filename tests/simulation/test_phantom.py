@@ -1,4 +1,4 @@
-"""The phantom: reproducible, like a chest in lung window; patients differ, and a patient's slices are alike."""
+"""The phantom is reproducible and looks like a chest in the lung window; slices of one patient are similar."""
 
 import numpy as np
 import pytest
@@ -33,19 +33,19 @@ def test_it_looks_like_a_chest_in_lung_window(some):
     assert corner < 70  # air, or black outside the round field
     assert np.median(middle) > 200  # heart and vessels
     masks = np.stack([threshold_mask(picture) for picture in slices])
-    found = masks.any(axis=(1, 2))
-    assert found.mean() > 0.95
-    areas = masks[found].mean(axis=(1, 2))
+    with_lungs = masks.any(axis=(1, 2))
+    assert with_lungs.mean() > 0.95
+    areas = masks[with_lungs].mean(axis=(1, 2))
     assert areas.min() > 0.05
     assert areas.max() < 0.5
-    both = masks[found][:, :, :128].any(axis=(1, 2)) & masks[found][:, :, 128:].any(axis=(1, 2))
-    assert both.mean() > 0.95
+    left, right = masks[with_lungs][:, :, :128], masks[with_lungs][:, :, 128:]
+    assert (left.any(axis=(1, 2)) & right.any(axis=(1, 2))).mean() > 0.95
     lungs = slices[masks]
     assert 60 < np.median(lungs) < 105
     assert (lungs > 150).mean() > 0.005  # vessels
 
 
-def test_neighbours_are_nearer_than_strangers_but_not_equal(some):
+def test_slices_of_one_patient_are_nearer_than_others_but_not_equal(some):
     slices, groups = some
     small = slices.reshape(72, 32, 8, 32, 8).mean((2, 4)).reshape(72, -1)
     distances = np.linalg.norm(small[:, None] - small[None], axis=2)
@@ -57,7 +57,7 @@ def test_neighbours_are_nearer_than_strangers_but_not_equal(some):
     assert (groups[nearest] == groups).mean() > 0.95
 
 
-def test_noise_is_fresh_in_every_slice_and_anatomy_is_not():
+def test_every_slice_has_new_noise_and_the_same_anatomy():
     patient = draw_patient(np.random.default_rng(3))
     once, again = (draw_slice(patient, 0.5, np.random.default_rng(seed)).astype(float) for seed in (1, 2))
     assert 0.5 < np.abs(once - again).mean() < 12
