@@ -10,7 +10,7 @@ from gansfp.published.baselines import BASELINES, FILE_PROPERTIES, attribute_bas
 
 
 def slices(seed, sign=1.0):
-    """Labels of 60 slices, a third unknown, and properties that tell a little about them."""
+    """Labels of 60 slices, a third unknown, and properties that depend a little on the labels."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat([1, 0, -1], [22, 18, 20]))
     properties = {name: np.round(rng.normal(size=60) + sign * (labels == 1), 1) for name in FILE_PROPERTIES}
@@ -22,22 +22,23 @@ def slices(seed, sign=1.0):
 @pytest.mark.parametrize("name", FILE_PROPERTIES)
 def test_one_number_is_the_best_threshold_on_the_better_side(name, sign, seed):
     labels, properties = slices(seed, sign)
-    values, known = properties[name], labels >= 0
+    values, labelled = properties[name], labels >= 0
     tried = {
-        (side, t): balanced_accuracy_score(labels[known], (side * values[known] >= t).astype(int))
+        (side, t): balanced_accuracy_score(labels[labelled], (side * values[labelled] >= t).astype(int))
         for side in (1, -1)
-        for t in side * values[known]
+        for t in side * values[labelled]
     }
     got = decide_baseline(name, labels, properties)
-    assert balanced_accuracy_score(labels[known], got.prediction[known]) == pytest.approx(max(tried.values()))
+    assert balanced_accuracy_score(labels[labelled], got.prediction[labelled]) == pytest.approx(max(tried.values()))
     side = got.details["side"]
     assert side == sign
     best = max(t for (s, t), value in tried.items() if s == side and value >= max(tried.values()) - 1e-12)
-    np.testing.assert_array_equal(got.prediction[known], (side * values[known] >= best).astype(int))
+    np.testing.assert_array_equal(got.prediction[labelled], (side * values[labelled] >= best).astype(int))
     np.testing.assert_array_equal(got.score, side * values)
-    # an unknown slice is on its own side of the threshold, wherever between two labelled ones that lies
-    beyond = ~known & (side * values >= best)
-    below = ~known & (side * values <= max((side * values[known])[side * values[known] < best], default=-np.inf))
+    # The threshold lies between two labelled slices. Unknown slices beyond these two are decided, wherever it lies.
+    beyond = ~labelled & (side * values >= best)
+    lower = (side * values[labelled])[side * values[labelled] < best]
+    below = ~labelled & (side * values <= max(lower, default=-np.inf))
     assert got.prediction[beyond].all()
     assert not got.prediction[below].any()
 
@@ -49,7 +50,7 @@ def test_unknown_slices_do_not_move_the_threshold():
     np.testing.assert_array_equal(got.prediction[:-2], decide_baseline("bytes", labels, properties).prediction)
 
 
-def test_a_number_that_tells_nothing_calls_all_alike():
+def test_a_constant_property_gives_equal_decisions():
     labels, properties = slices(0)
     assert len(set(decide_baseline("bytes", labels, properties | {"bytes": np.ones(60)}).prediction)) == 1
 
@@ -80,7 +81,7 @@ def test_attribution_without_looking():
     assert set(labels) == {0, 1, 2, 3}
     np.testing.assert_array_equal(labels, attribute_baseline("random", 400, 4, seed=1))
     assert len(attribute_baseline("bytes", 3, 4, {"bytes": np.array([1.0, 2, 3])})) == 3, "fewer slices than clusters"
-    assert not attribute_baseline("bytes", 6, 4, {"bytes": np.ones(6)}).any(), "one figure, one cluster"
+    assert not attribute_baseline("bytes", 6, 4, {"bytes": np.ones(6)}).any(), "equal values, one cluster"
 
 
 def test_grey_properties_equal_numpy():

@@ -40,7 +40,7 @@ METHODS = {
     "autoencoder, mean MSE, nearest of the two class means": ("autoencoder_mse",),
     "autoencoder, SSIM to the two mean error images": ("autoencoder_ssim",),
 }
-each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
 
 
 def test_the_packaged_table_is_the_reference(shared):
@@ -65,7 +65,7 @@ def test_sixty_recipes_in_order_each_with_a_name_of_its_own():
     } <= names
 
 
-@each
+@each_recipe
 def test_what_it_is_agrees_with_the_table(recipe):
     row = TABLE[recipe.id]
     assert (recipe.paper, recipe.task, recipe.run) == (row["paper"], row["task"], row["run"])
@@ -73,7 +73,7 @@ def test_what_it_is_agrees_with_the_table(recipe):
     assert recipe.view == VIEWS.get((row["paper"], row["mask"]), row["mask"])
     assert recipe.model == FAMILIES.get(row["backbone"], row["backbone"])
     if recipe.model in ("lbp", "autoencoder"):
-        assert recipe.weights == "none", "nothing of ImageNet in them, whatever the table says"
+        assert recipe.weights == "none", "they have no ImageNet weights, although the table says so"
     elif row["weights"] == "not stated":
         assert recipe.weights == ("none" if recipe.model == "conv5" else "imagenet")
     else:
@@ -81,7 +81,7 @@ def test_what_it_is_agrees_with_the_table(recipe):
     assert any("starting weights" in point for point in recipe.assumed) == ("not stated" in row["weights"])
 
 
-@each
+@each_recipe
 def test_its_numbers_agree_with_the_table(recipe):
     row = TABLE[recipe.id]
     stated = int(row["input_px"] or 0)
@@ -103,7 +103,7 @@ def test_its_numbers_agree_with_the_table(recipe):
     assert not recipe.standardise
 
 
-@each
+@each_recipe
 def test_its_decision_agrees_with_the_table(recipe):
     row = TABLE[recipe.id]
     assert (recipe.method,) == METHODS[row["method"]]
@@ -121,7 +121,7 @@ def test_its_decision_agrees_with_the_table(recipe):
     assert (recipe.threshold == "") == (recipe.task == "attribution")
 
 
-@each
+@each_recipe
 def test_its_training_agrees_with_the_table(recipe):
     text, plan = TABLE[recipe.id]["training"], recipe.training
     assert (recipe.upscale == "esrgan") == ("ESRGAN x4" in text)
@@ -161,7 +161,7 @@ def test_its_training_agrees_with_the_table(recipe):
         assert any("transductive" in point for point in recipe.assumed)
 
 
-@each
+@each_recipe
 def test_every_published_figure_is_there(recipe):
     row = TABLE[recipe.id]
     first = list(row).index("train_f1_db1")
@@ -170,7 +170,7 @@ def test_every_published_figure_is_there(recipe):
         assert math.isnan(value) if row[name] == "" else value == float(row[name])
 
 
-@each
+@each_recipe
 def test_its_backbone_is_one(recipe):
     if recipe.model == "autoencoder":
         assert recipe.backbone == ""
@@ -180,7 +180,7 @@ def test_its_backbone_is_one(recipe):
         assert backbone.size == (0 if recipe.model == "lbp" else recipe.size)
 
 
-@each
+@each_recipe
 def test_what_a_paper_leaves_open_is_named(recipe):
     assert recipe.assumed
     assert all(point and "\n" not in point for point in recipe.assumed)
@@ -220,13 +220,13 @@ def test_find_by_id_name_or_all():
         ([], "system: got none, expected"),
     ],
 )
-def test_find_says_what_there_is(names, message):
+def test_find_names_the_possible_values(names, message):
     with pytest.raises(UsageError, match=message) as raised:
         find(names)
     assert "\n" not in str(raised.value)
 
 
-def test_what_no_recipe_can_be_is_refused():
+def test_impossible_recipes_are_refused():
     plan = TrainingPlan("used", "each_set", (), "sgd", 1e-3, 256, 50, 10)
     for changed, message in (
         (lambda: PlannedStage("x", "everything"), "stage data: got 'everything'"),

@@ -1,4 +1,4 @@
-"""Every recipe that decides on embeddings against the same written out plainly with scikit-learn and loops."""
+"""Every recipe that decides by embeddings, against plain scikit-learn and loops."""
 
 import warnings
 
@@ -45,7 +45,7 @@ sizes = pytest.mark.parametrize(("seed", "d"), [(0, 24), (1, 160)])  # fewer num
 
 
 def membership(seed=0, n=90, g=80, d=24):
-    """A set in an embedding: generated slices in lumps, real ones that lie near some of them; labels of two thirds."""
+    """A set of embeddings: generated slices in lumps, real slices near the lumps; two thirds of them are labelled."""
     rng = np.random.default_rng(seed)
     lumps = 3 * rng.normal(size=(12, d))
     generated = lumps[rng.integers(0, 12, g)] + rng.normal(size=(g, d))
@@ -56,7 +56,7 @@ def membership(seed=0, n=90, g=80, d=24):
 
 
 def generators(seed=0, n=110, d=32):
-    """Slices of four generators in an embedding in which they overlap, so that every detail of a clustering shows."""
+    """Embeddings of four generators that overlap, so that every detail of a clustering matters."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(4, d)) * np.linspace(3, 0.3, d) * (24 / d) ** 0.5
     return (centres[rng.integers(0, 4, n)] + rng.normal(size=(n, d)) * np.linspace(3, 0.2, d)).astype(np.float32)
@@ -115,14 +115,14 @@ def test_cluster_distance(recipe, seed, d):
     generated, real, labels = membership(seed, d=d)
     clusters = AgglomerativeClustering(recipe.k, linkage="ward").fit_predict(generated.astype(float))
     centroids = [generated[clusters == c].astype(float).mean(0) for c in range(recipe.k)]
-    far = []
+    distances = []
     for x in real:
-        each = [euclidean(x, c) for c in centroids]
-        far.append(min(each) if recipe.rule == "min" else sum(each) / len(each))
+        to_centroids = [euclidean(x, c) for c in centroids]
+        distances.append(min(to_centroids) if recipe.rule == "min" else sum(to_centroids) / len(to_centroids))
     got = decide(recipe, real, labels, generated, seed=seed)
-    np.testing.assert_allclose(-got.score, far, atol=1e-4)
+    np.testing.assert_allclose(-got.score, distances, atol=1e-4)
     unknown = np.flatnonzero(labels == -1)
-    nearest = sorted(unknown, key=lambda i: far[i])[: len(unknown) // 2]
+    nearest = sorted(unknown, key=lambda i: distances[i])[: len(unknown) // 2]
     assert set(unknown[got.prediction[unknown] == 1]) == set(nearest)
     labelled = np.flatnonzero(labels != -1)
     assert got.prediction[labelled].sum() == len(labelled) // 2
@@ -150,14 +150,14 @@ def test_attribution(recipe, seed, d):
     assert got.k == 4
 
 
-def test_the_training_slices_have_a_number_of_clusters_of_their_own():
+def test_the_training_slices_have_their_own_number_of_clusters():
     recipe = find(["aim24-t2-54-mobilenetv2-ward"])[0]
     x = generators(2)
     expected = AgglomerativeClustering(3, linkage="ward").fit_predict(x.astype(float))
     assert adjusted_rand_score(expected, attribute(recipe, x, k=recipe.k_train).labels) == 1
 
 
-def test_one_seed_one_result():
+def test_equal_seeds_give_equal_results():
     generated, real, labels = membership(4)
     for recipe in [rs[-1] for m, rs in BY_METHOD.items() if rs[-1].task == "membership"]:
         first, again = (decide(recipe, real, labels, generated, seed=7) for _ in range(2))
@@ -193,25 +193,25 @@ def test_duplicates_are_fewer_centres():
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 10])
 def test_median_split_calls_exactly_half(n):
-    far = np.random.default_rng(n).permutation(n).astype(float)
-    called = median_split(far)
+    distances = np.random.default_rng(n).permutation(n).astype(float)
+    called = median_split(distances)
     assert called.sum() == n // 2
-    assert set(far[called == 1]) == set(range(n // 2))
+    assert set(distances[called == 1]) == set(range(n // 2))
     assert median_split(np.zeros(5)).tolist() == [1, 1, 0, 0, 0], "of equals the first"
 
 
 def test_fewer_generated_slices_than_clusters_are_as_many():
     generated, real, _ = membership(0, g=5)
-    far, details = cluster_distance(generated, real, 60, "min")
-    np.testing.assert_allclose(far, [min(euclidean(x, g) for g in generated) for x in real], atol=1e-4)
+    distances, details = cluster_distance(generated, real, 60, "min")
+    np.testing.assert_allclose(distances, [min(euclidean(x, g) for g in generated) for x in real], atol=1e-4)
     assert details == {"k": 5}
 
 
-def test_an_approximation_is_told():
+def test_an_approximation_is_in_the_details():
     generated, real, _ = membership(1)
-    far, details = cluster_distance(generated, real, 4, "avg", limit=20_000)
+    distances, details = cluster_distance(generated, real, 4, "avg", limit=20_000)
     assert details["centres"] < len(generated)
-    assert far.shape == (len(real),)
+    assert distances.shape == (len(real),)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""Super-resolution: the network equals a plain one, tiles equal one piece, only a x4 ESRGAN file is taken."""
+"""Super-resolution: the network equals a plain one, tiles equal one pass, and only files of a x4 ESRGAN load."""
 
 import os
 import pickle
@@ -78,53 +78,53 @@ def one_line(caught):
     return str(caught.value)
 
 
-def test_equals_the_network_written_out(weights):
-    given = pictures(2, 20, 24)
-    enlarged = Upscaler(weights)(given)
+def test_equals_a_plain_network(weights):
+    slices = pictures(2, 20, 24)
+    enlarged = Upscaler(weights)(slices)
     assert enlarged.shape == (2, 80, 96)
     assert enlarged.dtype == np.uint8
     assert enlarged.std() > 5
-    for picture, found in zip(given, enlarged, strict=True):
-        wanted = plain(published_names(), picture).astype(int)
-        assert np.abs(found - wanted).max() <= 1  # a half may be rounded either way
-        assert (found == wanted).mean() > 0.999
+    for picture, output in zip(slices, enlarged, strict=True):
+        expected = plain(published_names(), picture).astype(int)
+        assert np.abs(output - expected).max() <= 1  # a half may be rounded up or down
+        assert (output == expected).mean() > 0.999
 
 
-def test_tiles_equal_one_piece_where_the_margin_is_the_reach(weights):
-    given = pictures(1, 97, 121)
-    whole = Upscaler(weights)(given).astype(int)
+def test_tiles_equal_one_pass_if_the_margin_is_the_reach(weights):
+    slices = pictures(1, 97, 121)
+    whole = Upscaler(weights)(slices).astype(int)
     tiled = Upscaler(weights, tile=80)
     assert tiled.margin == reach(1) == 19
-    found = tiled(given)
-    assert np.abs(found - whole).max() <= 1
-    assert (found == whole).mean() > 0.999
-    narrow = Upscaler(weights, tile=32, margin=1)(given)
-    assert (narrow == whole).mean() < (found == whole).mean()  # the seams, which the margin is against
+    from_tiles = tiled(slices)
+    assert np.abs(from_tiles - whole).max() <= 1
+    assert (from_tiles == whole).mean() > 0.999
+    narrow = Upscaler(weights, tile=32, margin=1)(slices)
+    assert (narrow == whole).mean() < (from_tiles == whole).mean()  # a narrow margin leaves visible seams
 
 
-def test_a_pixel_reaches_as_far_as_is_said(weights):
-    """A change of one pixel changes nothing beyond the reach; in its place it does."""
-    given = pictures(1, 60, 60)
-    other = given.copy()
-    other[0, 30, 30] ^= 0xFF
+def test_a_pixel_changes_nothing_beyond_the_reach(weights):
+    """A change of one pixel changes pixels within the reach, and none beyond it."""
+    slices = pictures(1, 60, 60)
+    changed = slices.copy()
+    changed[0, 30, 30] ^= 0xFF
     upscaler = Upscaler(weights)
-    rows, columns = np.nonzero((upscaler(given) != upscaler(other))[0])
+    rows, columns = np.nonzero((upscaler(slices) != upscaler(changed))[0])
     assert len(rows)
-    far = max(30 - rows.min() // 4, rows.max() // 4 - 30, 30 - columns.min() // 4, columns.max() // 4 - 30)
-    assert far <= reach(1)
+    distance = max(30 - rows.min() // 4, rows.max() // 4 - 30, 30 - columns.min() // 4, columns.max() // 4 - 30)
+    assert distance <= reach(1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (16, 200), (33, 90)])
 @pytest.mark.parametrize(("tile", "margin"), [(16, 4), (32, 0), (64, 8)])
-def test_every_pixel_is_made_once_in_passes_of_a_tile(weights, monkeypatch, height, width, tile, margin):
+def test_every_pixel_is_computed_in_passes_of_one_tile(weights, monkeypatch, height, width, tile, margin):
     def nearest(_, part):
         assert max(part.shape) <= tile
         return part.repeat(4, 0).repeat(4, 1)
 
     monkeypatch.setattr(Upscaler, "_enlarge", nearest)
-    given = pictures(2, height, width)
-    found = Upscaler(weights, tile=tile, margin=margin)(given)
-    assert np.array_equal(found, given.repeat(4, 1).repeat(4, 2))
+    slices = pictures(2, height, width)
+    enlarged = Upscaler(weights, tile=tile, margin=margin)(slices)
+    assert np.array_equal(enlarged, slices.repeat(4, 1).repeat(4, 2))
 
 
 def test_out_of_memory_halves_the_tile(weights, monkeypatch):
@@ -138,9 +138,9 @@ def test_out_of_memory_halves_the_tile(weights, monkeypatch):
 
     monkeypatch.setattr(Upscaler, "_enlarge", short)
     upscaler = Upscaler(weights)
-    found = upscaler(pictures(1, 50, 50))
+    enlarged = upscaler(pictures(1, 50, 50))
     assert upscaler.tile == 25
-    assert found.shape == (1, 200, 200)
+    assert enlarged.shape == (1, 200, 200)
     monkeypatch.setattr(Upscaler, "_enlarge", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError):
         upscaler(pictures(1, 50, 50))
@@ -149,11 +149,11 @@ def test_out_of_memory_halves_the_tile(weights, monkeypatch):
 def test_bicubic_is_pillows_and_needs_no_spandrel(monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
     monkeypatch.setitem(sys.modules, "spandrel.architectures", None)
-    given = pictures(2, 16, 20)
+    slices = pictures(2, 16, 20)
     weights = load_upscaler("bicubic", None)
-    found = Upscaler(weights)(given)
-    for picture, enlarged in zip(given, found, strict=True):
-        assert np.array_equal(enlarged, np.asarray(Image.fromarray(picture).resize((80, 64), Image.BICUBIC)))
+    enlarged = Upscaler(weights)(slices)
+    for picture, output in zip(slices, enlarged, strict=True):
+        assert np.array_equal(output, np.asarray(Image.fromarray(picture).resize((80, 64), Image.BICUBIC)))
     assert weights.identity == "bicubic"
     with pytest.raises(UsageError, match=r"needs the package spandrel: pip install \"gansfp\[superresolution\]\""):
         load_upscaler("esrgan@random", None)
@@ -165,8 +165,8 @@ def test_random_is_the_published_architecture_and_always_the_same():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.identity == second.identity != load_upscaler("esrgan@random", None, blocks=2).identity
     assert first.tensors["model.0.weight"].shape == (64, 3, 3, 3)
-    given = pictures(1, 16, 16)
-    assert np.array_equal(Upscaler(first)(given), Upscaler(second)(given))
+    slices = pictures(1, 16, 16)
+    assert np.array_equal(Upscaler(first)(slices), Upscaler(second)(slices))
     assert superresolution.BLOCKS == 23
 
 
@@ -184,7 +184,7 @@ def test_both_kinds_of_files_and_older_names_give_the_same(tmp_path, weights):
     assert load_upscaler("esrgan", str(tmp_path / "c")).identity != weights.identity
 
 
-def test_no_file_says_what_to_put_where(tmp_path):
+def test_the_error_names_the_missing_file_and_its_folder(tmp_path):
     with pytest.raises(WeightsError, match=r"put RRDB_ESRGAN_x4\.pth") as caught:
         load_upscaler("esrgan", str(tmp_path))
     assert str(tmp_path) in one_line(caught)
@@ -257,7 +257,7 @@ def test_bad_arguments():
 
 @pytest.fixture
 def files(tmp_path):
-    """Two slices and a file that is none."""
+    """Two slices and a file that is not an image."""
     for number, picture in enumerate(pictures(2, 256, 256)):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
