@@ -1,1 +1,1 @@
-"""The 60 published systems: their recipes, their decision rules, baselines, the table of results."""
+"""The published systems: recipes, decision rules, baselines, and the table of results."""
