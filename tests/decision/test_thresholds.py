@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from gansfp.decision.thresholds import RULES, choose_threshold, threshold_rule
+from gansfp.decision.thresholds import RULES, ThresholdRule, choose_threshold, parse_rule, threshold_rule
 from gansfp.errors import UsageError
 
 
@@ -24,7 +24,7 @@ def test_best_threshold_is_the_highest_of_the_best(rule, criterion, seed):
     assert not len(below) or threshold == pytest.approx((best + below.max()) / 2)
 
 
-def test_neighbouring_floats_are_told_apart():
+def test_neighbouring_floats_are_separated():
     low, high = 1.0, np.nextafter(1.0, 2)
     threshold = choose_threshold(np.array([low, high]), np.array([0, 1]), "f1")
     assert low < threshold <= high
@@ -67,6 +67,14 @@ def test_each_rule_says_whether_it_needs_labels():
             assert np.isfinite(choose_threshold(np.arange(5.0), None, name))
 
 
+def test_a_new_rule_is_one_entry_of_the_table(monkeypatch):
+    monkeypatch.setitem(RULES, "mean", ThresholdRule(False, lambda score, truth: float(score.mean())))
+    assert parse_rule("mean") == "mean"
+    assert choose_threshold(np.array([0.0, 0, 6]), None, "mean") == 2
+    with pytest.raises(UsageError, match=r"got 'x', expected one of \['f1', 'balanced_accuracy', 'median', 'mean'\]"):
+        parse_rule("x")
+
+
 SCORED = st.lists(st.tuples(st.integers(-30, 30), st.integers(0, 1)), min_size=1, max_size=30)
 ANY_RULE = st.one_of(st.sampled_from(list(RULES)), st.floats(0, 1))
 
@@ -87,7 +95,7 @@ def test_a_rising_transformation_changes_no_decision(scored, rule):
 
 @given(SCORED, st.sampled_from([name for name in RULES if RULES[name].needs_labels]))
 @settings(deadline=None)
-def test_no_threshold_is_better_and_no_higher_one_as_good(scored, rule):
+def test_no_threshold_is_better_and_no_higher_one_equally_good(scored, rule):
     score, truth = scores_and_truth(scored)
     criterion = {"f1": f1_score, "balanced_accuracy": balanced_accuracy_score}[rule]
     threshold = choose_threshold(score, truth, rule)
@@ -100,7 +108,7 @@ def test_no_threshold_is_better_and_no_higher_one_as_good(scored, rule):
 
 @given(SCORED, st.floats(0, 1))
 @settings(deadline=None)
-def test_a_rate_calls_the_fewest_that_reach_it(scored, rate):
+def test_a_rate_calls_the_smallest_number_that_reaches_it(scored, rate):
     score, _ = scores_and_truth(scored)
     wanted = int(np.floor(rate * len(score) + 0.5))
     called = int((score >= choose_threshold(score, None, rate)).sum())

@@ -1,4 +1,4 @@
-"""Clusterings against scikit-learn, up to the names of clusters."""
+"""Clusterings against scikit-learn, up to the numbers of clusters."""
 
 import warnings
 
@@ -28,7 +28,7 @@ from gansfp.scoring.distances import self_distances
 
 
 def blobs(seed=0, sizes=(30, 20, 14, 9), d=8, gap=6.0):
-    """Slices of as many generators as there are sizes, shuffled: x, generators."""
+    """Slices of one generator for each size, shuffled: x, generators."""
     rng = np.random.default_rng(seed)
     generators = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     centres = rng.normal(size=(len(sizes), d)) * gap
@@ -89,7 +89,7 @@ def test_auto_finds_the_number_of_generators(method):
     assert np.array_equal(got.labels, cluster(x, Clustering(method, components=3), 4).labels)
 
 
-def test_auto_keeps_to_what_the_slices_allow():
+def test_auto_tries_only_numbers_of_clusters_below_the_number_of_slices():
     x, _ = blobs(0, sizes=(3, 2))
     assert sorted(cluster(x, Clustering(), "auto").silhouettes) == [2, 3, 4]
     with pytest.raises(UsageError, match="got 2 slices, too few"):
@@ -106,9 +106,9 @@ def test_silhouettes_equal_sklearn_also_with_single_slices_and_duplicates():
     x[1] = x[0]
     x[5:8] = x[4]
     rng = np.random.default_rng(0)
-    lonely = generators.copy()
-    lonely[7] = 9
-    labelings = [generators, lonely, rng.integers(0, 5, 26), rng.integers(0, 25, 26) * 3]
+    with_single = generators.copy()
+    with_single[7] = 9
+    labelings = [generators, with_single, rng.integers(0, 5, 26), rng.integers(0, 25, 26) * 3]
     got = silhouettes(self_distances(x), labelings)
     expected = [silhouette_score(x.astype(float), labels) for labels in labelings]
     np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -150,7 +150,7 @@ def test_many_equals_one_by_one_and_shares_the_work(monkeypatch):
         assert alone.silhouettes == pytest.approx(result.silhouettes, abs=1e-12)
 
 
-def test_the_seed_decides_everything():
+def test_the_same_seed_gives_the_same_clusters():
     x, _ = blobs(6, gap=0.5)
     for method in ("kmeans", "gmm"):
         first, again = (cluster(x, Clustering(method, components=3, seed=5), 5).labels for _ in range(2))
@@ -161,7 +161,7 @@ def test_prepare_scales_then_projects():
     x, _ = blobs(7)
     x[:, 0] *= 1000
     np.testing.assert_array_equal(prepare(x, False, 0), x)
-    assert prepare(x, False, 0.9).shape[1] == 1, "one column is all the variance"
+    assert prepare(x, False, 0.9).shape[1] == 1, "one column has almost all variance"
     assert prepare(x, True, 0.9).shape[1] > 1
 
 
@@ -180,12 +180,12 @@ def test_prepare_scales_then_projects():
         ({"components": 1.0}, "components: got 1.0"),
     ],
 )
-def test_a_clustering_that_cannot_be_is_refused_when_it_is_made(arguments, message):
+def test_a_description_that_does_not_fit_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         Clustering(**arguments)
 
 
-def test_data_that_cannot_be_clustered_so_is_refused():
+def test_data_that_do_not_fit_a_clustering_are_refused():
     x, _ = blobs(0, sizes=(4, 3))
     with pytest.raises(UsageError, match="got k=8 for 7 slices"):
         cluster(x, Clustering("kmeans"), 8)

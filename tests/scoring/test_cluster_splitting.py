@@ -1,4 +1,4 @@
-"""Counting generators by what the known ones look like."""
+"""Estimates of the number of generators from a dendrogram and the known generators."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ from gansfp.scoring.cluster_splitting import (
 )
 from gansfp.scoring.clustering_space import ClusteringSpace
 
-# two generators that are close, two that are far from all others: the mean silhouette sees three clusters
-CLEAR = BisectionSilhouettes(0.6, 0.6)
+# two generators that are close, and two that are far from all others: the mean silhouette prefers three clusters
+LIMITS = BisectionSilhouettes(0.6, 0.6)
 CENTRES = np.array([[0, 0], [7, 0], [60, 0], [0, 80]], float)
 
 
@@ -36,7 +36,7 @@ def score(x: np.ndarray, names: np.ndarray) -> BisectionScore:
 
 
 def plain_own_silhouette(x: np.ndarray) -> float:
-    """The first Ward split whose smaller half is no outlier, by scipy's tree and scikit-learn's silhouette."""
+    """The silhouette of the first bisection whose smaller child is not an outlier, by scipy and scikit-learn."""
     members = {i: [i] for i in range(len(x))}
     tree = linkage(x.astype(np.float64), "ward")
     for step, (a, b) in enumerate(tree[:, :2].astype(int)):
@@ -53,61 +53,61 @@ def plain_own_silhouette(x: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_own_silhouette_equals_the_plain_one(seed):
+def test_the_silhouette_of_a_generator_equals_the_plain_one(seed):
     x, _ = blobs(np.zeros((1, 4)), each=50, seed=seed)
     assert generator_silhouettes(ClusteringSpace(x, "cpu")).root == pytest.approx(plain_own_silhouette(x), abs=1e-5)
 
 
-def test_close_generators_are_told_apart_where_the_silhouette_leaves_them_together():
+def test_close_generators_are_separated_where_the_mean_silhouette_joins_them():
     x, truth = blobs(CENTRES)
     assert cluster(x, Clustering(), "auto").k == 3
     own = [generator_silhouettes(ClusteringSpace(x[truth == name], "cpu")) for name in np.unique(truth)]
-    found = bisect_clusters(find_bisections(ClusteringSpace(x, "cpu")), bisection_limits(own))
-    assert adjusted_rand_score(truth, found.labels) == 1
-    assert found.worst_accepted > bisection_limits(own).root >= found.best_rejected
+    got = bisect_clusters(find_bisections(ClusteringSpace(x, "cpu")), bisection_limits(own))
+    assert adjusted_rand_score(truth, got.labels) == 1
+    assert got.worst_accepted > bisection_limits(own).root >= got.best_rejected
 
 
 def test_one_generator_is_one_cluster():
     known, names = blobs(CENTRES)
     own = [generator_silhouettes(ClusteringSpace(known[names == name], "cpu")) for name in np.unique(names)]
-    alone, _ = blobs(np.zeros((1, 2)), each=100, seed=9)
-    found = bisect_clusters(find_bisections(ClusteringSpace(alone, "cpu")), bisection_limits(own))
-    assert found.labels.max() == 0
-    assert found.worst_accepted == 0
+    single, _ = blobs(np.zeros((1, 2)), each=100, seed=9)
+    got = bisect_clusters(find_bisections(ClusteringSpace(single, "cpu")), bisection_limits(own))
+    assert got.labels.max() == 0
+    assert got.worst_accepted == 0
 
 
 def test_outliers_stay_with_the_generator_they_are_nearest_to():
     x, truth = blobs(CENTRES[:3])
-    strays = np.array([[400, 0], [0, -300]], np.float32)
-    found = bisect_clusters(find_bisections(ClusteringSpace(np.concatenate([x, strays]), "cpu")), CLEAR)
-    assert found.labels.max() == 2
-    assert adjusted_rand_score(truth, found.labels[:-2]) == 1
+    outliers = np.array([[400, 0], [0, -300]], np.float32)
+    got = bisect_clusters(find_bisections(ClusteringSpace(np.concatenate([x, outliers]), "cpu")), LIMITS)
+    assert got.labels.max() == 2
+    assert adjusted_rand_score(truth, got.labels[:-2]) == 1
 
 
 def test_clusters_are_numbered_by_falling_size():
     x = np.concatenate([blobs(CENTRES[2:3], each=20)[0], blobs(CENTRES[:1], each=50)[0]])
     assert np.array_equal(
-        bisect_clusters(find_bisections(ClusteringSpace(x, "cpu")), CLEAR).labels, [1] * 20 + [0] * 50
+        bisect_clusters(find_bisections(ClusteringSpace(x, "cpu")), LIMITS).labels, [1] * 20 + [0] * 50
     )
 
 
-def test_the_rule_is_tried_on_a_generator_it_has_not_seen():
+def test_bisections_are_scored_on_a_held_out_generator():
     x, names = blobs(CENTRES)
-    found = score(x, names)
-    assert found.ari > 0.9
-    assert found.margin > 0
-    assert adjusted_rand_score(names, found.worst_labels) > 0.9
-    # one generator that falls in two is split when it is the one not seen
+    got = score(x, names)
+    assert got.ari > 0.9
+    assert got.margin > 0
+    assert adjusted_rand_score(names, got.worst_labels) > 0.9
+    # a generator of two parts is bisected when it is held out
     x = np.where((names == "0")[:, None] & (np.arange(len(x)) % 2 == 0)[:, None], x + np.array([0, 30]), x).astype(
         np.float32
     )
-    assert score(x, names).ari < found.ari
+    assert score(x, names).ari < got.ari
 
 
-def test_more_generators_than_all_subsets_can_be_tried_of():
+def test_of_many_generators_a_part_of_the_subsets_is_tried():
     centres = np.random.default_rng(1).normal(size=(12, 6)) * 40
-    found = score(blobs(centres, each=20)[0], np.repeat(np.arange(12), 20).astype(str))
-    assert found.ari > 0.9
+    got = score(blobs(centres, each=20)[0], np.repeat(np.arange(12), 20).astype(str))
+    assert got.ari > 0.9
 
 
 def test_a_single_known_generator_is_refused():
@@ -116,7 +116,8 @@ def test_a_single_known_generator_is_refused():
         score(x, names)
 
 
-def test_identical_slices_do_not_split():
+def test_identical_slices_are_one_cluster():
     assert (
-        bisect_clusters(find_bisections(ClusteringSpace(np.zeros((30, 3), np.float32), "cpu")), CLEAR).labels.max() == 0
+        bisect_clusters(find_bisections(ClusteringSpace(np.zeros((30, 3), np.float32), "cpu")), LIMITS).labels.max()
+        == 0
     )

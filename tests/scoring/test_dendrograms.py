@@ -1,4 +1,4 @@
-"""Dendrograms and cuts against scipy and scikit-learn, weighted ones against duplicates."""
+"""Dendrograms and cuts against scipy and scikit-learn; weighted dendrograms against those of duplicates."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_cut_of_tied_slices_still_has_exactly_k_clusters():
 )
 @settings(deadline=None)
 def test_cuts_have_exactly_k_clusters_and_are_nested(points, linkage, weighted):
-    """Points of a small grid: many are equal, and many distances are."""
+    """On points of a small grid, so that many points and many distances are equal."""
     x = np.array([point[:2] for point in points], np.float32)
     weights = np.array([point[2] for point in points]) if weighted else None
     labels = cuts(dendrogram(self_distances(x), linkage, weights=weights), range(1, len(x) + 1))

@@ -1,4 +1,4 @@
-"""Choosing and naming by known generators."""
+"""Scores of clusterings on known generators, and names of clusters after them."""
 
 import numpy as np
 import pytest
@@ -45,13 +45,15 @@ def test_scores_equal_clustering_every_subset_by_itself():
 
 def test_a_clustering_that_finds_generators_scores_above_one_that_does_not():
     x, generators = training()
-    x[:, 0] += 30 * np.random.default_rng(1).normal(size=len(x))  # what has nothing to do with the generator
-    one = Clustering()
-    plain, scaled = (score_on_known(ClusteringSpace(p), generators, [one])[one] for p in (x, standardise(x, x)))
+    x[:, 0] += 30 * np.random.default_rng(1).normal(size=len(x))  # unrelated to the generator
+    clustering = Clustering()
+    plain, scaled = (
+        score_on_known(ClusteringSpace(p), generators, [clustering])[clustering] for p in (x, standardise(x, x))
+    )
     assert scaled.auto > 0.9 > 0.6 > plain.auto
 
 
-def test_a_clustering_that_fails_has_its_error_and_the_others_go_on(monkeypatch):
+def test_the_score_of_a_clustering_that_fails_is_its_error_and_the_others_are_scored(monkeypatch):
     def broken(space, clustering, ks):
         raise UsageError("too wide")
 
@@ -62,7 +64,7 @@ def test_a_clustering_that_fails_has_its_error_and_the_others_go_on(monkeypatch)
     assert got[Clustering()].given == 1
 
 
-def test_subsets_are_different_have_two_or_more_and_begin_with_all():
+def test_subsets_differ_have_two_or_more_generators_and_begin_with_all():
     assert sorted(tuple(s) for s in _subsets(3, 20, 0)) == [
         (False, True, True),
         (True, False, True),
@@ -78,7 +80,7 @@ def test_subsets_are_different_have_two_or_more_and_begin_with_all():
         _subsets(1, 20, 0)
 
 
-def test_clusters_get_the_name_of_their_generator_and_strangers_none():
+def test_clusters_get_the_name_of_their_generator_or_new():
     x_train, generators = training((0, 1, 2), n=40)
     test = [slices(g, 30, seed=2) for g in (2, 4, 0)]
     labels = np.repeat([0, 1, 2], 30)
@@ -96,7 +98,7 @@ def test_the_majority_names_and_a_single_slice_names_only_its_copies():
     x_train, generators = training((0, 1), n=20)
     mixed = np.concatenate([slices(0, 7, seed=2), slices(1, 3, seed=2)])
     assert name_clusters(np.zeros(10, int), mixed, x_train, generators)[0].generator == "generator 0"
-    one = slices(3, 1, seed=1)
-    x_train, generators = np.concatenate([x_train, one]), np.append(generators, "single")
-    labels, x = np.array([0, 1]), np.concatenate([one, one + 0.5])
+    single = slices(3, 1, seed=1)
+    x_train, generators = np.concatenate([x_train, single]), np.append(generators, "single")
+    labels, x = np.array([0, 1]), np.concatenate([single, single + 0.5])
     assert [c.generator for c in name_clusters(labels, x, x_train, generators)] == ["single", NEW]

@@ -27,12 +27,12 @@ def example(metric="euclidean", seed=0, numbers=40, patient=2, generated=30):
     return EmbeddedSet(drawn, real, labels, np.arange(26) // patient, folds, metric)
 
 
-def found(data, method, sweep=SMALL):
+def scores_of(data, method, sweep=SMALL):
     return [(parameters, score) for parameters, score in scores(data, sweep) if parameters["method"] == method]
 
 
 def labelled_outside(data, row):
-    """What may judge a row: all labelled slices, but none of its own fold."""
+    """The slices whose labels a row's score may use: all labelled slices of other folds."""
     return [i for i in range(len(data.real)) if data.labels[i] != UNKNOWN and data.folds[i] != data.folds[row]]
 
 
@@ -58,14 +58,14 @@ def test_clusters(metric):
                 apart = [between(data, data.real[row : row + 1], centre[None])[0, 0] for centre in centres]
                 expected.setdefault((linkage, k, "min"), []).append(-min(apart))
                 expected.setdefault((linkage, k, "avg"), []).append(-sum(apart) / k)
-    rows = found(data, "clusters")
+    rows = scores_of(data, "clusters")
     assert {(p["linkage"], p["k"], p["rule"]) for p, _ in rows} == set(expected)
     for p, score in rows:
         np.testing.assert_allclose(score, expected[p["linkage"], p["k"], p["rule"]], rtol=1e-5, atol=1e-6)
 
 
 def test_more_clusters_than_slices_are_left_out():
-    rows = found(example(generated=5), "clusters")
+    rows = scores_of(example(generated=5), "clusters")
     assert {p["k"] for p, _ in rows} == {1, 2, 3}
     with pytest.raises(UsageError, match="got 8, expected at most the number of slices to cluster, 5"):
         check_ks((2, 8), 5)
@@ -74,8 +74,8 @@ def test_more_clusters_than_slices_are_left_out():
 
 def test_kmeans_per_class():
     data = example()
-    assert found(example("cosine"), "kmeans_per_class") == []
-    rows = found(data, "kmeans_per_class")
+    assert scores_of(example("cosine"), "kmeans_per_class") == []
+    rows = scores_of(data, "kmeans_per_class")
     assert [p["k"] for p, _ in rows] == [1, 2, 4]
     for p, score in rows:
         assert p["metric"] == "manhattan"
@@ -88,17 +88,17 @@ def test_kmeans_per_class():
             assert score[row] == pytest.approx(near[NOT_USED] - near[USED], abs=1e-4)
 
 
-def test_between_equal_classes_every_slice_is_a_tie():
+def test_equal_classes_give_every_slice_a_score_of_0():
     real = np.array([[0, 1], [5, 1], [0, 1], [5, 1], [2, 2]], np.float32)
     data = EmbeddedSet(NORMAL[:3, :2], real, np.array([1, 1, 0, 0, -1]), np.arange(5), np.array([0, 1, 0, 1, -1]))
-    ((_, score),) = found(data, "kmeans_per_class", Sweep(class_ks=(1,)))
+    ((_, score),) = scores_of(data, "kmeans_per_class", Sweep(class_ks=(1,)))
     assert score.tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_two_means(metric):
     data = example(metric, seed=3)
-    ((_, score),) = found(data, "two_means")
+    ((_, score),) = scores_of(data, "two_means")
     model = KMeans(2, n_init=10, random_state=0).fit(data.real)
     apart = between(data, data.real, model.cluster_centers_)
     for row in range(len(data.real)):
@@ -119,8 +119,8 @@ def test_nearest_and_contrast(metric):
     data = example(metric)
     to_generated, to_real = between(data, data.real, data.generated), between(data, data.real, data.real)
     others = data.groups[:, None] != data.groups[None, :]
-    contrast = {p["neighbours"]: s for p, s in found(data, "contrast")}
-    scored = {(p["neighbours"], p["reference"]): s for p, s in found(data, "nearest")}
+    contrast = {p["neighbours"]: s for p, s in scores_of(data, "contrast")}
+    scored = {(p["neighbours"], p["reference"]): s for p, s in scores_of(data, "nearest")}
     for m in SMALL.neighbours:
         for row in range(len(data.real)):
             near = mean_of_nearest(to_generated[row], m)
@@ -133,10 +133,10 @@ def test_nearest_and_contrast(metric):
             assert contrast[m][row] == pytest.approx(unused - near, abs=1e-4)
 
 
-def test_mean_of_nearest_leaves_out_what_is_infinite():
+def test_mean_nearest_leaves_out_infinite_distances():
     apart = np.array([[1, np.inf, 3], [np.inf, np.inf, 2], [np.inf] * 3, [4, 2, 1]], np.float32)
     assert mean_nearest(smallest(apart, 2), 2).tolist() == [2, 2, 3, 1.5], (
-        "the third has none: the largest that was looked at"
+        "the third row has no finite distance: the largest of all"
     )
     assert mean_nearest(smallest(apart, 9), 9).tolist() == pytest.approx([2, 2, 4, 7 / 3])
     assert mean_nearest(np.full((2, 2), np.inf), 1).tolist() == [1, 1]
@@ -146,7 +146,7 @@ def test_mean_of_nearest_leaves_out_what_is_infinite():
 @pytest.mark.parametrize("seed", range(3))
 def test_reverse_is_above_zero_for_what_the_rule_calls_used(metric, seed):
     data = example(metric, seed, patient=1)
-    ((_, score),) = found(data, "reverse")
+    ((_, score),) = scores_of(data, "reverse")
     called = {int(np.argmin(row)) for row in between(data, data.generated, data.real)}
     assert set(np.flatnonzero(score > 0).tolist()) == called
     assert len(called) < len(score)
@@ -154,7 +154,7 @@ def test_reverse_is_above_zero_for_what_the_rule_calls_used(metric, seed):
 
 def test_reverse_compares_patients():
     data = example(patient=2)
-    ((_, score),) = found(data, "reverse")
+    ((_, score),) = scores_of(data, "reverse")
     apart = between(data, data.generated, data.real)
     for i in range(len(data.real)):
         rival = apart[:, data.groups != data.groups[i]].min(1)
@@ -163,15 +163,15 @@ def test_reverse_compares_patients():
 
 def test_span():
     data = example(numbers=50)
-    rows = found(data, "span")
+    rows = scores_of(data, "span")
     assert [p["span"] for p, _ in rows] == [1, 4]
     for p, score in rows:
         model = PCA(p["span"], svd_solver="full").fit(data.generated.astype(np.float64))
         outside = data.real - model.inverse_transform(model.transform(data.real))
         share = np.square(outside).sum(1) / np.square(data.real - model.mean_).sum(1)
         np.testing.assert_allclose(score, -np.log(share), rtol=1e-4, atol=1e-5)
-    assert found(example("cosine"), "span") == []
-    assert found(example(generated=2), "span") == []
+    assert scores_of(example("cosine"), "span") == []
+    assert scores_of(example(generated=2), "span") == []
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -180,30 +180,32 @@ def test_a_folds_own_labels_never_change_its_scores(metric):
     before = [score for _, score in scores(data, SMALL)]
     changed = np.zeros(len(before), bool)
     for fold in range(4):
-        here = data.folds == fold
-        flipped = np.where(here, 1 - data.labels, data.labels)
+        of_fold = data.folds == fold
+        flipped = np.where(of_fold, 1 - data.labels, data.labels)
         assert (flipped != data.labels).sum() == 4
         other = EmbeddedSet(data.generated, data.real, flipped, data.groups, data.folds, metric)
         after = list(scores(other, SMALL))
         assert len(after) == len(before)
-        for i, (one, (parameters, two)) in enumerate(zip(before, after, strict=True)):
-            assert np.array_equal(one[here], two[here]), parameters
-            changed[i] |= not np.array_equal(one, two)
+        for i, (score_before, (parameters, score_after)) in enumerate(zip(before, after, strict=True)):
+            assert np.array_equal(score_before[of_fold], score_after[of_fold]), parameters
+            changed[i] |= not np.array_equal(score_before, score_after)
     learns = [learns_from_labels(parameters) for parameters, _ in scores(data, SMALL)]
-    assert changed.tolist() == learns  # and those that are said not to learn do not
+    assert changed.tolist() == learns  # configurations that learn change, and the others do not
 
 
 def test_methods_order_and_names():
     data = example()
     every = [parameters for parameters, _ in scores(data, SMALL)]
     assert list(dict.fromkeys(p["method"] for p in every)) == list(METHODS) == list(Sweep().methods)
+    # the trials of a search are named after the default, so neither its names nor their order may change
+    assert Sweep().methods == ("clusters", "kmeans_per_class", "two_means", "nearest", "contrast", "reverse", "span")
     assert len({str(sorted(p.items())) for p in every}) == len(every)
     chosen = Sweep(methods=("span", "reverse"), spans=(3,))
     assert [p["method"] for p, _ in scores(data, chosen)] == ["span", "reverse"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"methods": ("magic",)}, "method: got 'magic', expected one of"),
         ({"linkages": ("ward", "x")}, "linkage: got 'x', expected one of"),
@@ -213,8 +215,8 @@ def test_methods_order_and_names():
         ({"spans": (0,)}, "span: got 0"),
     ],
 )
-def test_sweeps_that_are_not_to_be_had(change, said):
-    with pytest.raises(UsageError, match=said):
+def test_unknown_values_of_a_sweep_are_refused(change, message):
+    with pytest.raises(UsageError, match=message):
         Sweep(**change)
 
 
@@ -258,7 +260,7 @@ def test_every_score_is_finite(name, metric):
         assert np.isfinite(score).all(), parameters
 
 
-def test_slices_without_a_group_are_not_of_one():
+def test_slices_without_a_group_are_compared_with_each_other():
     assert np.isfinite(odd(groups=np.array([""] * 5)).to_real(5)[0]).sum() == 20
     assert np.isfinite(odd(groups=np.array(["a", "a", "", "", ""])).to_real(5)[0]).sum() == 18
 
@@ -271,7 +273,7 @@ def test_a_copy_scores_above_all():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"labels": np.array([1, 1, 1, 1, -1])}, "used and not used slices outside of every fold"),
         ({"labels": np.array([1, 1, 0, 0, -1])}, "used and not used slices outside of every fold"),
@@ -283,6 +285,6 @@ def test_a_copy_scores_above_all():
         ({"real": np.where(NORMAL[4:] > 1, np.inf, NORMAL[4:])}, "not finite"),
     ],
 )
-def test_sets_that_are_not_to_be_had(changes, said):
-    with pytest.raises(UsageError, match=said):
+def test_sets_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
         odd(**changes)

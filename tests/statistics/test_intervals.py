@@ -1,4 +1,4 @@
-"""Intervals against plain bootstraps, their coverage, and what is said where there can be none."""
+"""Confidence intervals: against plain bootstraps, their coverage, and the cases without an interval."""
 
 import json
 
@@ -41,7 +41,7 @@ MEMBERSHIP = [
 
 
 def challenge(seed, patients=40, slices=5, effect=1.0):
-    """Slices of patients whose scores hang together: truth, score, groups."""
+    """Slices whose scores are correlated within a patient: truth, score, groups."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(patients), slices)
     truth = (groups % 2 == 0).astype(int)
@@ -66,7 +66,7 @@ def test_membership_figures_equal_a_plain_bootstrap_of_whole_groups():
         assert (got[name].low, got[name].high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-12)
 
 
-def test_the_seed_decides_and_blocks_do_not_change_the_values(monkeypatch):
+def test_the_seed_determines_the_intervals_and_blocks_do_not_change_the_values(monkeypatch):
     truth, score, groups = challenge(1)
     prediction = (score > 0.5).astype(int)
     first = membership_figures(truth, score, prediction, groups, 200, seed=1)
@@ -113,7 +113,7 @@ def test_the_resamples_of_ari_are_not_biased_upwards():
     rows = [np.concatenate([np.flatnonzero(groups == g).repeat(int(w[g])) for g in range(12)]) for w in weights[:300]]
     plain = np.mean([sk.adjusted_rand_score(truth[r], labels[r]) for r in rows])
     corrected = partitions(weights, cells_by_group(truth, labels, groups), 12 / 11)["ari"].mean()
-    assert plain - value > 0.01, "the plain bootstrap finds agreement between copies"
+    assert plain - value > 0.01, "the plain bootstrap counts the agreement of copies"
     assert abs(corrected - value) < (plain - value) / 4
     figure = attribution_figures(truth, labels, groups, 1000)["ari"]
     assert figure.low <= value <= figure.high
@@ -127,8 +127,9 @@ def test_perfect_figures_keep_a_lower_limit():
         assert (got[name].value, got[name].low, got[name].high) == (1, pytest.approx(1 - lost), 1)
     assert got["accuracy"].low == pytest.approx(0.025 ** (1 / 40))
     assert got["kappa"].low == pytest.approx(1 - 2 * lost)
-    none = membership_figures(truth, -truth + 0.0, 1 - truth)
-    assert (none["recall"].value, none["recall"].low, none["recall"].high) == (0, 0, pytest.approx(lost))
+    all_wrong = membership_figures(truth, -truth + 0.0, 1 - truth)
+    recall = all_wrong["recall"]
+    assert (recall.value, recall.low, recall.high) == (0, 0, pytest.approx(lost))
     for figure in attribution_figures(np.repeat(list("abcd"), 10), np.repeat([3, 1, 2, 0], 10)).values():
         assert figure.value == pytest.approx(1)
         assert 0.5 < figure.low < 0.95
@@ -166,8 +167,8 @@ def test_mean_f1_is_the_mean_and_narrower_than_its_sets():
         mean_f1([])
 
 
-def test_a_figure_more_is_one_entry_of_the_table(monkeypatch):
-    """Matthews' correlation: its value, chance level, and the bound of its interval come from the entry alone."""
+def test_one_entry_of_the_table_adds_a_figure(monkeypatch):
+    """The entry of Matthews' correlation gives its value, its chance level and the bound of its interval."""
 
     def mcc(tp, fp, fn, tn):
         return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))

@@ -43,12 +43,12 @@ def sklearn_decisions(truth, prediction, weights=None):
 
 
 def rank(truth, score, *rates):
-    """auc and tpr_at_fpr of slices that all count once."""
+    """auc and tpr_at_fpr of slices that each count once."""
     return {name: value[0] for name, value in ranking(truth, score, np.ones((1, len(truth))), rates).items()}
 
 
 def plain_tpr(truth, score, rate):
-    """Every threshold tried by hand."""
+    """Tries every threshold."""
     best = 0.0
     for threshold in np.unique(score):
         called = score >= threshold
@@ -65,7 +65,7 @@ def test_decisions_equal_sklearn(called):
     assert got == pytest.approx(sklearn_decisions(truth, prediction), abs=1e-12)
 
 
-def test_decisions_of_one_class_are_undefined_where_nothing_supports_them():
+def test_decisions_of_one_class_are_undefined_where_a_denominator_is_0():
     got = decision_metrics(np.ones(4), np.array([1, 1, 0, 1]))
     assert np.isnan(got["specificity"])
     assert got["recall"] == 0.75
@@ -100,8 +100,8 @@ def test_weighted_metrics_equal_those_of_repeated_slices():
     truth, score = scored(60, 2, levels=4)
     prediction = (score > 0.5).astype(int)
     weights = rng.integers(0, 4, size=(9, 60)).astype(float)
-    alone = np.arange(60)
-    got = {**decisions(weights @ confusion_by_group(truth, prediction, alone)), **ranking(truth, score, weights)}
+    independent = np.arange(60)
+    got = {**decisions(weights @ confusion_by_group(truth, prediction, independent)), **ranking(truth, score, weights)}
     for row, w in enumerate(weights.astype(int)):
         t, s, p = np.repeat(truth, w), np.repeat(score, w), np.repeat(prediction, w)
         expected = {
@@ -167,7 +167,7 @@ def test_shares_are_the_limit_of_many_slices():
     assert partition_of_shares(shares) == pytest.approx(partition_metrics(truth, labels), abs=1e-4)
 
 
-def test_chance_levels_are_what_ignorance_gets():
+def test_chance_levels_are_the_means_of_random_guesses():
     rng = np.random.default_rng(5)
     truth = np.r_[np.ones(30, int), np.zeros(60, int)]
     prediction = np.r_[np.ones(45, int), np.zeros(45, int)]

@@ -1,4 +1,4 @@
-"""p-values against loops over scikit-learn, and their calibration where there is nothing to find."""
+"""p-values against loops over scikit-learn, and their calibration where scores and labels are unrelated."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from gansfp.statistics.resampling import group_codes, permuted_labels
 
 
 def plain_auc(truth, score):
-    """Every used slice against every slice that was not."""
+    """Compares every used slice with every slice that was not used."""
     used, unused = score[truth == 1][:, None], score[truth == 0]
     return np.mean((used > unused) + 0.5 * (used == unused))
 
@@ -25,9 +25,9 @@ def reference(statistic, truth, rows, groups, permutations, seed):
     arranged = permuted_labels(labels, group_codes(groups, len(truth)), permutations, seed)
     observed = np.array([statistic(labels, row) for row in rows])
     null = np.array([[statistic(t, row) for row in rows] for t in arranged])
-    alone = (1 + (null >= observed - 1e-12).sum(0)) / (1 + permutations)
+    single = (1 + (null >= observed - 1e-12).sum(0)) / (1 + permutations)
     selected = (1 + (null.max(1) >= observed.max() - 1e-12).sum()) / (1 + permutations)
-    return observed, alone, selected
+    return observed, single, selected
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -70,12 +70,13 @@ def test_ari_equals_the_loop(grouped):
 
 
 def significant(draw, rounds=200):
-    """The share of p < 0.05 over null draws, and the largest that a calibrated test shows but once in a thousand."""
+    """The share of p < 0.05 over draws without an effect, and the share that a calibrated test exceeds with probability
+    0.001."""
     return np.mean([draw(seed) < 0.05 for seed in range(rounds)]), binom.ppf(0.999, rounds, 0.05) / rounds
 
 
 def correlated_null(seed):
-    """30 patients of 1 to 12 slices, each with a score and a label of its own that do not know each other."""
+    """30 patients of 1 to 12 slices; each patient has its own score and its own label, which are unrelated."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(30), rng.integers(1, 13, 30))
     truth = rng.permutation(np.repeat([0, 1], 15))[groups]
@@ -119,7 +120,7 @@ def test_p_values_are_calibrated_for_groups_of_both_labels():
     assert 0.005 <= share <= limit
 
 
-def test_selection_is_paid_for():
+def test_p_value_selected_accounts_for_the_search():
     def draws(seed):
         rng = np.random.default_rng(seed)
         scores = rng.normal(size=(30, 60))
@@ -128,7 +129,7 @@ def test_selection_is_paid_for():
         return p_values_auc(truth, scores, chosen=int(np.argmax(aucs)), permutations=99)
 
     results = [draws(seed) for seed in range(150)]
-    assert np.mean([r.p_value < 0.05 for r in results]) > 0.5, "the best of thirty looks significant by itself"
+    assert np.mean([r.p_value < 0.05 for r in results]) > 0.5, "the best of thirty is often significant by itself"
     assert np.mean([r.p_value_selected < 0.05 for r in results]) <= binom.ppf(0.999, 150, 0.05) / 150
 
 
@@ -141,7 +142,7 @@ def test_ari_p_values_are_calibrated():
     assert 0.005 <= share <= limit
 
 
-def test_a_real_finding_is_found():
+def test_a_real_effect_gives_the_smallest_p_value():
     rng = np.random.default_rng(2)
     truth = np.repeat([0, 1], 40)
     got = p_values_auc(truth, np.stack([rng.normal(size=80), rng.normal(size=80) + 1.5 * truth]), chosen=1)
@@ -149,7 +150,7 @@ def test_a_real_finding_is_found():
     assert got.best_index == 1
 
 
-def test_too_few_groups_say_so():
+def test_too_few_groups_give_a_warning():
     groups = np.repeat(np.arange(5), 20)
     truth = (groups < 2).astype(int)
     got = p_values_auc(truth, truth + 0.0, groups)
@@ -166,7 +167,7 @@ def test_one_class_has_no_p_value_below_one():
     assert json.loads(json.dumps(got.as_dict()))["observed"] is None
 
 
-def test_the_answer_does_not_depend_on_blocks(monkeypatch):
+def test_the_result_does_not_depend_on_blocks(monkeypatch):
     rng = np.random.default_rng(3)
     truth, scores, labelings = rng.integers(0, 2, 30), rng.normal(size=(20, 30)), rng.integers(0, 4, (20, 30))
     expected = p_values_auc(truth, scores, permutations=50), p_values_ari(truth, labelings, permutations=50)

@@ -45,7 +45,7 @@ def test_bootstrap_draws_as_many_groups_of_each_stratum_as_there_are():
     np.testing.assert_allclose(weights[:, :3].var(0), 2 / 3, atol=0.06)
 
 
-def test_permutations_reach_every_arrangement_of_the_groups_and_no_other():
+def test_permutations_reach_every_exchange_of_the_groups_and_no_other_labels():
     # groups of 2, 1, 3 slices with one label each, and a mixed group
     codes = np.array([0, 0, 1, 2, 2, 2, 3, 3, 3])
     labels = np.array([1, 1, 0, 0, 0, 0, 1, 0, 0])
@@ -67,7 +67,7 @@ def test_permutations_of_independent_slices_are_uniform():
     assert np.all(np.abs(counts - 1000) < 150)
 
 
-def test_arrangements_of_many_slices_do_not_overflow():
+def test_the_count_of_permutations_of_many_slices_does_not_overflow():
     assert count_permutations(np.arange(5000) % 2, np.arange(5000)) == float("inf")
 
 
@@ -134,7 +134,7 @@ def test_folds_of_any_groups(slices, folds, seed):
     try:
         fold_of = stratified_group_folds(labels, groups, folds, seed)
     except UsageError:
-        # a class of a single group, or mixed groups that leave a class out of one of two folds; pure groups never do
+        # a class of a single group, or mixed groups that leave one of two folds without a class; pure groups never do
         assert not classes or min(holders.values()) < 2 or MIXED in group_labels(labels, codes)
         return
     assert sorted(set(fold_of.tolist())) == list(range(fold_of.max() + 1))
