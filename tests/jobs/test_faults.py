@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from processes import alive, command
 from runs import ROOT, Running, rows_on_disk
 
@@ -24,6 +26,7 @@ from gansfp import store
 from gansfp.collection.catalog import read_catalog
 from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
+from jobs import audit as audit_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -54,9 +57,12 @@ finally:
 """
 
 
+def audit_options(data: Path, work: Path) -> list[str]:
+    return ["--data", str(data), "--work", str(work), *OPTIONS, "--permutations", "200"]
+
+
 def audit(data: Path, work: Path) -> list[str]:
-    more = ["--permutations", "200"]
-    return [sys.executable, "-m", "jobs.audit", "--data", str(data), "--work", str(work), *OPTIONS, *more]
+    return [sys.executable, "-m", "jobs.audit", *audit_options(data, work)]
 
 
 def embed(data: Path, work: Path, *more: str) -> list[str]:
@@ -85,12 +91,14 @@ def struck_in_the_middle(work: Path, n: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(challenge, tmp_path_factory) -> Path:
-    """WORK after an audit that nothing befell."""
+def undisturbed(challenge, tmp_path_factory) -> Iterator[Path]:
+    """WORK after an audit that nothing disturbed, on the Ray of this process, which saves the start of another."""
     work = tmp_path_factory.mktemp("undisturbed") / "work"
-    done = run(audit(challenge, work))
-    assert done.returncode == 0, done.stderr
-    return work
+    started = not ray.is_initialized()
+    audit_job.main(audit_options(challenge, work))
+    yield work
+    if started:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +165,7 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
     challenge, undisturbed, hashes, check_embeddings, tmp_path
 ):
     work = tmp_path / "work"
-    with Running(audit(challenge, work), tmp_path / "first.log") as first:
+    with Running(embed(challenge, work), tmp_path / "first.log") as first:
         first.wait_until(some_shards(work))
         first.kill()
         assert struck_in_the_middle(work, len(hashes))
