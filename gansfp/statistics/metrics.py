@@ -249,14 +249,14 @@ def partitions(weights: np.ndarray, table: np.ndarray, between: float = 1.0) -> 
         return (between * across + within).sum(1) / 2
 
     cells = table.reshape(len(table), -1)
-    ari = _adjusted(pairs(cells), pairs(table.sum(2)), pairs(table.sum(1)), pairs(cells.sum(1, keepdims=True)))
+    ari = adjusted_rand(pairs(cells), pairs(table.sum(2)), pairs(table.sum(1)), pairs(cells.sum(1, keepdims=True)))
     counts = (weights @ cells).reshape(-1, *table.shape[1:])
     return {"ari": ari, **_information(counts / counts.sum((1, 2), keepdims=True))}
 
 
 def partition_of_shares(shares: np.ndarray) -> dict[str, float]:
     """Returns the limit of partition_metrics for infinitely many slices. shares: (classes, clusters), sum 1."""
-    ari = _adjusted(
+    ari = adjusted_rand(
         (shares**2).sum(keepdims=True)[0],
         (shares.sum(1) ** 2).sum(keepdims=True),
         (shares.sum(0) ** 2).sum(keepdims=True),
@@ -265,8 +265,11 @@ def partition_of_shares(shares: np.ndarray) -> dict[str, float]:
     return {name: float(value[0]) for name, value in {"ari": ari, **_information(shares[None])}.items()}
 
 
-def _adjusted(index: np.ndarray, rows: np.ndarray, columns: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Returns the adjusted Rand index from numbers of pairs, (b,) each."""
+def adjusted_rand(index: np.ndarray, rows: np.ndarray, columns: np.ndarray, total: np.ndarray | float) -> np.ndarray:
+    """Returns the adjusted Rand index from numbers of pairs, arrays that broadcast together.
+
+    index: pairs within a cell of the contingency table, rows: within a class, columns: within a cluster, total: all.
+    """
     expected = rows * columns / np.maximum(total, 1e-300)
     span = (rows + columns) / 2 - expected
     # a span of 0: both partitions are one cluster, or both are all singletons, so they agree

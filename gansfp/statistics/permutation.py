@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from gansfp.errors import UsageError
+from gansfp.statistics.metrics import adjusted_rand
 from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
 
 _ROWS = 128  # permutations, and configurations, in one product; bounds the memory
@@ -173,11 +174,7 @@ def _ari(labelings: np.ndarray, clusterings: np.ndarray) -> np.ndarray:
         cell_pairs = _pairs(table.astype(np.float64)).reshape(len(rows), len(classes), -1).sum(1)
         index = np.add.reduceat(cell_pairs, starts, axis=1)
         row_pairs = _pairs(rows.sum(2, dtype=np.float64)).sum(1)[:, None]
-        expected = row_pairs * column_pairs / max(n * (n - 1) / 2, 1)
-        span = (row_pairs + column_pairs) / 2 - expected
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # a span of 0: both partitions are one cluster, or both are all singletons, so they agree
-            indices[i : i + step] = np.where(span == 0, 1.0, (index - expected) / span)
+        indices[i : i + step] = adjusted_rand(index, row_pairs, column_pairs, n * (n - 1) / 2)
     return indices
 
 
