@@ -20,7 +20,7 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 from gansfp import store
 from gansfp.collection.catalog import read_previous
 from gansfp.collection.layout import find_images
-from gansfp.decision.result_files import read_search
+from gansfp.decision.search_result import read_search
 from gansfp.embedding import shards
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.networks.weights import load_weights

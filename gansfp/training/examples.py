@@ -237,7 +237,8 @@ def split_by_group(
 
     Groups stay whole, and about `share` of every class is validated with. The groups come in random order. A group is
     taken for validation if that brings the classes nearer to their shares. A class of two groups or more is on both
-    sides. A class of a single group is trained on.
+    sides. A class of a single group is trained on. Where a group holds slices of several classes, both can be
+    impossible at once; then the rule for the last of these classes counts.
     """
     classes, label_of = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
     names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)

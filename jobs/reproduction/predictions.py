@@ -92,7 +92,7 @@ class Predictions:
                 self._fail(masked, self.loaded.missing[self.planner.mask])
         recipes = self._not_failed(self.recipes)
         frozen = [recipe for recipe in recipes if recipe.training is None]
-        self.loaded.load([recipe.backbone for recipe in frozen], self.weights, self.random)
+        self.loaded.add([recipe.backbone for recipe in frozen], self.weights, self.random)
         for recipe in frozen:
             self._check_loaded(recipe, recipe.backbone, "random weights")
         self._decide_by_embeddings({recipe.id: recipe.backbone for recipe in frozen})
@@ -168,7 +168,7 @@ class Predictions:
     def _run_trained(self, recipes: list[Recipe]) -> None:
         """Trains the networks of these systems and runs the systems."""
         on_imagenet = [recipe for recipe in recipes if recipe.weights == "imagenet"]
-        self.loaded.load([recipe.model for recipe in on_imagenet], self.weights, self.random)
+        self.loaded.add([recipe.model for recipe in on_imagenet], self.weights, self.random)
         for recipe in on_imagenet:
             self._check_loaded(recipe, recipe.model, "random starting weights")
         planned = {r.id: plan for r in self._not_failed(recipes) if (plan := self._plan(r)) is not None}
@@ -182,7 +182,7 @@ class Predictions:
         recipes = self._not_failed(recipes)
         self._run_systems({r.id: planned[r.id].source for r in recipes if r.method in ON_DEVICE})
         backbones = {r.id: planned[r.id].trained_backbone(self.work) for r in recipes if r.method not in ON_DEVICE}
-        self.loaded.load(backbones.values(), self.weights, random=False)
+        self.loaded.add(backbones.values(), self.weights, random=False)
         for recipe in recipes:
             if recipe.id in backbones:
                 self._check_loaded(recipe, backbones[recipe.id], "")

@@ -34,7 +34,7 @@ class LoadedWeights:
     weights: dict[str, Weights] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def load(self, backbones: Iterable[str], folder: str | None, random: bool) -> None:
+    def add(self, backbones: Iterable[str], folder: str | None, random: bool) -> None:
         """Loads the weights of these backbones, those of each network once. random: random weights are allowed."""
         by_network: dict[str, list[str]] = defaultdict(list)
         for name in dict.fromkeys(backbones):

@@ -251,6 +251,7 @@ def test_an_unknown_combination_is_refused():
         combine("worst", *example([1])[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combination", ["best", "stack"])
 def test_refitted_p_values_are_calibrated_where_those_of_fixed_scores_are_not(combination):
     refitted, fixed = [], []

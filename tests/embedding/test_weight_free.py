@@ -184,6 +184,7 @@ def test_autocast_changes_nothing():
     assert torch.equal(inside[1], weight_free.residual(slices, regions))
 
 
+@pytest.mark.slow
 def test_residual_separates_generators(shared):
     """Four generators, one of them unknown; the adjusted Rand index must be at least 0.97."""
     folder = shared / "challenge" / "attribution" / "test"

@@ -97,9 +97,8 @@ def test_bad_usage_is_one_line_with_the_value(arguments, said, tmp_path, monkeyp
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "weights", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)]
-)
+@pytest.mark.long  # an acceptance run of minutes; the simulated challenge covers the same code in `make test`
+@pytest.mark.parametrize("weights", [False, True])
 def test_real_slices(weights, shared, tmp_path):
     """What the project promises on the shared challenge: the leaks are found, the generators told apart; with networks
     and without."""

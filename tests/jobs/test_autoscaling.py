@@ -20,8 +20,8 @@ HEAD = "f" * 51 + "00000"  # what Ray's provider of such nodes calls the first o
 SLICES, BLOCK = 96, 16
 PAIRS = ("highpass-w15-32", "test_resnet@random")
 
-# Appended to a copy of gansfp/runtime/embedding_blocks.py. The copy is found by PYTHONPATH: a working directory that is submitted would be
-# unpacked once a node, and since these nodes share a folder, each would pull it away from under those before it.
+# Appended to a copy of gansfp/runtime/embedding_blocks.py, to which PYTHONPATH leads. Ray would unpack a submitted
+# working directory once a node, and since these nodes share a folder, each would delete the copy of those before it.
 GATE = """
 import os, time
 

@@ -152,6 +152,7 @@ class TestTheSlices:
 
 class TestEmbedding:
     @pytest.mark.timeout(200)
+    @pytest.mark.slow
     def test_a_crew_reports_rates_and_its_own_errors(self, tiny):
         folder = Path(tiny.slices(8), CLASS)
         work = Work(TINY.pairs, "bfloat16", "cpu", 4, [str(path) for path in sorted(folder.iterdir())], tiny.folder)
@@ -177,6 +178,7 @@ class TestEmbedding:
 
     @pytest.mark.ray
     @pytest.mark.timeout(300)
+    @pytest.mark.slow
     def test_a_run_is_watched_from_outside(self, tiny):
         run = embedding.run_embed(tiny.slices(8), TINY.pairs, "bfloat16", 8)
         assert run.slices == run.record.done == 8

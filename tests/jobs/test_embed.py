@@ -100,6 +100,7 @@ def local_ray():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 class TestOneRun:
     def test_every_image_has_its_vector(self, work, catalog):
@@ -158,6 +159,7 @@ class TestOneRun:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 class TestOnThisRay:
     def test_another_backbone_embeds_only_that(self, work, catalog, local_ray):

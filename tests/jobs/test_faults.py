@@ -5,7 +5,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,12 +26,13 @@ from gansfp.collection.catalog import read_catalog
 from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
 from jobs import audit as audit_job
+from jobs import embed as embed_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-BACKBONES = ("resnet18@random", "highpass-w15-32")
+BACKBONES = ("test_resnet@random", "highpass-w15-32")
 PAIRS = [(backbone, "full") for backbone in BACKBONES]
-OPTIONS = ["--backbones", ",".join(BACKBONES), "--views", "full", "--precision", "float32", "--batch", "4"]
+OPTIONS = ["--backbones", ",".join(BACKBONES), "--views", "full", "--precision", "float32"]
 TRIALS = 8  # of each search on those two embeddings
 
 # A cluster of two nodes: a head that only leads, and one that works. A line of input brings another, a second one takes
@@ -65,8 +65,17 @@ def audit(data: Path, work: Path) -> list[str]:
     return [sys.executable, "-m", "jobs.audit", *audit_options(data, work)]
 
 
+def search(data: Path, work: Path) -> list[str]:
+    places = ["--data", str(data), "--work", str(work)]
+    return [sys.executable, "-m", "tune.search", "--task", "membership", *places, *OPTIONS]
+
+
+def embed_options(data: Path, work: Path) -> list[str]:
+    return ["--data", str(data), "--work", str(work), *OPTIONS, "--batch", "1"]  # many small shards
+
+
 def embed(data: Path, work: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.embed", "--data", str(data), "--work", str(work), *OPTIONS, *more]
+    return [sys.executable, "-m", "jobs.embed", *embed_options(data, work), *more]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -162,7 +171,7 @@ def assert_same_findings(work: Path, other: Path) -> None:
 
 
 def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
-    challenge, undisturbed, hashes, check_embeddings, tmp_path
+    challenge, undisturbed, hashes, check_embeddings, tmp_path, caplog
 ):
     work = tmp_path / "work"
     with Running(embed(challenge, work), tmp_path / "first.log") as first:
@@ -170,9 +179,8 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
         first.kill()
         assert struck_in_the_middle(work, len(hashes))
         trials = work / "search" / "membership" / "trials"
-        with Running(
-            audit(challenge, work), tmp_path / "second.log"
-        ) as second:  # at once: workers of the first may still write
+        # At once: workers of the first command may still write.
+        with Running(search(challenge, work), tmp_path / "second.log") as second:
             second.wait_until(lambda: len(list(trials.glob("*.parquet"))) >= 2)
             second.kill()
             done_before = {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
@@ -181,9 +189,9 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
             while alive(second.below()) and time.monotonic() < deadline:
                 time.sleep(0.2)
     done_before |= {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
-    third = run(audit(challenge, work))
-    assert third.returncode == 0, third.stderr
-    assert f"search membership: {len(done_before)} of {TRIALS} trials are there already" in third.stderr
+    caplog.set_level("INFO")
+    audit_job.main(audit_options(challenge, work))
+    assert f"search membership: {len(done_before)} of {TRIALS} trials are there already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
     assert len(list(trials.glob("*.parquet"))) == TRIALS
     check_embeddings(work)
@@ -243,7 +251,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_full_disk(challenge, hashes, check_embeddings, small_disk, tmp_path):
+def test_a_full_disk_and_a_truncated_shard(challenge, hashes, check_embeddings, small_disk, caplog):
     place, filler = small_disk
     work = place / "work"
     full = run(embed(challenge, work))
@@ -254,28 +262,20 @@ def test_a_full_disk(challenge, hashes, check_embeddings, small_disk, tmp_path):
     assert struck_in_the_middle(work, len(hashes))
     assert all(pq.read_table(path).num_rows for path in shards_of(work))
     filler.unlink()
-    again = run(embed(challenge, work))
-    assert again.returncode == 0, again.stderr
-    check_embeddings(work)
-    assert not list(work.rglob(f"*{store.TEMPORARY}*"))
-
-
-def test_a_truncated_shard_is_named_and_made_again(challenge, undisturbed, check_embeddings, tmp_path):
-    work = tmp_path / "work"
-    shutil.copytree(undisturbed, work)
     broken = shards_of(work)[1]
     os.truncate(broken, broken.stat().st_size // 2)
     others = {path: path.stat().st_mtime_ns for path in shards_of(work) if path != broken}
-    again = run(embed(challenge, work))
-    assert again.returncode == 0, again.stderr
-    assert f"{broken}: not a whole shard" in again.stderr
+    embed_job.main(embed_options(challenge, work))
+    assert f"{broken}: not a whole shard" in caplog.text
     check_embeddings(work)
     assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert not list(work.rglob(f"*{store.TEMPORARY}*"))
 
 
-def test_a_second_run_on_one_work_is_told_who_holds_it(challenge, hashes, check_embeddings, tmp_path):
+def test_a_second_run_is_refused_and_sigterm_stops_the_first(challenge, hashes, check_embeddings, tmp_path):
+    """The second run is told who holds WORK. SIGTERM gives one line, and leaves nothing running."""
     work = tmp_path / "work"
-    with Running(embed(challenge, work), tmp_path / "first.log") as first:
+    with Running(embed(challenge, work), tmp_path / "log") as first:
         first.wait_until(some_shards(work))
         first.process.send_signal(signal.SIGSTOP)  # however slowly the second starts, the first is still there
         second = run(audit(challenge, work))
@@ -283,27 +283,16 @@ def test_a_second_run_on_one_work_is_told_who_holds_it(challenge, hashes, check_
         (line,) = second.stderr.splitlines()
         holder = rf"jobs.embed \(process {first.process.pid} on {socket.gethostname()}, since .+\)"
         assert re.fullmatch(rf"error: {work}: is in use by {holder}; .+", line)
+        below = first.below()
+        first.process.terminate()  # waits for the process until it goes on
         assert struck_in_the_middle(work, len(hashes))
-        first.kill()
-        third = run(embed(challenge, work))
-        assert third.returncode == 0, third.stderr
-    check_embeddings(work)
-
-
-def test_sigterm_stops_a_run_in_one_line_and_leaves_nothing_running(challenge, hashes, check_embeddings, tmp_path):
-    work = tmp_path / "work"
-    with Running(embed(challenge, work), tmp_path / "log") as job:
-        job.wait_until(some_shards(work))
-        below = job.below()
-        job.process.terminate()
-        assert job.ended(60) == 128 + signal.SIGTERM
-        assert struck_in_the_middle(work, len(hashes))
-        lines = [line for line in job.said.splitlines() if not line.startswith(("catalog: ", "embed: "))]
+        first.process.send_signal(signal.SIGCONT)
+        assert first.ended(60) == 128 + signal.SIGTERM
+        lines = [line for line in first.said.splitlines() if not line.startswith(("catalog: ", "embed: "))]
         assert lines == ["stopped; finished work is kept, run the same command to continue"]
         deadline = time.monotonic() + 60
         while alive(below) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not alive(below)
-    again = run(embed(challenge, work))
-    assert again.returncode == 0, again.stderr
+    embed_job.main(embed_options(challenge, work))
     check_embeddings(work)

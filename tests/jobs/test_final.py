@@ -22,7 +22,7 @@ from gansfp.errors import DataError, UsageError
 from jobs import final, simulate
 from tune import search
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 FIGURES = {"accuracy", "precision", "recall", "specificity", "f1", "kappa", "auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1"}
 
 

@@ -99,6 +99,7 @@ def truth(challenge, place, column):
         return {row["image_id"].rsplit("/", 1)[-1]: row[column] for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 class TestTheTable:
     def test_every_row_has_scores_and_there_are_baselines(self, done):
         names = {f"{task} {name}" for task, of in BASELINES.items() for name in of}
@@ -153,6 +154,7 @@ class TestTheTable:
         assert float(done["attribution bytes"]["reproduced"]) > 0.2
 
 
+@pytest.mark.slow
 class TestInputsOfSystems:
     def test_frozen_systems_decide_by_the_embeddings(self, done, challenge, arguments, folder):
         """Recipe 54's clusters and recipe 22's decisions, computed again from the shards."""
@@ -162,7 +164,7 @@ class TestInputsOfSystems:
             backbone = recipe.backbone if number == "54" else f"{recipe.backbone}@random"
             embedding = identity((backbone, "full"), EmbedConfig(()), load_all_weights([backbone], str(folder)))
             for name in ("attribution",) if number == "54" else ("clean", "warp"):
-                rows = catalog.select(recipe.task, "" if number == "54" else name).table.to_pylist()
+                rows = catalog.select(task=recipe.task, set="" if number == "54" else name).table.to_pylist()
                 rows = [row for row in rows if row["role"] != "generated" or row["split"] == "test"]
                 rows = [row for row in rows if number == "54" or row["role"] != "generated"]
                 images = {row["image_id"]: row["sha256"] for row in rows if number != "54" or row["split"] == "test"}
@@ -186,6 +188,7 @@ class TestInputsOfSystems:
         assert names == {"lbp", "mobilenetv2_100:224", "resnet50:224@random"}
 
 
+@pytest.mark.slow
 class TestResuming:
     def test_missing_weights_fail_only_their_rows_and_the_file_is_named(self, without_all_weights, folder):
         rows = without_all_weights
@@ -247,6 +250,7 @@ class TestTheCommand:
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.slow
     def test_the_readme_holds_the_table(self, done, arguments, tmp_path, capsys):
         readme = tmp_path / "README.md"
         begin, end = reproduce.PLACE.begin, reproduce.PLACE.end
@@ -272,6 +276,7 @@ class TestTheCommand:
         assert records[-1]["configuration"]["systems"] == [recipe.name for recipe in find(CHOSEN.split(","))]
 
 
+@pytest.mark.slow
 class TestSpread:
     def test_each_call_has_its_outcome(self, done, caplog):
         def gives(value):
@@ -322,7 +327,8 @@ def test_all_systems_have_scores(challenge, tmp_path):
     assert len(rows) == len(RECIPES) + 10
 
 
-@pytest.mark.slow
+@pytest.mark.long  # an acceptance run; the small challenge covers the same code in `make test`
+@pytest.mark.timeout(600)
 def test_real_slices(shared, tmp_path):
     """The published scores of MobileNetV2 are reached on the shared challenge."""
     options = ["--data", str(shared / "challenge"), "--work", str(tmp_path), "--weights", str(shared / "weights")]

@@ -10,7 +10,13 @@ import pytest
 from gansfp.errors import DataError
 from gansfp.runtime.lock import held
 
-HOLD = "import sys; from gansfp.runtime.lock import held\nwith held(sys.argv[1], 'jobs.embed'): print('held', flush=True); input()"
+HOLD = """
+import sys
+from gansfp.runtime.lock import held
+with held(sys.argv[1], "jobs.embed"):
+    print("held", flush=True)
+    input()
+"""
 
 
 @pytest.fixture

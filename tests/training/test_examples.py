@@ -150,14 +150,16 @@ def test_split_keeps_groups_whole_and_classes_in_proportion(seed):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40), st.floats(0.05, 0.95))
 @settings(max_examples=100, deadline=None)
 def test_split_of_any_labels_and_groups(slices, share):
-    """Each slice is on one side, groups stay whole, and the slices of a class with one group are trained on."""
+    """Each slice is on one side, groups stay whole, and a class that is a single group, and all of it, is trained on."""
     labels, groups = (np.array(values) for values in zip(*slices, strict=True))
     train, valid = split_by_group(labels, groups.astype(str), share)
     assert sorted([*train, *valid]) == list(range(len(slices)))
     assert not set(groups[train]) & set(groups[valid])
     for label in set(labels.tolist()):
-        if len(set(groups[labels == label].tolist())) == 1:
-            assert set(np.flatnonzero(labels == label)) <= set(train)
+        of_class = np.flatnonzero(labels == label)
+        of_groups = np.flatnonzero(np.isin(groups, groups[of_class]))
+        if len(set(groups[of_class].tolist())) == 1 and len(of_groups) == len(of_class):
+            assert set(of_class) <= set(train)
 
 
 def test_split_of_few_groups():

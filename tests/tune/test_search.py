@@ -63,6 +63,7 @@ def without_truth(data: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 class TestMembership:
     def test_there_is_a_row_for_every_configuration_of_every_set(self, searched):
         found = rows(searched, "membership")
@@ -173,6 +174,7 @@ class TestMembership:
         assert "PCA components: got 5000" in row["error"]
 
 
+@pytest.mark.slow
 class TestFaults:
     """Two trials, of which the one with principal components goes wrong."""
 
@@ -232,6 +234,7 @@ class TestFaults:
         assert sorted(table, key=lambda row: (row["set"], row["configuration"])) == undisturbed
 
 
+@pytest.mark.slow
 class TestAttribution:
     def test_every_clustering_at_every_k_and_the_generators_found_again(self, searched):
         found = rows(searched, "attribution")
@@ -309,6 +312,7 @@ def test_the_default_leaves_out_what_cannot_be_had_and_says_so(tmp_path):
     assert choose_pairs("membership", ("lbp",), ("outer",), None) == ([("lbp", "outer")], [])
 
 
+@pytest.mark.slow
 def test_best_rows_without_a_row_that_worked(searched):
     table = pq.read_table(searched / "search/membership/trials.parquet")
     failed = table.set_column(table.schema.get_field_index("status"), "status", [["failed"] * len(table)])
@@ -316,6 +320,7 @@ def test_best_rows_without_a_row_that_worked(searched):
         best_rows(failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grid", "optuna"])
 def test_a_search_that_is_stopped_is_not_called_done(algorithm, challenge, searched, monkeypatch):
     found = problem_of(challenge, searched)
