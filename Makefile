@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Tests wait for processes to start: two files of tests at a time take little more than half the time of one.
+SPLIT ?= -n 2 --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,10 +21,10 @@ audit: $(VENV)/installed
 	$(RUN) jobs.audit $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest $(SPLIT) $(ARGS)
 
 quick: $(VENV)/installed-dev
-	$(RUN) pytest -m "not slow and not long" $(ARGS)
+	$(RUN) pytest $(SPLIT) -m "not slow and not long" $(ARGS)
 
 long: $(VENV)/installed-dev
 	$(RUN) pytest -m long $(ARGS)

@@ -62,7 +62,10 @@ class AuditConfig:
 
 
 def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
-    """Reads the catalog, embeds, searches and decides, for each task that DATA has enough images of. inputs: by task."""
+    """Reads the catalog, embeds, searches and decides, for each task that DATA has enough images of.
+
+    inputs: what each task embeds and searches.
+    """
     catalog = read_collection(config.data, config.work, config.allow_outside)
     tasks = tasks_of(catalog)
     for line in dict.fromkeys(line for task in tasks for line in inputs[task].left_out):

@@ -12,7 +12,7 @@ from gansfp.collection.catalog import Catalog
 from gansfp.decision.search_result import Configuration, Scalar, Search, SearchedIds, SearchResult, Trial
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
-from gansfp.scoring.attribution import COVARIANCES, INITS, Clustering, best_k, prepare, results, spaces
+from gansfp.scoring.attribution import COVARIANCES, INITS, SETTINGS, Clustering, best_k, prepare, results, spaces
 from gansfp.scoring.cluster_splitting import (
     bisect_clusters,
     bisection_limits,
@@ -27,12 +27,6 @@ from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, pca_approx
 from tune.rows import Row
 
 _SPACES = 3  # held by a trial: of the test slices, of the known ones, and of a part of these
-
-_SETTINGS: dict[str, tuple[str, ...]] = {  # of a clustering, by its method
-    "hierarchical": ("linkage", "metric"),
-    "gmm": ("covariance", "init"),
-    "kmeans": (),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +232,7 @@ def _by_bisection(
 
 
 def _described(clustering: Clustering) -> dict[str, Scalar]:
-    return {"method": clustering.method} | {name: getattr(clustering, name) for name in _SETTINGS[clustering.method]}
+    return {"method": clustering.method} | {name: getattr(clustering, name) for name in SETTINGS[clustering.method]}
 
 
 def _trials(pair: Pair, components: int | float) -> list[Trial]:

@@ -147,8 +147,8 @@ class Task:
 class Problem:
     """What every trial works on.
 
-    folder: WORK/search/<task>. vectors_of: returns the vectors of an embedding. keys: what identifies each embedding and the
-    images that it holds.
+    folder: WORK/search/<task>. vectors_of: returns the vectors of an embedding. keys: what identifies each embedding
+    and the images that it holds.
     """
 
     config: SearchConfig

@@ -262,12 +262,14 @@ class Search:
         return {row: np.array(labels) for row, labels in enumerate(clusters) if labels is not None}
 
     def nearest(self, name: str, pair: Pair) -> dict[str, list[str]]:
-        """The nearest generated slices of each unknown slice of a set in an embedding. Raises DataError where an earlier
-        version left none."""
+        """Returns the nearest generated slices of each unknown slice of a set in an embedding.
+
+        Raises DataError where an earlier version left none.
+        """
         if self.nearest_slices is None:
             raise DataError(f"{self.folder}: holds no nearest.parquet; run tune.search again, finished trials are kept")
-        wanted = {"set": name, "backbone": pair[0], "view": pair[1]}
-        rows = [row for row in self.nearest_slices.to_pylist() if wanted.items() <= row.items()]
+        place = {"set": name, "backbone": pair[0], "view": pair[1]}
+        rows = [row for row in self.nearest_slices.to_pylist() if place.items() <= row.items()]
         return {row["image_id"]: row["nearest"] for row in rows}
 
 

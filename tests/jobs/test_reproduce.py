@@ -262,6 +262,7 @@ class TestTheCommand:
         assert f"Written by `python -m jobs.reproduce --systems {CHOSEN}" in table
         assert "they show that the system runs, and say nothing about the published one" in table
 
+    @pytest.mark.slow
     def test_slices_are_enlarged_without_a_network_on_request(self, done, arguments, tmp_path):
         options = ["--data", arguments[1], "--work", str(tmp_path), "--weights", arguments[5], *SMALL[1:]]
         reproduce.main(["--systems", "16", *options, "--upscaler", "bicubic"])
@@ -269,6 +270,7 @@ class TestTheCommand:
         assert (row["status"], row["comparable"]) == ("ok", "no")
         assert "bicubic, no super-resolution" in row["notes"]
 
+    @pytest.mark.slow
     def test_the_stage_is_recorded(self, done, arguments):
         lines = (work_of(arguments) / "log/stages.jsonl").read_text().splitlines()
         records = [line for line in map(json.loads, lines) if line["stage"] == "reproduce"]

@@ -150,7 +150,7 @@ def test_split_keeps_groups_whole_and_classes_in_proportion(seed):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40), st.floats(0.05, 0.95))
 @settings(max_examples=100, deadline=None)
 def test_split_of_any_labels_and_groups(slices, share):
-    """Each slice is on one side, groups stay whole, and a class that is a single group, and all of it, is trained on."""
+    """Each slice is on one side, groups stay whole, and a class that is one whole group is trained on."""
     labels, groups = (np.array(values) for values in zip(*slices, strict=True))
     train, valid = split_by_group(labels, groups.astype(str), share)
     assert sorted([*train, *valid]) == list(range(len(slices)))
