@@ -45,10 +45,10 @@ def decide_membership(
 ) -> Decision:
     """Combines the scores (c, n) of all configurations, and decides about every slice.
 
-    labels: (n,) 1, 0, or -1 for unknown; folds: (n,), -1 for unknown. combination: "best", "stack", or None for whichever
-    cross-validates better. rule: the threshold's, as in choose_threshold; "median" and a rate look at the unknown
-    slices' scores alone. learns: (c,) bool, configurations that learn from labels (membership.learns_from_labels),
-    which are left out unless there are no others.
+    labels: (n,) 1, 0, or -1 for unknown; folds: (n,), -1 for unknown. combination: "best", "stack", or None for
+    whichever cross-validates better. rule: the threshold's, as in choose_threshold; "median" and a rate look at the
+    unknown slices' scores alone. learns: (c,) bool, configurations that learn from labels
+    (membership.learns_from_labels), which are left out unless there are no others.
     """
     rows = np.flatnonzero(rows_to_combine(scores, learns))
     combined = combine(combination, scores[rows], labels, folds)
