@@ -1,15 +1,15 @@
 # On a fresh machine with Python 3.10 or newer, make and a package index:
 #     make audit                        installs, makes a challenge with known truth, audits it: ./data and ./work
 #     make audit ARGS="--data DATA"     the same with options of jobs.audit
-#     make test, make quick, make lint  what a change must pass
-#     make long                         the tests that take minutes each: all 60 systems, a U-Net at full settings
+#     make test, make quick, make lint  what a change must pass; SPLIT= runs one file of tests after the other
+#     make long                         the tests that take minutes each: all 60 systems, real slices, a whole U-Net
 # Paths are relative and programs are run by `python -m`, so that the checkout may lie in a path with spaces.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Tests wait for processes to start: two files of tests at a time take little more than half the time of one.
-SPLIT ?= -n 2 --dist loadfile
+# Two files of tests at a time, in the order of their names: tests wait for processes to start more than for cores.
+SPLIT ?= -n 2 --dist loadfile --no-loadscope-reorder
 RUN := $(VENV)/bin/python -m
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,11 +13,15 @@ from threadpoolctl import threadpool_limits
 
 from gansfp.decision.search_result import Trial
 from gansfp.embedding.shards import Pair
+from gansfp.runtime.cluster import start_ray
 from gansfp.runtime.progress import Progress
 from gansfp.simulation.challenge import SimulationConfig, simulate
 from tune import search
 from tune.problem import Problem
 
+ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests at the same time
+if ONE_OF_SEVERAL:
+    torch.set_num_threads(1)  # the processes share the cores
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -27,21 +33,41 @@ def shared() -> Path:
     return SHARED
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills once for all processes of a test run; the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if ONE_OF_SEVERAL:
+        root = root.parent
+    folder, mark = root / name, root / f"{name}-is-made"
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not mark.exists():
+            make(folder)
+            mark.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def challenge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DATA: a small simulated challenge with truth, sets `warp` (leaks) and `clean` (does not)."""
-    out = tmp_path_factory.mktemp("challenge") / "data"
-    simulate(SimulationConfig.tiny(), str(out), progress=lambda line: None)
-    return out
+
+    def make(folder: Path) -> None:
+        simulate(SimulationConfig.tiny(), str(folder), progress=lambda line: None)
+
+    return made_once(tmp_path_factory, "challenge", make)
 
 
 @pytest.fixture(scope="session")
 def searched(challenge: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """WORK of that challenge after both searches, on two weight-free embeddings; Ray stays up for the whole session."""
-    work = tmp_path_factory.mktemp("searched") / "work"
-    for task, backbones in (("membership", "highpass-w15-32,highpass-w0-32"), ("attribution", "residual")):
-        arguments = ["--data", str(challenge), "--work", str(work), "--task", task, "--backbones", backbones]
-        search.main([*arguments, "--views", "full"])
+
+    def make(work: Path) -> None:
+        for task, backbones in (("membership", "highpass-w15-32,highpass-w0-32"), ("attribution", "residual")):
+            arguments = ["--data", str(challenge), "--work", str(work), "--task", task, "--backbones", backbones]
+            search.main([*arguments, "--views", "full"])
+
+    work = made_once(tmp_path_factory, "searched", make)
+    start_ray()
     yield work
     ray.shutdown()
 
