@@ -24,7 +24,8 @@ from tune.problem import Problem, SearchConfig, read_table
 class TestTheCommand:
     @pytest.mark.ray
     @pytest.mark.timeout(300)
-    @pytest.mark.slow
+    @pytest.mark.long  # it measures everything once; the other tests here cover the measurements one by one
+    @pytest.mark.timeout(600)
     def test_its_table_and_its_json_hold_the_same(self, tmp_path, capsys):
         sizes = ["--sweep", "40,64", "--width", "16", "--repeats", "1", "--trials", "2", "--configurations", "40"]
         readme = tmp_path / "README.md"
