@@ -31,8 +31,6 @@ from tune.search import complete_search
 def decide(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Sequence[str] | None = None) -> Metrics:
     """Runs the final step, records it, and writes metrics.json. Raises what `final` raises."""
     started = time.monotonic()
-    for task in tasks or TASKS:
-        complete_search(catalog, work, task)
     metrics = final(data, work, config, catalog, tasks)
     record_stage(work, "final", time.monotonic() - started, {"tasks": metrics.tasks}, asdict(config))
     records = read_records(work).values()
@@ -85,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not store.exists(store.join(work, "search")):
         raise DataError(f"{work}: got no search to apply, expected search/<task>/best.json; run tune.search first")
     with held(work, "jobs.final"):
-        print(summary(decide(options.data, work, config, read_collection(options.data, work, options.allow_outside))))
+        catalog = read_collection(options.data, work, options.allow_outside)
+        for task in TASKS:
+            complete_search(catalog, work, task)
+        print(summary(decide(options.data, work, config, catalog)))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,8 @@ FLOORS = (
     {"jobs"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Rooms on one floor do not import each other, with these exceptions.
-NEIGHBOURS = {
-    ("gansfp.networks", "gansfp.images"),  # a lung U-Net takes slices
-    ("gansfp.embedding", "gansfp.collection"),
-    ("gansfp.published", "gansfp.decision"),  # systems write their predictions as the final step does
-}
+# Rooms on one floor do not import each other, with this exception.
+NEIGHBOURS = {("gansfp.published", "gansfp.decision")}  # systems write their predictions as the final step does
 
 
 def module_of(path: Path) -> str:

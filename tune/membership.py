@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -97,14 +98,16 @@ class MembershipSlices(TaskSlices):
     def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
         """Writes nearest.parquet, unless it is there: the generated slices nearest to each unknown slice, of every
         embedding, because the final step chooses the embedding."""
-        digest = hashlib.sha256(search.result.to_json().encode()).hexdigest()
+        result = search.result
+        sources = [result.identities, result.ids.as_dict(), result.digest]  # all that decides which slices are nearest
+        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
         if read_nearest(search.folder, digest) is None:
             rows = []
             nearest = for_each_pair(search.pairs, self.nearest_generated)
             for pair, of_sets in zip(search.pairs, nearest, strict=True):
-                rows += nearest_rows(search.result.ids.sets, pair, of_sets)
+                rows += nearest_rows(result.ids.sets, pair, of_sets)
             write_nearest(search.folder, rows, digest)
-        return search.result
+        return result
 
     def nearest_generated(self, vectors: np.ndarray) -> dict[str, list[list[int]]]:
         """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice.

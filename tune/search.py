@@ -31,6 +31,7 @@ from gansfp.decision.search_result import (
     BestRow,
     Configuration,
     Search,
+    SearchedIds,
     SearchResult,
     Trial,
     check_current,
@@ -73,8 +74,8 @@ _NOT_IN_BEST = ("configuration", "error", "status", *LONG_COLUMNS)  # columns of
 
 @dataclass(frozen=True)
 class SearchInputs:
-    """What a search embeds and searches. pairs: embeddings; left_out: a line for each default network that cannot be
-    had; weights: by network."""
+    """What a search embeds and searches. weights: by network; left_out: a line for each default network without
+    weights."""
 
     embedding: EmbedConfig
     weights: Mapping[str, Weights]
@@ -90,7 +91,8 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
     images = catalog.select(task=config.task)
     problem, identities, unreadable = _problem(images, work, config, inputs)
     trials = _run(problem, inputs.embedding.pairs)
-    table = _collect(problem, list(dict.fromkeys(problem.place(trial) for trial in trials)), images)
+    ids = problem.slices.ids(images)
+    table = _collect(problem, list(dict.fromkeys(problem.place(trial) for trial in trials)), ids)
     result = SearchResult(
         task=config.task,
         best=best_rows(table),
@@ -99,7 +101,7 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
         search=asdict(config),
         identities={f"{backbone} {view}": identities[backbone, view] for backbone, view in inputs.embedding.pairs},
         unreadable=unreadable,
-        ids=problem.slices.ids(images),
+        ids=ids,
         digest=images.digest(),
     )
     result = _leave_for_final(problem.folder, result, problem.slices, functools.partial(for_each_pair, problem))
@@ -167,12 +169,11 @@ def _sample(trials: list[Trial], most: int, seed: int) -> list[Trial]:
     return [trials[row] for row in rows]
 
 
-def _collect(problem: Problem, places: Sequence[str], images: Catalog) -> pa.Table:
+def _collect(problem: Problem, places: Sequence[str], ids: SearchedIds) -> pa.Table:
     """Writes trials.parquet, one row group a trial. Returns all of it but the long columns: the scores of all
     configurations for all slices would be the largest thing in memory."""
     short_tables = []
-    ids = json.dumps(problem.slices.ids(images).as_dict())
-    schema = SCHEMA.with_metadata({"gansfp": ids})
+    schema = SCHEMA.with_metadata({"gansfp": json.dumps(ids.as_dict())})
     with tempfile.TemporaryDirectory(prefix="gansfp-search-") as scratch:
         file = os.path.join(scratch, "trials.parquet")
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gansfp import store
@@ -268,9 +269,10 @@ class Search:
         """
         if self.nearest_slices is None:
             raise DataError(f"{self.folder}: holds no nearest.parquet; run tune.search again, finished trials are kept")
-        place = {"set": name, "backbone": pair[0], "view": pair[1]}
-        rows = [row for row in self.nearest_slices.to_pylist() if place.items() <= row.items()]
-        return {row["image_id"]: row["nearest"] for row in rows}
+        rows = self.nearest_slices
+        for column, value in zip(("set", "backbone", "view"), (name, *pair), strict=True):
+            rows = rows.filter(pc.equal(rows[column], value))
+        return dict(zip(rows["image_id"].to_pylist(), rows["nearest"].to_pylist(), strict=True))
 
 
 def check_current(catalog: Catalog, result: SearchResult) -> None:

@@ -118,7 +118,6 @@ EMBEDDING_METHODS: dict[str, Callable[[Recipe, SetEmbeddings], Decision]] = {
     "kmeans_per_class": _kmeans_per_class,
     "cluster_distance": _cluster_distance,
 }
-_CLUSTERING_SETTINGS = {"kmeans": (), "hierarchical": ("linkage", "metric"), "gmm": ("init", "covariance")}
 
 
 def attribute(
@@ -140,7 +139,7 @@ def attribute(
         components=recipe.pca,
         standardise=recipe.standardise,
         seed=seed,
-        **{name: getattr(recipe, name) for name in _CLUSTERING_SETTINGS[recipe.method]},
+        **{name: getattr(recipe, name) for name in attribution.SETTINGS[recipe.method]},
     )
     return attribution.cluster(x, clustering, k or recipe.k, device=device, limit=limit)
 
