@@ -60,14 +60,14 @@ class AttributionSlices(TaskSlices):
             approximation |= pca_approximation(vectors[self.test], limit)
         rows = []
         for clustering in clusterings:
-            choices = {**trial.as_dict(), **approximation, **_described(clustering)}
+            row = _row(clustering, {**trial.as_dict(), **approximation, **_described(clustering)})
             try:
-                counted = _by_silhouette(test, known, judged[plain[clustering]], plain[clustering], possible)
+                counted = _by_silhouette(row, test, known, judged[plain[clustering]], plain[clustering], possible)
                 if clustering.linkage == "ward" and clustering.method == "hierarchical":
-                    counted.append(_by_bisection(test, known, self.generators, clustering))
-                rows += [_row(clustering, choices, one) for one in counted]
+                    counted.append(_by_bisection(row, test, known, self.generators, clustering))
+                rows += counted
             except UsageError as error:
-                rows.append(_row(clustering, choices, _Failed(str(error))))
+                rows.append(replace(row, status="failed", error=str(error)))
         return rows
 
     def ids(self, images: Catalog) -> SearchedIds:
@@ -149,44 +149,26 @@ def clusterings_of(trial: Trial, seed: int) -> list[Clustering]:
     return swept
 
 
-@dataclass(frozen=True, eq=False)
-class _Counted:
-    """A clustering of the test slices into k clusters; count: what found k. The other fields: see Row."""
-
-    count: str
-    k: int
-    ari_known: float
-    ari_known_given_k: float
-    silhouette: float
-    margin: float
-    chosen_k: bool
-    scores: np.ndarray
-    known: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: str
-
-
-def _row(clustering: Clustering, choices: Mapping[str, Scalar], result: _Counted | _Failed) -> Row:
+def _row(clustering: Clustering, choices: Mapping[str, Scalar]) -> Row:
+    """A row of this clustering, without what it came to."""
     linkage = clustering.linkage if clustering.method == "hierarchical" else None
-    row = Row(Configuration(choices), method=clustering.method, linkage=linkage, metric=clustering.metric)
-    if isinstance(result, _Failed):
-        return replace(row, status="failed", error=result.error)
-    columns = {name: value for name, value in vars(result).items() if name != "count"}
-    configuration = Configuration({**choices, "count": result.count, "k": result.k})
-    return replace(row, configuration=configuration, **columns)
+    return Row(Configuration(choices), method=clustering.method, linkage=linkage, metric=clustering.metric)
+
+
+def _counted(row: Row, count: str, k: int) -> Row:
+    """The row with the number of clusters, and `count`, what found it."""
+    return replace(row, k=k, configuration=Configuration({**row.configuration.choices, "count": count, "k": k}))
 
 
 def _by_silhouette(
+    row: Row,
     test: ClusteringSpace,
     known: ClusteringSpace,
     judged: KnownScore | UsageError,
     clustering: Clustering,
     ks: Sequence[int],
-) -> list[_Counted]:
-    """One result for each k; the mean silhouette chooses among them."""
+) -> list[Row]:
+    """One row for each k; the mean silhouette chooses among them."""
     if isinstance(judged, UsageError):
         raise judged
     of_test = {result.k: result for result in results(test, clustering, ks)}
@@ -194,9 +176,8 @@ def _by_silhouette(
     of_known = {result.k: result for result in results(known, clustering, [k for k in ks if k < len(known.x)])}
     known_labels = of_known[best_k({k: result.silhouettes[k] for k, result in of_known.items()})].labels
     return [
-        _Counted(
-            count="silhouette",
-            k=k,
+        replace(
+            _counted(row, "silhouette", k),
             ari_known=judged.auto,
             ari_known_given_k=judged.given,
             silhouette=result.silhouettes[k],
@@ -210,17 +191,16 @@ def _by_silhouette(
 
 
 def _by_bisection(
-    test: ClusteringSpace, known: ClusteringSpace, generators: np.ndarray, clustering: Clustering
-) -> _Counted:
-    """The result of a dendrogram whose clusters are cut in two as long as no known generator would be."""
+    row: Row, test: ClusteringSpace, known: ClusteringSpace, generators: np.ndarray, clustering: Clustering
+) -> Row:
+    """The row of a dendrogram whose clusters are cut in two as long as no known generator would be."""
     of_generators = [
         generator_silhouettes(known.subset(np.flatnonzero(generators == name))) for name in np.unique(generators)
     ]
     judged = score_bisections(known, generators, of_generators, clustering.seed)
     labels = bisect_clusters(find_bisections(test), bisection_limits(of_generators)).labels
-    return _Counted(
-        count="splits",
-        k=int(labels.max()) + 1,
+    return replace(
+        _counted(row, "splits", int(labels.max()) + 1),
         ari_known=judged.ari,
         ari_known_given_k=judged.ari,
         silhouette=float(test.silhouettes(clustering.metric, [labels])[0]) if labels.any() else -1.0,
