@@ -213,8 +213,7 @@ def best_rows(table: pa.Table) -> dict[str, BestRow]:
 
 def _leave_for_final(folder: str, result: SearchResult, slices: TaskSlices, for_each: ForEachPair) -> SearchResult:
     """Writes best.json, and what the final step needs of the embeddings."""
-    trials = store.open_parquet(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet"))))
-    result = slices.leave_for_final(Search(folder, result, trials, None), for_each)
+    result = slices.leave_for_final(Search(folder, result), for_each)
     write_result(folder, result)
     return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -228,8 +229,12 @@ class Search:
 
     folder: str
     result: SearchResult
-    trials: pq.ParquetFile
-    nearest_slices: pa.Table | None
+    nearest_slices: pa.Table | None = None
+
+    @cached_property
+    def trials(self) -> pq.ParquetFile:
+        """trials.parquet, read when it is first needed. Raises OSError or ValueError where it is broken."""
+        return store.open_parquet(pa.BufferReader(store.read_bytes(store.join(self.folder, "trials.parquet"))))
 
     @property
     def pairs(self) -> list[Pair]:
@@ -302,8 +307,9 @@ def read_search(work: str, task: str) -> Search | None:
         return None
     try:
         result = SearchResult.from_json(store.read_bytes(store.join(folder, "best.json")))
-        trials = store.open_parquet(pa.BufferReader(store.read_bytes(store.join(folder, "trials.parquet"))))
-        return Search(folder, result, trials, read_nearest(folder))
+        search = Search(folder, result, read_nearest(folder))
+        _ = search.trials  # a broken file must be reported here
+        return search
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
         raise DataError(f"{folder}: cannot be read ({store.one_line(error)}); run tune.search again") from error
 
@@ -337,13 +343,7 @@ def nearest_rows(
 ) -> list[dict[str, object]]:
     """Rows of NEAREST_SCHEMA. nearest: by set, for each unknown slice the rows of its nearest generated slices."""
     return [
-        {
-            "set": name,
-            "backbone": pair[0],
-            "view": pair[1],
-            "image_id": image_id,
-            "nearest": [ids[name].generated[row] for row in rows],
-        }
+        dict(zip(NEAREST_SCHEMA.names, (name, *pair, image_id, [ids[name].generated[r] for r in rows]), strict=True))
         for name, of_set in nearest.items()
         for image_id, rows in zip(ids[name].unknown, of_set, strict=True)
     ]
