@@ -262,8 +262,10 @@ def _open(image: Image) -> _Content:
         data = store.read_bytes(image.uri, slices.MAX_BYTES)
     except OSError as error:
         return _Content("", 0, 0, "", "unreadable", store.one_line(error))
-    mode, width, height, reason = slices.inspect(data, image.uri)
-    return _Content(hashlib.sha256(data).hexdigest(), width, height, mode, "unreadable" if reason else "ok", reason)
+    header = slices.examine(data, image.uri)
+    status = "unreadable" if header.error else "ok"
+    sha256 = hashlib.sha256(data).hexdigest()
+    return _Content(sha256, header.width, header.height, header.mode, status, header.error)
 
 
 def _notes_of_unreadable(catalog: Catalog) -> list[str]:

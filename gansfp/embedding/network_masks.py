@@ -24,8 +24,9 @@ import torch
 
 from gansfp.device import ieee_float32, in_batches
 from gansfp.errors import UsageError, WeightsError
+from gansfp.images.grey_levels import WINDOW_CENTRE, WINDOW_WIDTH
 from gansfp.images.lungs import MASK_NAMES, MASKS, check_mask, is_network, mask_kind
-from gansfp.images.slices import SIDE, WINDOW_CENTRE, WINDOW_WIDTH
+from gansfp.images.slices import SIDE
 from gansfp.networks import weights
 from gansfp.networks.lung_unet import ARCHITECTURE, LungUnet, read_unet
 from gansfp.networks.model_files import identity_of

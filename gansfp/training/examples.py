@@ -20,8 +20,9 @@ from PIL import Image
 from gansfp import store
 from gansfp.errors import DataError
 from gansfp.images.augmentation import Augmentation
+from gansfp.images.image_file import MAX_SIDE
 from gansfp.images.lungs import get_mask
-from gansfp.images.slices import MAX_BYTES, MAX_SIDE, SIDE, decode
+from gansfp.images.slices import MAX_BYTES, SIDE, decode
 from gansfp.training.learner import Example
 
 BLOCK = 64  # slices that are read together
