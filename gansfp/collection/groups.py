@@ -49,13 +49,13 @@ def _find_images(data: str, images: Sequence[Image], ids: Mapping[str, str]) -> 
         rows_of_name[image.name].append(row)
     if any(image_id not in row_of_id and image_id not in rows_of_name for image_id in ids):
         # A path is accepted also for an image whose image_id is its name. Paths are made only if an id needs them.
-        row_of_id = {_path_below(data, image): row for row, image in enumerate(images)} | row_of_id
+        row_of_id = {path_below(data, image): row for row, image in enumerate(images)} | row_of_id
     return {
         image_id: [row_of_id[image_id]] if image_id in row_of_id else rows_of_name.get(image_id, []) for image_id in ids
     }
 
 
-def _path_below(data: str, image: Image) -> str:
+def path_below(data: str, image: Image) -> str:
     """Returns the image's path below DATA, without ending."""
     path, base = store.open_store(image.uri)[1], store.open_store(data)[1]
     return posixpath.splitext(path.removeprefix(base).lstrip("/"))[0]
