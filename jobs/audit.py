@@ -1,6 +1,7 @@
 """Runs all of it: catalog, embeddings, search and final decisions; without --data on a simulated challenge.
 
 python -m jobs.audit --data DATA --work WORK [--weights DIR]
+python -m jobs.audit --data DATA --dry-run  says what DATA is taken for
 python -m jobs.audit                        simulates into data/simulated, results in work/simulated
 """
 
@@ -14,14 +15,16 @@ from dataclasses import dataclass
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
+from gansfp.collection.description import describe_collection
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.reports import Metrics
 from gansfp.decision.summary import summary
 from gansfp.embedding.embedder import load_all_weights
 from gansfp.errors import DataError, UsageError
+from gansfp.images.grey_levels import AUTO
 from gansfp.networks.weights import check_folder
 from gansfp.runtime.cluster import ClusterConfig
-from gansfp.runtime.collection import read_collection
+from gansfp.runtime.collection import CollectionConfig, read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.embedding import Workers
 from gansfp.runtime.lock import held
@@ -31,6 +34,7 @@ from gansfp.runtime.options import (
     add_final_options,
     check_places,
     cluster_config,
+    collection_config,
     embed_config,
     embed_workers,
     final_config,
@@ -50,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """An audit. searches: by task; allow_outside: let a table in DATA name files that are not below it."""
+    """An audit. searches: by task; collection: how DATA is read."""
 
     data: str
     work: str
@@ -58,7 +62,7 @@ class AuditConfig:
     final: FinalConfig
     workers: Workers
     cluster: ClusterConfig
-    allow_outside: bool = False
+    collection: CollectionConfig
 
 
 def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
@@ -66,7 +70,7 @@ def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
 
     inputs: what each task embeds and searches.
     """
-    catalog = read_collection(config.data, config.work, config.allow_outside)
+    catalog = read_collection(config.data, config.work, config.collection)
     tasks = tasks_of(catalog)
     for line in dict.fromkeys(line for task in tasks for line in inputs[task].left_out):
         log.warning("left out: %s", line)
@@ -117,7 +121,7 @@ def audit_config(options: argparse.Namespace) -> AuditConfig:
     embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
     check_folder(options.weights)
     data, work = options.data or SIMULATED_DATA, store.absolute(options.work or SIMULATED_WORK)
-    return AuditConfig(data, work, searches, final, workers, cluster_config(options), options.allow_outside)
+    return AuditConfig(data, work, searches, final, workers, cluster_config(options), collection_config(options))
 
 
 def search_inputs(options: argparse.Namespace) -> dict[str, SearchInputs]:
@@ -131,6 +135,13 @@ def search_inputs(options: argparse.Namespace) -> dict[str, SearchInputs]:
     }
 
 
+def describe(data: str | None, config: CollectionConfig) -> None:
+    """Prints what DATA is taken for. Raises UsageError without DATA, DataError where it cannot be read."""
+    if not data:
+        raise UsageError("--dry-run: got no --data, expected the folder or the URI to look at")
+    print(describe_collection(data, allow_outside=config.allow_outside, sixteen_bit=config.sixteen_bit or AUTO))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the module's docstring."""
     parser = Parser(prog="jobs.audit", description=(__doc__ or "").splitlines()[0])
@@ -138,8 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_search_options(parser)
     add_final_options(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of everything that is drawn (default %(default)s)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what DATA's folders and files are taken for; write nothing"
+    )
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
+    if options.dry_run:
+        describe(options.data, collection_config(options))
+        return
     config = audit_config(options)
     if not options.data:
         simulate_challenge(options.seed)

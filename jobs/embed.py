@@ -19,6 +19,7 @@ from gansfp.runtime.options import (
     add_embedding_options,
     check_places,
     cluster_config,
+    collection_config,
     embed_config,
     embed_workers,
 )
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
         weights = load_all_weights(config.backbones, options.weights, config.network_mask)
         work = store.absolute(options.work)
-        catalog = read_collection(options.data, work, options.allow_outside)
+        catalog = read_collection(options.data, work, collection_config(options))
         embed(catalog, work, config, weights, workers, cluster_config(options))
 
 

@@ -23,7 +23,14 @@ from gansfp.errors import DataError, UsageError
 from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.lock import held
-from gansfp.runtime.options import add_final_options, add_outside_option, check_places, final_config, seed
+from gansfp.runtime.options import (
+    add_collection_options,
+    add_final_options,
+    check_places,
+    collection_config,
+    final_config,
+    seed,
+)
 from gansfp.runtime.record import read_records, record_stage, versions
 from tune.search import complete_search
 
@@ -64,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="jobs.final", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="the collection: a folder or a URI")
     parser.add_argument("--work", help="the folder or URI of the search, where results are written too")
-    add_outside_option(parser)
+    add_collection_options(parser)
     parser.add_argument("--check", metavar="FILE", help="check this CSV and do nothing else")
     parser.add_argument("--ids", help="for --check: a folder of images, or a file of ids, one a line")
     parser.add_argument("--clusters", action="store_true", help="for --check: values are cluster numbers, not 0 and 1")
@@ -83,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not store.exists(store.join(work, "search")):
         raise DataError(f"{work}: got no search to apply, expected search/<task>/best.json; run tune.search first")
     with held(work, "jobs.final"):
-        catalog = read_collection(options.data, work, options.allow_outside)
+        catalog = read_collection(options.data, work, collection_config(options))
         for task in TASKS:
             complete_search(catalog, work, task)
         print(summary(decide(options.data, work, config, catalog)))

@@ -40,9 +40,10 @@ from gansfp.runtime.embedding import Workers
 from gansfp.runtime.lock import held
 from gansfp.runtime.options import (
     add_cluster_options,
-    add_outside_option,
+    add_collection_options,
     check_places,
     cluster_config,
+    collection_config,
     names,
     positive,
     seed,
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_places(options.data, options.work)
     with held(options.work, "jobs.reproduce"):
         data, work, started = options.data, store.absolute(options.work), time.monotonic()
-        catalog = read_collection(data, work, options.allow_outside)
+        catalog = read_collection(data, work, collection_config(options))
         rows = reproduce(data, work, catalog, config)
         failed = sum(bool(row.error) for row in rows)
         facts = {"done": len(rows), "failed": failed}
@@ -182,7 +183,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--data", required=True, help="the collection: a folder or a URI")
     parser.add_argument("--work", required=True, help="the folder or URI for the results")
-    add_outside_option(parser)
+    add_collection_options(parser)
     parser.add_argument(
         "--weights",
         help=f"a folder with files <timm name>{'|'.join(WEIGHT_ENDINGS)}; other weights are downloaded by timm",

@@ -34,9 +34,10 @@ from gansfp.runtime.command import Parser, run
 from gansfp.runtime.lock import held
 from gansfp.runtime.options import (
     add_cluster_options,
-    add_outside_option,
+    add_collection_options,
     check_places,
     cluster_config,
+    collection_config,
     count,
     names,
     positive,
@@ -156,7 +157,7 @@ def _prepare_unet(options: argparse.Namespace, settings: Settings) -> tuple[str,
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="the collection: a folder or a URI")
-    add_outside_option(parser)
+    add_collection_options(parser)
     parser.add_argument("--set", help="the membership set (default: the only one)")
     parser.add_argument("--input-size", type=positive, default=0, help="pixels per side (default: the network's own)")
 
@@ -194,7 +195,7 @@ def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tupl
             "inputs with --input-size"
         )
     plans = read_stages(options.stages) if options.stages else ()
-    catalog = read_collection(options.data, options.work, options.allow_outside)
+    catalog = read_collection(options.data, options.work, collection_config(options))
     if plans:
         plans = tuple(replace(plan, settings=_settings(options, plan.settings)) for plan in plans)
         examples_name = re.sub(r"\W+", "-", options.stages.rpartition("/")[2].removesuffix(".json"))
@@ -222,11 +223,11 @@ def _prepare_classifier(options: argparse.Namespace, settings: Settings) -> tupl
 
 
 def _prepare_autoencoder(options: argparse.Namespace, settings: Settings) -> tuple[str, Training]:
-    catalog = read_collection(options.data, options.work, options.allow_outside)
+    catalog = read_collection(options.data, options.work, collection_config(options))
     name = _set(catalog, options.set)
     generated = catalog.of_set(name).select(role="generated", status="ok")
-    uris, hashes = generated.column("uri").tolist(), generated.column("sha256").tolist()
-    slices = LabelledSlices.unlabelled(uris, generated.groups().tolist(), hashes)
+    hashes = list(generated.hashes().values())
+    slices = LabelledSlices.unlabelled(generated.sources(), generated.groups().tolist(), hashes)
     return f"autoencoder-{name}", AutoencoderTraining(slices, options.input_size or SIDE, settings)
 
 

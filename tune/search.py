@@ -54,6 +54,7 @@ from gansfp.runtime.options import (
     add_embedding_options,
     check_places,
     cluster_config,
+    collection_config,
     embed_config,
     embed_workers,
     seed,
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = load_all_weights(embedding.backbones, options.weights, embedding.network_mask)
     with held(options.work, "tune.search"):
         work = store.absolute(options.work)
-        catalog = read_collection(options.data, work, options.allow_outside)
+        catalog = read_collection(options.data, work, collection_config(options))
         check_enough(catalog, config)
         embed_and_search(catalog, work, config, SearchInputs(embedding, weights, left_out), workers, cluster)
 

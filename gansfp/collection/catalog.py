@@ -1,11 +1,11 @@
-"""The catalog of DATA: one table of all images with purpose, size, content hash, status, group and duplicates."""
+"""The catalog of DATA: one table of all slices with purpose, size, content hash, reading, status, group, duplicates."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gansfp import store
+from gansfp.collection.contents import Content, examine_all, salt_of, with_salt
+from gansfp.collection.default_groups import Origin, complete_groups
 from gansfp.collection.duplicates import Duplicates, find_duplicates, first_of_same
-from gansfp.collection.groups import read_groups
+from gansfp.collection.groups import path_below, read_groups
 from gansfp.collection.layout import Image, Purpose, find_images
-from gansfp.errors import UsageError
-from gansfp.images import slices
+from gansfp.collection.readings import (
+    Reading,
+    ReadingCount,
+    choose_readings,
+    content_hash,
+    count_readings,
+    find_differences,
+    note_lost_levels,
+)
+from gansfp.errors import DataError, UsageError
+from gansfp.images.grey_levels import AUTO
+from gansfp.images.slices import Source
 
 log = logging.getLogger(__name__)
 
@@ -27,38 +39,53 @@ SCHEMA = pa.schema(
         ("image_id", pa.string()),  # unique in DATA
         ("name", pa.string()),  # file name without ending
         ("uri", pa.string()),  # absolute
+        ("frame", pa.int32()),  # 0 for a file of one slice, else the slice's number in the file, from 1
         ("task", pa.string()),  # membership, attribution
         ("set", pa.string()),  # "" for attribution
         ("split", pa.string()),  # train, test
         ("role", pa.string()),  # generated, used, not_used, unknown
         ("generator", pa.string()),  # of attribution's training slices, else ""
         ("group", pa.string()),  # patient or volume, "" for none
-        ("sha256", pa.string()),  # "" where the file cannot be read
+        ("sha256", pa.string()),  # of the file, "" where it cannot be read
+        ("content", pa.string()),  # hash of the slice's grey levels: of file, frame and reading
         ("bytes", pa.int64()),
         ("mtime", pa.int64()),  # nanoseconds, 0 where the store does not say
+        ("ctime", pa.int64()),  # nanoseconds, 0 where the store does not say
+        ("format", pa.string()),  # PNG, JPEG, TIFF, DICOM, NIfTI
+        ("mode", pa.string()),  # Pillow's mode, DICOM's photometric interpretation, NIfTI's dtype
+        ("bits", pa.int32()),  # of one number
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("mode", pa.string()),  # Pillow's mode, or DICOM's photometric interpretation
+        ("frames", pa.int32()),  # slices in the file
+        ("turned", pa.bool_()),  # by the file's orientation tag
+        ("scale", pa.string()),  # grey, HU, unknown: what the file says of its numbers
+        ("unknown_because", pa.string()),
+        ("numbers", pa.string()),  # JSON: what the numbers say, see gansfp.images.grey_levels.Evidence
+        ("reading", pa.string()),  # how the numbers became grey levels, "" for none
+        ("rule", pa.string()),  # for numbers that the file does not explain
+        ("patient", pa.string()),  # salted digest of DICOM's PatientID
+        ("series", pa.string()),  # salted digest of DICOM's SeriesInstanceUID
         ("status", pa.string()),  # ok, unreadable
         ("error", pa.string()),
         ("duplicate_of", pa.string()),  # image_id of the first byte-identical image, "" for none
     ]
 )
 
-_THREADS = 16  # threads wait for disks and networks; hashing and reading release the interpreter lock
-_CHUNK = 64  # images per task: many, so that handing out a task costs little
+_SIXTEEN_BIT = b"sixteen_bit"  # key in the metadata of the table
 
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
     """The images of DATA.
 
-    table: n rows of SCHEMA, sorted by image_id. notes: one line each, for the log and the report.
+    table: n rows of SCHEMA, sorted by image_id. notes: one line each, for the log and the report. findings: the notes
+    on what may mislead a membership score.
     """
 
     data: str
     table: pa.Table
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -92,11 +119,11 @@ class Catalog:
         for name, value in conditions.items():
             if value is not None:
                 table = table.filter(pc.equal(table[name], value))
-        return Catalog(self.data, table, self.notes)
+        return replace(self, table=table)
 
     def where(self, mask: np.ndarray | Sequence[bool] | pa.Array) -> "Catalog":
         """Returns the rows whose entry of mask (n,) is true; the notes stay."""
-        return Catalog(self.data, self.table.filter(pa.array(mask, pa.bool_())), self.notes)
+        return replace(self, table=self.table.filter(pa.array(mask, pa.bool_())))
 
     def of_set(self, name: str) -> "Catalog":
         """Returns all slices of a membership set."""
@@ -119,8 +146,17 @@ class Catalog:
         return self.select(task="attribution", split="test", role="unknown")
 
     def hashes(self) -> dict[str, str]:
-        """Returns {image_id: sha256 of the file}, in the order of the rows."""
-        return dict(zip(self.ids.tolist(), self.column("sha256").tolist(), strict=True))
+        """Returns {image_id: hash of the slice's grey levels}, in the order of the rows."""
+        return dict(zip(self.ids.tolist(), self.column("content").tolist(), strict=True))
+
+    def sources(self) -> list[Source]:
+        """Returns where each slice is and how it is read, in the order of the rows."""
+        columns = (self.table[name].to_pylist() for name in ("uri", "frame", "rule"))
+        return [Source(*values) for values in zip(*columns, strict=True)]
+
+    def readings(self) -> list[ReadingCount]:
+        """Returns how many slices were read in each way, the most frequent first."""
+        return count_readings(self.table["reading"].to_pylist(), self.table["image_id"].to_pylist())
 
     def groups(self) -> np.ndarray:
         """Returns (n,) str: the group of each image, which resampling keeps together.
@@ -132,8 +168,10 @@ class Catalog:
 
     def digest(self) -> str:
         """Returns a digest of the images, their purposes and their groups, independent of where the files lie."""
-        columns = ("image_id", "sha256", "task", "set", "split", "role", "generator", "group")
-        rows = self.table.select(columns).to_pylist()
+        columns = ("image_id", "content", "task", "set", "split", "role", "generator", "group")
+        # A search of an earlier version of gansfp wrote the hash of the content under the name sha256.
+        names = ["sha256" if name == "content" else name for name in columns]
+        rows = self.table.select(columns).rename_columns(names).to_pylist()
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def duplicates(self) -> list[Duplicates]:
@@ -146,47 +184,114 @@ def read_catalog(
     previous: pa.Table | None = None,
     *,
     allow_outside: bool = False,
+    sixteen_bit: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Catalog:
     """Reads DATA (a path or a URI): its folders or its table, groups.csv, and the hash and header of each file.
 
-    previous: the table of an earlier catalog; a file with the same uri, size and time as there is not opened again.
+    previous: the table of an earlier catalog; a file with the same uri, size and times as there is not opened again.
     allow_outside: accepts a table of DATA that names files outside DATA.
-    progress: is called with (images done, images in all).
+    sixteen_bit: what the numbers of 16 bits are, of readings.READ_AS; None is as in `previous`, else "auto".
+    progress: is called with (files done, files in all).
     Raises DataError as find_images and read_groups do. A file that is not an image becomes a row with status
-    "unreadable" and the reason.
+    "unreadable" and the reason. A file of several slices becomes several rows.
     """
     data = store.absolute(data)
     images, notes = find_images(data, allow_outside)
     groups, group_notes = read_groups(data, images)
-    contents = _examine(images, previous, progress)
-    columns: dict[str, Sequence[str | int]] = {
-        "image_id": [image.image_id for image in images],
-        "name": [image.name for image in images],
-        "uri": [image.uri for image in images],
-        **{name: [getattr(image.purpose, name) for image in images] for name in Purpose._fields},
-        "group": groups,
-        "bytes": [image.bytes for image in images],
-        "mtime": [image.mtime for image in images],
-        **{name: [getattr(content, name) for content in contents] for name in _Content._fields},
+    salt, sixteen_bit = salt_of(previous), sixteen_bit or _sixteen_bit_of(previous)
+    contents = examine_all(images, previous, salt, progress)
+    catalog = catalog_of(data, images, contents, groups, sixteen_bit)
+    metadata = {_SIXTEEN_BIT: sixteen_bit.encode()}
+    table = with_salt(catalog.table.replace_schema_metadata(metadata), salt)
+    return replace(catalog, table=table, notes=(*notes, *group_notes, *catalog.notes))
+
+
+def catalog_of(
+    data: str, images: Sequence[Image], contents: Sequence[Content], groups: Sequence[str], sixteen_bit: str = AUTO
+) -> Catalog:
+    """Returns the catalog of images whose files have been examined, with notes on what was read.
+
+    Raises DataError where two slices get the same image_id.
+    """
+    readings, notes = choose_readings([image.purpose for image in images], contents, sixteen_bit)
+    rows = [row for file in zip(images, contents, readings, groups, strict=True) for row in _slices_of(data, *file)]
+    rows.sort(key=lambda row: row.image_id)
+    for row, following in pairwise(rows):
+        if row.image_id == following.image_id:
+            places = f"{row.image.uri} and {following.image.uri}"
+            raise DataError(f"{data}: two slices have the image_id {row.image_id!r}: {places}; rename one file")
+    completed, group_notes = complete_groups([row.group for row in rows], [row.origin for row in rows])
+    contents, readings = [row.content for row in rows], [row.reading for row in rows]
+    columns: dict[str, Sequence[str | int | bool]] = {
+        "image_id": [row.image_id for row in rows],
+        "frame": [row.frame for row in rows],
+        **{name: [getattr(row.image, name) for row in rows] for name in ("name", "uri", "bytes", "mtime", "ctime")},
+        **{name: [getattr(row.image.purpose, name) for row in rows] for name in Purpose._fields},
+        **{name: [getattr(content, name) for content in contents] for name in Content._fields},
+        "group": completed,
+        "content": [content_hash(row.content, row.frame, row.reading) for row in rows],
+        "reading": [reading.name for reading in readings],
+        "rule": [reading.rule for reading in readings],
+        "status": [row.content.status if not row.reading.error else "unreadable" for row in rows],
+        "error": [row.content.error or row.reading.error for row in rows],
     }
     columns["duplicate_of"] = first_of_same(
-        pa.table({name: columns[name] for name in ("image_id", "sha256", "status")})
+        pa.table({name: columns[name] for name in ("image_id", "sha256", "frame", "status")})
     )
     catalog = Catalog(data, pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA))
+    findings = [
+        *note_lost_levels(contents, readings, catalog.table["image_id"].to_pylist()),
+        *find_differences([(row.image.purpose, row.content, row.reading) for row in rows]),
+    ]
     notes += [*group_notes, *_notes_of_unreadable(catalog), *(str(duplicates) for duplicates in catalog.duplicates())]
-    return Catalog(data, catalog.table, tuple(notes))
+    return replace(catalog, notes=tuple(notes), findings=tuple(findings))
+
+
+class _Row(NamedTuple):
+    """A slice, before it is in the table."""
+
+    image_id: str
+    frame: int
+    image: Image
+    content: Content
+    reading: Reading
+    group: str
+    origin: Origin
+
+
+def _slices_of(data: str, image: Image, content: Content, reading: Reading, group: str) -> list[_Row]:
+    """Returns the slices of a file: one, or one for each frame, with the frame's number in the id."""
+    if content.frames < 2 or content.status != "ok":
+        return [_Row(image.image_id, 0, image, content, reading, group, Origin(content.patient, content.series, ""))]
+    origin = Origin(content.patient, content.series, path_below(data, image))
+    return [
+        _Row(f"{image.image_id}#{frame:04d}", frame, image, content, reading, group, origin)
+        for frame in range(1, content.frames + 1)
+    ]
+
+
+def _sixteen_bit_of(previous: pa.Table | None) -> str:
+    """Returns what an earlier catalog took numbers of 16 bits for, else "auto"."""
+    return ((previous.schema.metadata if previous is not None else None) or {}).get(_SIXTEEN_BIT, b"auto").decode()
 
 
 def update_catalog(
-    data: str, work: str, *, allow_outside: bool = False, progress: Callable[[int, int], None] | None = None
+    data: str,
+    work: str,
+    *,
+    allow_outside: bool = False,
+    sixteen_bit: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Catalog:
     """Reads the catalog of DATA, with WORK/catalog.parquet as the previous one, and writes it there.
 
     The list of images is read from DATA each time, so that files outside DATA that an earlier run was allowed to read
     are refused without allow_outside. Raises the errors of read_catalog and write_catalog.
     """
-    catalog = read_catalog(data, read_previous(work), allow_outside=allow_outside, progress=progress)
+    catalog = read_catalog(
+        data, read_previous(work), allow_outside=allow_outside, sixteen_bit=sixteen_bit, progress=progress
+    )
     write_catalog(catalog, work)
     return catalog
 
@@ -211,61 +316,6 @@ def read_previous(work: str) -> pa.Table | None:
         log.warning("%s: cannot be read (%s); every image is read again", uri, store.one_line(error))
         return None
     return table if table.schema.equals(SCHEMA) else None
-
-
-class _Content(NamedTuple):
-    """The columns of a catalog for which the file must be opened."""
-
-    sha256: str
-    width: int
-    height: int
-    mode: str
-    status: str
-    error: str
-
-
-def _examine(
-    images: Sequence[Image], previous: pa.Table | None, progress: Callable[[int, int], None] | None
-) -> list[_Content]:
-    """Returns hash and header of every image, in the order of `images`; a pool of threads reads them."""
-    previous_contents = {} if previous is None else dict(_reusable(previous))
-
-    def examine(start: int) -> list[_Content]:
-        chunk = images[start : start + _CHUNK]
-        return [previous_contents.get((image.uri, image.bytes, image.mtime)) or _open(image) for image in chunk]
-
-    contents: list[_Content] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for chunk in pool.map(examine, range(0, len(images), _CHUNK)):
-            contents += chunk
-            if progress:
-                progress(len(contents), len(images))
-    return contents
-
-
-def _reusable(previous: pa.Table) -> Iterator[tuple[tuple[str, int, int], _Content]]:
-    """Yields (uri, size, time) and content of each file that need not be read again.
-
-    Unreadable files are read again: what they lacked (a permission, the package pydicom) may be there now. So are files
-    without a time, because a change of them would not be seen.
-    """
-    columns = [previous[name].to_pylist() for name in ("uri", "bytes", "mtime", *_Content._fields)]
-    for uri, size, mtime, *values in zip(*columns, strict=True):
-        content = _Content(*values)
-        if mtime and content.status == "ok":
-            yield (uri, size, mtime), content
-
-
-def _open(image: Image) -> _Content:
-    """Reads a file. Returns an unreadable content, with the reason, for one that is not a slice."""
-    try:
-        data = store.read_bytes(image.uri, slices.MAX_BYTES)
-    except OSError as error:
-        return _Content("", 0, 0, "", "unreadable", store.one_line(error))
-    header = slices.examine(data, image.uri)
-    status = "unreadable" if header.error else "ok"
-    sha256 = hashlib.sha256(data).hexdigest()
-    return _Content(sha256, header.width, header.height, header.mode, status, header.error)
 
 
 def _notes_of_unreadable(catalog: Catalog) -> list[str]:

@@ -58,22 +58,22 @@ def find_duplicates(table: pa.Table) -> list[Duplicates]:
 
 def first_of_same(table: pa.Table) -> list[str]:
     """Returns, for each row, the image_id of the first row with the same bytes, "" for that row and unreadable ones."""
-    first_of_content: dict[str, str] = {}
+    first_of_content: dict[tuple[str, int], str] = {}
     firsts = []
-    columns = (table[name].to_pylist() for name in ("image_id", "sha256", "status"))
-    for image_id, sha256, status in zip(*columns, strict=True):
-        first = first_of_content.setdefault(sha256, image_id) if status == "ok" else image_id
+    columns = (table[name].to_pylist() for name in ("image_id", "sha256", "frame", "status"))
+    for image_id, sha256, frame, status in zip(*columns, strict=True):
+        first = first_of_content.setdefault((sha256, frame), image_id) if status == "ok" else image_id
         firsts.append("" if first == image_id else first)
     return firsts
 
 
 def _shared_contents(table: pa.Table) -> Iterator[dict[Purpose, list[str]]]:
     """Yields, for each content that several images have, their ids by purpose."""
-    by_content: dict[str, list[tuple[str, Purpose]]] = defaultdict(list)
-    names = ("image_id", "sha256", "status", *Purpose._fields)
-    for image_id, sha256, status, *purpose in zip(*(table[name].to_pylist() for name in names), strict=True):
+    by_content: dict[tuple[str, int], list[tuple[str, Purpose]]] = defaultdict(list)
+    names = ("image_id", "sha256", "frame", "status", *Purpose._fields)
+    for image_id, sha256, frame, status, *purpose in zip(*(table[name].to_pylist() for name in names), strict=True):
         if status == "ok":
-            by_content[sha256].append((image_id, Purpose(*purpose)))
+            by_content[sha256, frame].append((image_id, Purpose(*purpose)))
     for images in by_content.values():
         if len(images) > 1:
             ids_of_purpose: dict[Purpose, list[str]] = defaultdict(list)

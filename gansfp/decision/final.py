@@ -56,7 +56,13 @@ def final(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Se
     job = _Job(data, work, config, catalog)
     unreadable = {i: reason for search in searches.values() for i, reason in search.result.unreadable.items()}
     return Metrics(
-        RunReport(config.seed, config.permutations, unreadable),
+        RunReport(
+            config.seed,
+            config.permutations,
+            unreadable,
+            {line.reading: line.slices for line in catalog.readings()},
+            catalog.findings,
+        ),
         decide_sets(job, searches["membership"]) if "membership" in searches else None,
         decide_clusters(job, searches["attribution"]) if "attribution" in searches else None,
     )

@@ -93,12 +93,15 @@ class AttributionReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """How the figures came about. bad_images: reasons by image id. versions, seconds, left_out: what the job adds: the
+    """How the figures came about. bad_images: reasons by image id. readings: how many slices were read in each way.
+    findings: what in the files could mislead a membership score. versions, seconds, left_out: what the job adds: the
     libraries, the seconds of each stage, what the default search lacks."""
 
     seed: int
     permutations: int
     bad_images: Mapping[str, str]
+    readings: Mapping[str, int] = field(default_factory=dict)
+    findings: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     left_out: Sequence[str] = ()
@@ -113,6 +116,8 @@ class RunReport:
             "seconds": dict(self.seconds),
             "left_out": list(self.left_out),
             "bad_images": bad,
+            "readings": dict(self.readings),
+            "findings": list(self.findings),
         }
 
 

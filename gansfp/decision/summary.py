@@ -26,6 +26,7 @@ def summary(metrics: Metrics) -> str:
         lines += [f"  {attribution.clusters} clusters: {names}", ""]
     if bad := metrics.run.bad_images:
         lines.append(f"{len(bad)} images could not be read; metrics.json names them with their reasons")
+    lines += [f"careful: {line}" for line in metrics.run.findings]
     lines += [f"left out: {line}" for line in metrics.run.left_out]
     return "\n".join(lines).rstrip()
 

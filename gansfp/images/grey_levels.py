@@ -26,6 +26,7 @@ AIR = (-1200.0, -500.0)  # HU of air around the body and of lungs, with noise
 SOFT_TISSUE = (-200.0, 300.0)  # HU of muscle, blood, fat, liver
 POSSIBLE = (-1200.0, 3100.0)  # HU of anything in a patient but metal
 _LEAST_SHARE = 0.01  # of air, and of soft tissue, in a CT slice of the chest
+_LEAST_BOTH = 0.5  # of both together; lung vessels, bone and the edges between them are the rest
 _MOST_OUTLIERS = 0.001  # share of pixels outside a rule's range: metal, a burnt-in mark
 _AGREEING = 0.9  # share of the files of a class that must fit a rule
 
@@ -55,8 +56,8 @@ _OFFSETS = {"hu+32768": 32768, "hu+1024": 1024, "hu": 0}
 def to_grey(numbers: Numbers, rule: str = AUTO) -> np.ndarray:
     """Converts the numbers of a slice to grey levels, (height, width) uint8.
 
-    rule: of SIXTEEN_BITS, for numbers whose scale is unknown; "auto" takes the rule that fits this slice. Raises
-    NoSliceError where the scale is unknown and the rule is "auto", unless the numbers of a PNG or TIFF file fit a rule.
+    rule: of SIXTEEN_BITS, for numbers whose scale is unknown; "auto" takes the rule that fits this slice, "" none.
+    Raises NoSliceError where the scale is unknown and there is no rule. The numbers of a DICOM or NIfTI file fit none.
     """
     if numbers.scale == GREY:
         grey = numbers.values
@@ -67,8 +68,8 @@ def to_grey(numbers: Numbers, rule: str = AUTO) -> np.ndarray:
             if numbers.unknown_because:
                 raise NoSliceError(f"{numbers.unknown_because}; say what the numbers are with --sixteen-bit")
             rule = choose_rule([evidence([numbers])]).rule
-            if not rule:
-                raise NoSliceError(what_is_unclear(numbers.values))
+        if not rule:
+            raise NoSliceError(what_is_unclear(numbers.values))
         grey = SIXTEEN_BITS[rule](numbers.values)
     if numbers.inverted:
         grey = 255 - grey
@@ -174,7 +175,8 @@ def _fits_hu(levels: np.ndarray, counts: np.ndarray, offset: int) -> bool:
 
     if not total or 1 - share(*POSSIBLE) > _MOST_OUTLIERS:
         return False
-    return share(*AIR) >= _LEAST_SHARE and share(*SOFT_TISSUE) >= _LEAST_SHARE
+    air, tissue = share(*AIR), share(*SOFT_TISSUE)
+    return min(air, tissue) >= _LEAST_SHARE and air + tissue >= _LEAST_BOTH
 
 
 @dataclass(frozen=True)

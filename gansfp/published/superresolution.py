@@ -168,29 +168,29 @@ class Upscaler:
 
 
 def upscale_files(
-    uris: Sequence[str], sha256: Sequence[str], folder: str, upscaler: Upscaler, side: int = 224
+    sources: Sequence[slices.Source], hashes: Sequence[str], folder: str, upscaler: Upscaler, side: int = 224
 ) -> list[str]:
     """Enlarges slices and writes them as files. Slices that have a file already are not enlarged again.
 
     Each slice is decoded, resized to side x side (bicubic, antialiased), enlarged by 4 and written as an 8-bit grey PNG
-    to FOLDER/<upscaler>-<side>/<sha256>.png. The folder holds only the pictures of this upscaler.
+    to FOLDER/<upscaler>-<side>/<hash>.png. The folder holds only the pictures of this upscaler.
 
-    sha256: of the slices' files, as in the catalog. Returns the URIs of the pictures in the order of `uris`; "" where a
-    slice cannot be read, and a warning names it. Raises UsageError for arguments that contradict each other, DataError
-    if a file cannot be written.
+    hashes: of the slices, as Catalog.hashes has them. Returns the URIs of the pictures in the order of `sources`; ""
+    where a slice cannot be read, and a warning names it. Raises UsageError for arguments that contradict each other,
+    DataError if a file cannot be written.
     """
-    if len(uris) != len(sha256):
-        raise UsageError(f"super-resolution: got {len(sha256)} digests for {len(uris)} slices, expected one for each")
+    if len(sources) != len(hashes):
+        raise UsageError(f"super-resolution: got {len(hashes)} hashes for {len(sources)} slices, expected one for each")
     if not 8 <= side <= slices.SIDE:
         raise UsageError(f"super-resolution: got side {side!r}, expected 8 to {slices.SIDE}")
     folder = store.join(folder, f"{upscaler.identity}-{side}")
     existing, pictures = set(store.list_files(folder, ".png")), []
-    for uri, digest in zip(uris, sha256, strict=True):
+    for source, digest in zip(sources, hashes, strict=True):
         picture = store.join(folder, f"{digest}.png")
         if picture not in existing:
-            loaded = slices.load(uri)
+            loaded = slices.load(source)
             if loaded.pixels is None:
-                log.warning("%s: left out of super-resolution (%s)", uri, loaded.error)
+                log.warning("%s: left out of super-resolution (%s)", source.uri, loaded.error)
                 picture = ""
             else:
                 content = io.BytesIO()

@@ -23,7 +23,7 @@ from gansfp.collection.catalog import Catalog
 from gansfp.decision.result_files import submit, submitted_ids
 from gansfp.embedding import shards
 from gansfp.errors import DataError, GansfpError
-from gansfp.images.slices import SIDE
+from gansfp.images.slices import SIDE, Source
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.published.recipe import Recipe
 
@@ -217,10 +217,10 @@ def _by_classifier(
     for name in catalog.sets_to_decide():
         unknown = catalog.unknown(name)
         model = store.join(work, "models", source.models.get(name) or source.models[""])
-        hashes, uris = unknown.column("sha256").tolist(), unknown.column("uri").tolist()
+        hashes, sources = list(unknown.hashes().values()), unknown.sources()
         if source.pictures:
-            uris = [store.join(work, "enlarged", source.pictures, f"{sha256}.png") for sha256 in hashes]
-        slices = LabelledSlices.unlabelled(uris, unknown.ids.tolist(), hashes, source.side)
+            sources = [Source(store.join(work, "enlarged", source.pictures, f"{name}.png")) for name in hashes]
+        slices = LabelledSlices.unlabelled(sources, unknown.ids.tolist(), hashes, source.side)
         batch = (CPU_BATCH if device == "cpu" else GPU_BATCH) * SIDE**2 // source.side**2
         probabilities = predict(model, slices, device, max(1, batch))
         with _naming_the_set(name):
@@ -244,7 +244,7 @@ def _by_reconstruction_error(
         predictions = np.zeros(len(real), np.int64)
         with _naming_the_set(name):
             model = store.join(work, "models", source.models[name])
-            errors = autoencoder.errors(model, real.column("uri").tolist(), device)
+            errors = autoencoder.errors(model, real.sources(), device)
             readable = np.isfinite(errors)
             predictions[readable] = nearest_mean_error(errors[readable], labels[readable]).prediction
         _write(work, recipe, name, catalog.unknown(name), predictions[labels == UNKNOWN])
@@ -260,11 +260,12 @@ def _by_error_images(
 
     for name in catalog.sets_to_decide():
         real = select_kinds(catalog.of_set(name), frozenset(REAL_KINDS))
-        labels, uris = np.array([LABEL_OF_ROLE[role] for role in real.column("role")]), real.column("uri")
+        labels, sources = np.array([LABEL_OF_ROLE[role] for role in real.column("role")]), real.sources()
+        unknown = [source for source, label in zip(sources, labels, strict=True) if label == UNKNOWN]
         with _naming_the_set(name):
             model = store.join(work, "models", source.models[name])
-            means = autoencoder.mean_error_images(model, uris.tolist(), labels, device)
-            similarities = autoencoder.similarities(model, uris[labels == UNKNOWN].tolist(), means, device)
+            means = autoencoder.mean_error_images(model, sources, labels, device)
+            similarities = autoencoder.similarities(model, unknown, means, device)
             decision = most_similar_mean(similarities[:, 0], similarities[:, 1])
         _write(work, recipe, name, catalog.unknown(name), decision.prediction)
     return []

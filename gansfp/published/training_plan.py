@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.errors import UsageError
-from gansfp.images.slices import SIDE
+from gansfp.images.slices import SIDE, Source
 from gansfp.networks.weights import Weights
 from gansfp.published.recipe import Recipe, TrainingPlan
 from gansfp.published.superresolution import Pictures
@@ -144,8 +144,7 @@ class Planner:
     def _generated(self, name: str) -> LabelledSlices:
         """Returns all generated slices of a set, without labels."""
         images = self.catalog.of_set(name).select(role="generated", status="ok")
-        uris, hashes = (tuple(images.column(column).tolist()) for column in ("uri", "sha256"))
-        return LabelledSlices.unlabelled(uris, images.groups().tolist(), hashes)
+        return LabelledSlices.unlabelled(images.sources(), images.groups().tolist(), list(images.hashes().values()))
 
     def _stage_plans(self, plan: TrainingPlan) -> dict[str, list[StagePlan]]:
         """Returns the stages of each network of a plan, by set; "" is one network for all sets."""
@@ -205,7 +204,7 @@ def as_pictures(slices: LabelledSlices, pictures: Pictures, side: int) -> Labell
     uris = tuple(pictures.uris[sha256] for sha256 in with_picture.sha256)
     # The folder's name says what enlarged the pictures. It becomes part of the identity of the training's examples.
     names = tuple("/".join(uri.partition("?")[0].split("/")[-2:]) for uri in uris)
-    return replace(with_picture, uris=uris, sha256=names, side=side)
+    return replace(with_picture, sources=tuple(map(Source, uris)), sha256=names, side=side)
 
 
 def name_of(training: Training) -> str:

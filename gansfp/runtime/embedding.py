@@ -23,6 +23,7 @@ from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights, needs_lungs
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
+from gansfp.images.slices import Source
 from gansfp.networks.weights import Weights
 from gansfp.runtime.cluster import ClusterConfig, start_ray, usable_gpus
 from gansfp.runtime.embedding_blocks import BlockReport, EmbedActor, decode_block, write_block
@@ -65,11 +66,11 @@ class Workers:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The embeddings to compute. images: (image id, uri, sha256) rows; missing: (images, pairs) bool."""
+    """The embeddings to compute. images: (image id, source, content hash) rows; missing: (images, pairs) bool."""
 
     pairs: list[Pair]
     identities: list[dict[str, str]]
-    images: list[tuple[str, str, str]]
+    images: list[tuple[str, Source, str]]
     missing: np.ndarray
 
     def passes(self) -> Iterator[Plan]:
@@ -91,10 +92,11 @@ class Plan:
     def blocks(self, size: int) -> Iterator[pa.Table]:
         """Returns the images in blocks of at most `size`."""
         for start in range(0, len(self.images), size):
-            ids, uris, hashes = zip(*self.images[start : start + size], strict=True)
+            ids, sources, hashes = zip(*self.images[start : start + size], strict=True)
+            where = dict(zip(Source._fields, zip(*sources, strict=True), strict=True))
             missing = self.missing[start : start + size]
             flat = pa.FixedSizeListArray.from_arrays(pa.array(missing.reshape(-1).view(np.uint8)), missing.shape[1])
-            yield pa.table({"image_id": ids, "uri": uris, "sha256": hashes, "missing": flat})
+            yield pa.table({"image_id": ids, **where, "sha256": hashes, "missing": flat})
 
 
 def plan(catalog: Catalog, work: str, config: EmbedConfig, weights: Mapping[str, Weights], retry: bool = True) -> Plan:
@@ -105,8 +107,8 @@ def plan(catalog: Catalog, work: str, config: EmbedConfig, weights: Mapping[str,
     for column, of_pair in enumerate(identities):
         done = shards.repair_and_list_done(work, of_pair, images, retry)
         missing[:, column] = [image_id not in done for image_id in images]
-    uris = catalog.column("uri").tolist()
-    rows = [(image_id, uri, sha256) for (image_id, sha256), uri in zip(images.items(), uris, strict=True)]
+    hashes_and_sources = zip(images.items(), catalog.sources(), strict=True)
+    rows = [(image_id, source, content) for (image_id, content), source in hashes_and_sources]
     return Plan(
         [config.pairs[column] for column in np.flatnonzero(missing.any(0))],
         [identities[column] for column in np.flatnonzero(missing.any(0))],

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from gansfp.embedding import shards
 from gansfp.embedding.backbones import cpu_features, is_on_cpu
 from gansfp.embedding.shards import Pair
 from gansfp.images.lungs import get_mask, is_network
-from gansfp.images.slices import MAX_BYTES, SIDE, decode
+from gansfp.images.slices import MAX_BYTES, SIDE, Source, decode_frames
 from gansfp.images.views import get_view
 from gansfp.stopwatch import Stopwatch
 
@@ -45,36 +46,38 @@ def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
     mask_name: "" if no pair needs the lungs; then nothing is masked, and no slice counts as one without lungs. If a
     network computes the masks, the actor computes them and the pairs that depend on them.
     """
-    reading, uris = Stopwatch(clock=time.perf_counter), batch["uri"].tolist()
-    with ThreadPoolExecutor(THREADS if any(map(store.is_remote, uris)) else 1) as readers:
-        contents = list(readers.map(_read, uris))
+    reading, sources = Stopwatch(clock=time.perf_counter), sources_of(batch)
+    files = [(uri, list(rows)) for uri, rows in groupby(range(len(sources)), lambda row: sources[row].uri)]
+    with ThreadPoolExecutor(THREADS if any(store.is_remote(uri) for uri, _ in files) else 1) as readers:
+        contents = list(readers.map(_read, [uri for uri, _ in files]))
     reading.mark("read")
     watch = Stopwatch()
-    n = len(uris)
+    n = len(sources)
     pixels, masks = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((n, SIDE, SIDE), bool)
     sha256, no_lungs = batch["sha256"].astype(object), np.zeros(n, bool)
     status, error = np.full(n, "ok", object), np.full(n, "", object)
     mask = get_mask(mask_name) if mask_name and not is_network(mask_name) else None
-    for row, (uri, content) in enumerate(zip(uris, contents, strict=True)):
+    for (uri, rows), content in zip(files, contents, strict=True):
         if isinstance(content, str):
-            status[row], error[row] = shards.FAILED, content
-            sha256[row] = ""  # the file was not read; "" makes a later run try it again
+            status[rows], error[rows] = shards.FAILED, content
+            sha256[rows] = ""  # the file was not read; "" makes a later run try it again
             continue
-        slice_ = decode(content, uri)
-        watch.mark("decode")
-        if slice_.pixels is None:
-            status[row], error[row] = shards.FAILED, slice_.error
-            if slice_.needs_package:
-                sha256[row] = ""  # a later run may have the package
-            continue
-        pixels[row], status[row] = slice_.pixels, slice_.status
-        if mask:
-            masks[row] = mask(slice_.pixels)
-            no_lungs[row] = not masks[row].any()
-            watch.mark("mask")
+        frames = [(sources[row].frame, sources[row].rule) for row in rows]
+        for row, slice_ in zip(rows, decode_frames(content, uri, frames), strict=True):
+            watch.mark("decode")
+            if slice_.pixels is None:
+                status[row], error[row] = shards.FAILED, slice_.error
+                if slice_.needs_package:
+                    sha256[row] = ""  # a later run may have the package
+                continue
+            pixels[row], status[row] = slice_.pixels, slice_.status
+            if mask:
+                masks[row] = mask(slice_.pixels)
+                no_lungs[row] = not masks[row].any()
+                watch.mark("mask")
     later = pairs_after_masks(pairs, mask_name)
     decoded = {
-        **{name: column for name, column in batch.items() if name != "uri"},
+        **{name: column for name, column in batch.items() if name not in Source._fields},
         "sha256": sha256,
         "status": status,
         "error": error,
@@ -85,6 +88,11 @@ def decode_block(batch: Batch, pairs: Sequence[Pair], mask_name: str) -> Batch:
     }
     watch.mark("features")
     return decoded | {"seconds": _per_row(reading.seconds() | watch.seconds(), n)}
+
+
+def sources_of(batch: Batch) -> list[Source]:
+    """Returns where the slices of a block are and how they are read."""
+    return [Source(*values) for values in zip(*(batch[name].tolist() for name in Source._fields), strict=True)]
 
 
 def _per_row(seconds: Mapping[str, float], n: int) -> np.ndarray:

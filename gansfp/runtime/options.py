@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from gansfp import store
+from gansfp.collection.readings import READ_AS
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.stacking import COMBINATIONS
 from gansfp.decision.thresholds import DEFAULT_RULE, RULES, parse_rule
@@ -17,6 +18,7 @@ from gansfp.images.lungs import MASK_NAMES
 from gansfp.images.views import VIEWS
 from gansfp.networks.weights import WEIGHT_ENDINGS
 from gansfp.runtime.cluster import ClusterConfig
+from gansfp.runtime.collection import CollectionConfig
 from gansfp.runtime.command import Parser
 from gansfp.runtime.embedding import Workers
 
@@ -39,11 +41,22 @@ def cluster_config(options: argparse.Namespace) -> ClusterConfig:
     return ClusterConfig(options.address, options.gpus, options.verbose)
 
 
-def add_outside_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --allow-outside, for every command that reads DATA."""
+def add_collection_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --allow-outside and --sixteen-bit, for every command that reads DATA."""
     parser.add_argument(
         "--allow-outside", action="store_true", help="let a table in DATA name files that are not below it"
     )
+    parser.add_argument(
+        "--sixteen-bit",
+        choices=READ_AS,
+        help="what numbers of 16 bits are where files do not tell: the full range, 8-bit levels in the low byte, or HU "
+        "with an offset; auto recognises them, by class (default: as in an earlier run in WORK, else auto)",
+    )
+
+
+def collection_config(options: argparse.Namespace) -> CollectionConfig:
+    """Returns how the options want DATA to be read."""
+    return CollectionConfig(options.allow_outside, options.sixteen_bit)
 
 
 def check_places(data: str, work: str) -> None:
@@ -66,7 +79,7 @@ def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True
     """Adds the options of every command that embeds."""
     parser.add_argument("--data", required=required, help="the collection: a folder or a URI")
     parser.add_argument("--work", required=required, help="the folder or URI for results")
-    add_outside_option(parser)
+    add_collection_options(parser)
     parser.add_argument("--backbones", type=names, help="backbones, with commas between; jobs/README.md lists them")
     parser.add_argument("--views", type=names, help=f"views, with commas between: {','.join(VIEWS)}")
     parser.add_argument(

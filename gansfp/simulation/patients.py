@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gansfp import store
+from gansfp.collection.folders import read_files
 from gansfp.errors import DataError
 from gansfp.images import slices
-from gansfp.images.slices import ENDINGS
+from gansfp.images.slices import ENDINGS, Source, without_ending
 
 _READERS = 4  # threads
 
@@ -39,7 +40,12 @@ def read_archive(folder: str, most: int, seed: int = 0, progress: Callable[[str]
     files = [uri for uri in store.list_files(folder, recursive=True) if uri.lower().endswith(ENDINGS)]
     if not files:
         raise DataError(f"no images found in {folder}, expected files that end with one of {', '.join(ENDINGS)}")
-    stems = [uri[len(store.join(folder, "")) :].lstrip("/").rpartition(".")[0] for uri in files]
+    images = [
+        (source, without_ending(uri[len(store.join(folder, "")) :].lstrip("/")))
+        for uri, file in zip(files, read_files(files), strict=True)
+        for source in file.sources or [Source(uri)]
+    ]
+    stems = [stem for _, stem in images]
     groups: dict[str, str] = {}
     if store.exists(store.join(folder, "groups.csv")):
         columns = store.read_csv(store.join(folder, "groups.csv"), ("image_id", "group"))
@@ -47,11 +53,11 @@ def read_archive(folder: str, most: int, seed: int = 0, progress: Callable[[str]
     patients = np.array([groups.get(stem) or groups.get(os.path.basename(stem)) or stem for stem in stems])
     chosen = np.sort(_in_turns(patients, np.random.default_rng([seed, 1]))[:most])
     with ThreadPoolExecutor(_READERS) as pool:
-        loaded = list(pool.map(slices.load, [files[i] for i in chosen]))
+        loaded = list(pool.map(slices.load, [images[i][0] for i in chosen]))
     pixels, readable, errors = [], [], []
     for row, slice_ in zip(chosen, loaded, strict=True):
         if slice_.pixels is None:
-            errors.append(f"{files[row]}: {slice_.error}")
+            errors.append(f"{images[row][0].uri}: {slice_.error}")
         else:
             pixels.append(slice_.pixels)
             readable.append(row)

@@ -27,7 +27,7 @@ from torch import nn
 
 from gansfp.device import in_batches
 from gansfp.errors import DataError, UsageError, WeightsError
-from gansfp.images.slices import SIDE
+from gansfp.images.slices import SIDE, Source
 from gansfp.labels import NOT_USED, USED
 from gansfp.networks.model_files import identity_of, read_model
 from gansfp.training.examples import LabelledSlices, SliceExamples, read_blocks, split_by_group
@@ -171,20 +171,20 @@ class MeanErrorImages:
         return float(both.max() - both.min()) or 1.0
 
 
-def errors(folder: str, uris: Sequence[str], device: str = "cpu", batch: int = BATCH) -> np.ndarray:
+def errors(folder: str, sources: Sequence[Source], device: str = "cpu", batch: int = BATCH) -> np.ndarray:
     """Returns the mean squared error of each slice's reconstruction, (n,) float64.
 
     folder: of the autoencoder. Slices that cannot be read get NaN, with a warning. Raises WeightsError where the folder
     holds no autoencoder.
     """
-    mean_errors = np.full(len(uris), np.nan)
-    for rows, images in error_images(folder, uris, device, batch):
+    mean_errors = np.full(len(sources), np.nan)
+    for rows, images in error_images(folder, sources, device, batch):
         mean_errors[rows] = images.mean((1, 2), dtype=np.float64)
     return mean_errors
 
 
 def mean_error_images(
-    folder: str, uris: Sequence[str], labels: Sequence[int] | np.ndarray, device: str = "cpu", batch: int = BATCH
+    folder: str, sources: Sequence[Source], labels: Sequence[int] | np.ndarray, device: str = "cpu", batch: int = BATCH
 ) -> MeanErrorImages:
     """Returns the mean error images of the used (label 1) and of the not used (label 0) slices; ignores other labels.
 
@@ -195,7 +195,7 @@ def mean_error_images(
     labelled_rows = [int(row) for row in np.flatnonzero((labels == NOT_USED) | (labels == USED))]
     sums: dict[int, np.ndarray | float] = {NOT_USED: 0.0, USED: 0.0}
     counts = {NOT_USED: 0, USED: 0}
-    for rows, images in error_images(folder, [uris[row] for row in labelled_rows], device, batch):
+    for rows, images in error_images(folder, [sources[row] for row in labelled_rows], device, batch):
         batch_labels = labels[labelled_rows][rows]
         for label in sums:
             sums[label] = sums[label] + images[batch_labels == label].sum(0, dtype=np.float64)
@@ -209,7 +209,7 @@ def mean_error_images(
 
 
 def similarities(
-    folder: str, uris: Sequence[str], means: MeanErrorImages, device: str = "cpu", batch: int = BATCH
+    folder: str, sources: Sequence[Source], means: MeanErrorImages, device: str = "cpu", batch: int = BATCH
 ) -> np.ndarray:
     """Returns the structural similarity of each slice's error image to both mean error images, (n, 2) float64.
 
@@ -217,8 +217,8 @@ def similarities(
     data range `means.data_range`). Slices that cannot be read get NaN, with a warning. Raises WeightsError where the
     folder holds no autoencoder.
     """
-    similarity = np.full((len(uris), 2), np.nan)
-    for rows, images in error_images(folder, uris, device, batch):
+    similarity = np.full((len(sources), 2), np.nan)
+    for rows, images in error_images(folder, sources, device, batch):
         for row, image in zip(rows, images.astype(np.float64), strict=True):
             similarity[row] = [
                 structural_similarity(image, mean, data_range=means.data_range) for mean in (means.used, means.not_used)
@@ -227,7 +227,7 @@ def similarities(
 
 
 def error_images(
-    folder: str, uris: Sequence[str], device: str = "cpu", batch: int = BATCH
+    folder: str, sources: Sequence[Source], device: str = "cpu", batch: int = BATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the error images of slices in their order, `batch` at a time: rows (b,) int64, (b, size, size) float32.
 
@@ -235,17 +235,17 @@ def error_images(
     at once. Raises WeightsError where the folder holds no autoencoder.
     """
     network, size = _load(folder, device)
-    blank = ("",) * len(uris)
+    blank = ("",) * len(sources)
     unreadable: list[str] = []
     at_once, compute = batch, partial(_error_images, network, size=size, device=device)
-    for block in read_blocks(LabelledSlices.unlabelled(uris, blank, blank), batch):
+    for block in read_blocks(LabelledSlices.unlabelled(sources, blank, blank), batch):
         unreadable += block.errors
         parts, at_once = in_batches(compute, (block.pixels,), at_once, device)
         if block.rows:
             yield np.asarray(block.rows), np.concatenate(parts)
     if unreadable:
         log.warning(
-            "%d of %d slices cannot be read and get no error, such as %s", len(unreadable), len(uris), unreadable[0]
+            "%d of %d slices cannot be read and get no error, such as %s", len(unreadable), len(sources), unreadable[0]
         )
 
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ from gansfp.errors import DataError
 from gansfp.images.augmentation import Augmentation
 from gansfp.images.image_file import MAX_SIDE
 from gansfp.images.lungs import get_mask
-from gansfp.images.slices import MAX_BYTES, SIDE, decode
+from gansfp.images.slices import MAX_BYTES, SIDE, Source, load_all
 from gansfp.training.learner import Example
 
 BLOCK = 64  # slices that are read together
@@ -38,13 +39,14 @@ log = logging.getLogger(__name__)
 class LabelledSlices:
     """Files and their classes, as plain data that can be sent to other processes.
 
-    labels: indices into `classes`, or -1 for all slices where the classes are not known. groups: the train/test split
-    keeps the slices of a group together. sha256: of the files. side: pixels per side. With a side other than 256 the
-    files are pictures (super-resolved slices), which have no lung masks.
+    sources: where the slices are. labels: indices into `classes`, or -1 for all slices where the classes are not known.
+    groups: the train/test split keeps the slices of a group together. sha256: hashes of the slices, as Catalog.hashes
+    has them. side: pixels per side. With a side other than 256 the files are pictures (super-resolved slices), which
+    have no lung masks.
     Raises DataError where the columns differ in length or a label has no class.
     """
 
-    uris: tuple[str, ...]
+    sources: tuple[Source, ...]
     labels: tuple[int, ...]
     groups: tuple[str, ...]
     sha256: tuple[str, ...]
@@ -52,28 +54,31 @@ class LabelledSlices:
     side: int = SIDE
 
     def __post_init__(self) -> None:
-        lengths = [len(self.uris), len(self.labels), len(self.groups), len(self.sha256)]
+        lengths = [len(self.sources), len(self.labels), len(self.groups), len(self.sha256)]
         if len(set(lengths)) != 1:
-            raise DataError(f"labelled slices: got {lengths} uris, labels, groups and hashes, expected equal numbers")
+            raise DataError(
+                f"labelled slices: got {lengths} sources, labels, groups and hashes, expected equal numbers"
+            )
         if not all(-1 <= label < len(self.classes) for label in self.labels):
             raise DataError(f"labelled slices: got labels {set(self.labels)}, expected 0 to {len(self.classes) - 1}")
 
     @classmethod
     def unlabelled(
-        cls, uris: Sequence[str], groups: Sequence[str], sha256: Sequence[str], side: int = SIDE
+        cls, sources: Sequence[Source], groups: Sequence[str], sha256: Sequence[str], side: int = SIDE
     ) -> LabelledSlices:
         """Makes slices whose classes are not known: every label is -1, and there are no classes."""
-        return cls(tuple(uris), (-1,) * len(uris), tuple(groups), tuple(sha256), side=side)
+        return cls(tuple(sources), (-1,) * len(sources), tuple(groups), tuple(sha256), side=side)
 
     def __len__(self) -> int:
-        return len(self.uris)
+        return len(self.sources)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> LabelledSlices:
         """Returns the slices of these rows, in the order of the rows."""
-        columns = [[column[int(row)] for row in rows] for column in (self.uris, self.groups, self.sha256)]
-        uris, groups, sha256 = map(tuple, columns)
+        columns = [[column[int(row)] for row in rows] for column in (self.groups, self.sha256)]
+        groups, sha256 = map(tuple, columns)
+        sources = tuple(self.sources[int(row)] for row in rows)
         labels = tuple(self.labels[int(row)] for row in rows)
-        return replace(self, uris=uris, labels=labels, groups=groups, sha256=sha256)
+        return replace(self, sources=sources, labels=labels, groups=groups, sha256=sha256)
 
     def relabelled(self, labels: Sequence[int], classes: tuple[str, ...]) -> LabelledSlices:
         """Returns the same slices with other labels and classes."""
@@ -107,24 +112,24 @@ class Block:
 
 def read_slice(slices: LabelledSlices, row: int) -> np.ndarray | str:
     """Returns the pixels, (side, side) uint8, or the reason why the slice cannot be read."""
-    uri = slices.uris[row]
-    try:
-        data = store.read_bytes(uri, MAX_BYTES)
-    except OSError as error:
-        return store.one_line(error)
-    if slices.side != SIDE:
-        return _picture(data, slices.side)
-    slice_ = decode(data, uri)
-    return slice_.error if slice_.pixels is None else slice_.pixels
+    return next(_read_slices(slices, [row]))
 
 
-def _picture(data: bytes, side: int) -> np.ndarray | str:
-    """Decodes a PNG of any size as (side, side) uint8; returns the reason where that fails.
+def _read_slices(slices: LabelledSlices, rows: Sequence[int]) -> Iterator[np.ndarray | str]:
+    """Returns what read_slice returns, for several rows. A file is read once for its slices that follow each other."""
+    sources = [slices.sources[row] for row in rows]
+    if slices.side == SIDE:
+        return (slice_.error if slice_.pixels is None else slice_.pixels for slice_ in load_all(sources))
+    return (_picture(source.uri, slices.side) for source in sources)
+
+
+def _picture(uri: str, side: int) -> np.ndarray | str:
+    """Reads a PNG of any size as (side, side) uint8; returns the reason where that fails.
 
     A picture of another size is resized as a whole.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        image = Image.open(io.BytesIO(store.read_bytes(uri, MAX_BYTES)), formats=["PNG"])
         if max(image.size) > MAX_SIDE:
             return f"got {image.width}x{image.height} pixels, expected at most {MAX_SIDE}x{MAX_SIDE}"
         grey = image.convert("L")
@@ -141,9 +146,11 @@ def read_blocks(slices: LabelledSlices, block: int = BLOCK) -> Iterator[Block]:
         rows = range(start, min(start + block, len(slices)))
         pixels: dict[int, np.ndarray] = {}
         errors: list[str] = []
-        for row, content in zip(rows, readers.map(lambda row: read_slice(slices, row), rows), strict=True):
+        by_file = [list(of_file) for _, of_file in groupby(rows, lambda row: slices.sources[row].uri)]
+        contents = chain.from_iterable(readers.map(lambda of_file: list(_read_slices(slices, of_file)), by_file))
+        for row, content in zip(rows, contents, strict=True):
             if isinstance(content, str):
-                errors.append(f"{slices.uris[row]}: {content}")
+                errors.append(f"{slices.sources[row].uri}: {content}")
             else:
                 pixels[row] = content
         empty = np.zeros((0, slices.side, slices.side), np.uint8)
@@ -219,7 +226,7 @@ class SliceExamples:
         if pixels is None:
             pixels = read_slice(self.slices, row)
         if isinstance(pixels, str):
-            raise DataError(f"{self.slices.uris[row]}: could be read before and now cannot be read ({pixels})")
+            raise DataError(f"{self.slices.sources[row].uri}: could be read before and now cannot be read ({pixels})")
         label = self.slices.labels[row]
         images = {"pixels": pixels}
         if self._masks:

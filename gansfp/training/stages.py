@@ -16,11 +16,9 @@ Only name and data are required.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +26,10 @@ import numpy as np
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
+from gansfp.collection.folders import read_files
 from gansfp.errors import DataError, UsageError
-from gansfp.images.slices import ENDINGS, MAX_BYTES
-from gansfp.training.examples import READERS, LabelledSlices
+from gansfp.images.slices import ENDINGS, Source
+from gansfp.training.examples import LabelledSlices
 from gansfp.training.loop import Settings
 
 LABELS = ("supervised", "pseudo", "none")
@@ -255,15 +254,15 @@ def labelled(catalog: Catalog, target: str, set: str = "") -> LabelledSlices:
     slices = _slices_of(catalog, target, set)
     if not len(slices):
         raise DataError(f"target {target!r}: got no slices of {where}, expected some")
-    uris, groups, sha256 = slices.column("uri").tolist(), slices.groups().tolist(), slices.column("sha256").tolist()
+    sources, groups, hashes = slices.sources(), slices.groups().tolist(), list(slices.hashes().values())
     if target == "unknown":
-        return LabelledSlices.unlabelled(uris, groups, sha256)
+        return LabelledSlices.unlabelled(sources, groups, hashes)
     names, classes = _CLASSES[target](slices)
     present = [name for name in classes if name in names]
     if len(present) < 2:
         raise DataError(f"target {target!r}: got only {present} in {where}, expected two classes or more")
     labels = tuple(classes.index(name) for name in names)
-    return LabelledSlices(tuple(uris), labels, tuple(groups), tuple(sha256), classes)
+    return LabelledSlices(tuple(sources), labels, tuple(groups), tuple(hashes), classes)
 
 
 def _slices_of(catalog: Catalog, target: str, set: str) -> Catalog:
@@ -300,7 +299,7 @@ _CLASSES: dict[str, Callable[[Catalog], tuple[list[str], tuple[str, ...]]]] = {
 def labelled_folders(folder: str) -> LabelledSlices:
     """Reads the images of a folder or URI that has one sub-folder per class; these may have sub-folders, too.
 
-    Every image is a group of its own. Raises DataError where the folder cannot be listed or has fewer than two classes.
+    Every file is a group of its own. Raises DataError where the folder cannot be listed or has fewer than two classes.
     """
     base = store.open_store(folder)[1].rstrip("/")
     files = [uri for uri in store.list_files(folder, recursive=True) if uri.partition("?")[0].lower().endswith(ENDINGS)]
@@ -309,15 +308,10 @@ def labelled_folders(folder: str) -> LabelledSlices:
     classes = tuple(sorted({name for _, name in images}))
     if len(classes) < 2:
         raise DataError(f"{folder}: got classes {list(classes)}, expected two or more sub-folders with images")
-    uris = tuple(uri for uri, _ in images)
-    with ThreadPoolExecutor(READERS) as readers:
-        sha256 = tuple(readers.map(_hash, uris))
-    return LabelledSlices(uris, tuple(classes.index(name) for _, name in images), uris, sha256, classes)
-
-
-def _hash(uri: str) -> str:
-    """Returns "" for a file that cannot be read: the training will leave it out."""
-    try:
-        return hashlib.sha256(store.read_bytes(uri, MAX_BYTES)).hexdigest()
-    except OSError:
-        return ""
+    slices = [
+        (source, classes.index(name), uri, file.sha256)
+        for (uri, name), file in zip(images, read_files([uri for uri, _ in images]), strict=True)
+        for source in file.sources or [Source(uri)]  # a file that cannot be read is left out by the training
+    ]
+    sources, labels, groups, hashes = map(tuple, zip(*slices, strict=True))
+    return LabelledSlices(sources, labels, groups, hashes, classes)

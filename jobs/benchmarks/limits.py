@@ -25,6 +25,7 @@ from gansfp import store
 from gansfp.embedding import shards
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
+from gansfp.images.grey_levels import AUTO
 from gansfp.images.lungs import get_mask
 from gansfp.images.slices import SIDE, decode
 from gansfp.images.views import get_view
@@ -309,7 +310,8 @@ class _Blocks:
         places = range(number * self.size, (number + 1) * self.size)
         uris = [self.uris[place % len(self.uris)] for place in places]
         names = np.array([f"slice_{place}" for place in places], object)
-        return decode_block({"image_id": names, "uri": np.array(uris), "sha256": names}, self.pairs, self.mask)
+        where = {"uri": np.array(uris), "frame": np.zeros(len(uris), int), "rule": np.full(len(uris), AUTO)}
+        return decode_block({"image_id": names, **where, "sha256": names}, self.pairs, self.mask)
 
     def decoded_here(self) -> Iterator[Block]:
         """Decodes each block in this process, when it is asked for."""

@@ -37,13 +37,13 @@ def read_grey_levels(catalog: Catalog, tasks: Sequence[str], work: str, start_ra
     images = select_kinds(catalog, frozenset(kinds)).select(status="ok")
     place = store.join(work, "results", FOLDER, "grey.parquet")
     levels = _read_file(place)
-    uris = dict(zip(images.column("sha256").tolist(), images.column("uri").tolist(), strict=True))
-    to_do = sorted(uris.keys() - levels.keys())
+    sources = dict(zip(images.hashes().values(), images.sources(), strict=True))
+    to_do = sorted(sources.keys() - levels.keys())
     if not to_do:
         return levels
     chunks = [to_do[first : first + CHUNK] for first in range(0, len(to_do), CHUNK)]
     calls = {
-        str(number): Call(grey_levels_of, (chunk, [uris[sha256] for sha256 in chunk]))
+        str(number): Call(grey_levels_of, (chunk, [sources[name] for name in chunk]))
         for number, chunk in enumerate(chunks)
     }
     with Progress("grey levels", len(to_do)) as progress:
@@ -59,9 +59,9 @@ def read_grey_levels(catalog: Catalog, tasks: Sequence[str], work: str, start_ra
     return levels
 
 
-def grey_levels_of(hashes: Sequence[str], uris: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Task: returns the grey levels of some slices by the sha256 of their files."""
-    pixels = [slices.load(uri).pixels for uri in uris]
+def grey_levels_of(hashes: Sequence[str], sources: Sequence[slices.Source]) -> dict[str, tuple[float, float]]:
+    """Task: returns the grey levels of some slices by their hashes."""
+    pixels = [slices.load(source).pixels for source in sources]
     levels = [UNREADABLE if picture is None else grey_properties(picture) for picture in pixels]
     return dict(zip(hashes, levels, strict=True))
 
@@ -95,7 +95,7 @@ def predictions(name: str, task: str, catalog: Catalog, levels: GreyLevels, seed
 
 def _file_properties(images: Catalog, levels: GreyLevels) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Returns the FILE_PROPERTIES of the readable slices, float64, and which slices are readable, (n,) bool."""
-    grey = np.array([levels.get(sha256, UNREADABLE) for sha256 in images.column("sha256").tolist()]).reshape(-1, 2)
+    grey = np.array([levels.get(sha256, UNREADABLE) for sha256 in images.hashes().values()]).reshape(-1, 2)
     readable = np.isfinite(grey).all(1)
     properties = {"bytes": images.column("bytes").astype(float), "mean_grey": grey[:, 0], "grey_levels": grey[:, 1]}
     return {name: values[readable] for name, values in properties.items()}, readable

@@ -9,6 +9,7 @@ import ray
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.errors import GansfpError, WeightsError
+from gansfp.images.slices import Source
 from gansfp.published.superresolution import FACTOR, Pictures, Upscaler, UpscalerWeights, load_upscaler, upscale_files
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.tasks import Call, run_calls
@@ -44,21 +45,21 @@ def enlarge(images: Catalog, upscaler: UpscalerWeights, size: int, work: str, st
         (upscaler, images.where(~generated)),
         (load_upscaler("bicubic", None), images.where(generated)),
     ):
-        uris = dict(zip(slices.column("sha256").tolist(), slices.column("uri").tolist(), strict=True))
+        sources = dict(zip(slices.hashes().values(), slices.sources(), strict=True))
         place = store.join(folder, f"{weights.identity}-{side}")
         existing = set(store.list_files(place, ".png"))
-        expected = {sha256: store.join(place, f"{sha256}.png") for sha256 in uris}
-        pictures |= {sha256: uri for sha256, uri in expected.items() if uri in existing}
-        to_do = [(sha256, uris[sha256]) for sha256, uri in expected.items() if uri not in existing]
+        expected = {name: store.join(place, f"{name}.png") for name in sources}
+        pictures |= {name: uri for name, uri in expected.items() if uri in existing}
+        to_do = [(name, sources[name]) for name, uri in expected.items() if uri not in existing]
         if to_do:
             pictures |= _enlarge_files(to_do, weights, side, folder, start_ray())
     return Pictures(f"{upscaler.identity}-{side}", pictures)
 
 
 def _enlarge_files(
-    files: Sequence[tuple[str, str]], weights: UpscalerWeights, side: int, folder: str, gpus: int
+    files: Sequence[tuple[str, Source]], weights: UpscalerWeights, side: int, folder: str, gpus: int
 ) -> dict[str, str]:
-    """Enlarges (sha256, uri) files, some in each task; returns the pictures by sha256."""
+    """Enlarges (hash, source) slices, some in each task; returns the pictures by hash."""
     shared = ray.put(weights)
     chunks = [files[first : first + CHUNK] for first in range(0, len(files), CHUNK)]
     calls = {
@@ -76,9 +77,9 @@ def _enlarge_files(
 
 
 def enlarge_chunk(
-    files: Sequence[tuple[str, str]], weights: UpscalerWeights, side: int, folder: str, device: str = "cpu"
+    files: Sequence[tuple[str, Source]], weights: UpscalerWeights, side: int, folder: str, device: str = "cpu"
 ) -> dict[str, str]:
-    """Task: enlarges some (sha256, uri) files; returns the pictures by sha256."""
-    hashes, uris = [sha256 for sha256, _ in files], [uri for _, uri in files]
-    pictures = upscale_files(uris, hashes, folder, Upscaler(weights, device), side)
-    return {sha256: picture for sha256, picture in zip(hashes, pictures, strict=True) if picture}
+    """Task: enlarges some (hash, source) slices; returns the pictures by hash."""
+    hashes, sources = [name for name, _ in files], [source for _, source in files]
+    pictures = upscale_files(sources, hashes, folder, Upscaler(weights, device), side)
+    return {name: picture for name, picture in zip(hashes, pictures, strict=True) if picture}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gansfp import store
-from gansfp.collection import catalog as module
+from gansfp.collection import contents
 from gansfp.collection.catalog import SCHEMA, Catalog, read_catalog, read_previous, update_catalog, write_catalog
 from gansfp.errors import DataError, UsageError
 
@@ -57,6 +57,7 @@ def test_table_and_selection(data):
         "image_id": "used1",
         "name": "used1",
         "uri": str(path),
+        "frame": 0,
         "task": "membership",
         "set": "a",
         "split": "train",
@@ -64,11 +65,24 @@ def test_table_and_selection(data):
         "generator": "",
         "group": "",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "content": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
         "mtime": path.stat().st_mtime_ns,
+        "ctime": path.stat().st_ctime_ns,
+        "format": "PNG",
+        "mode": "L",
+        "bits": 8,
         "width": 8,
         "height": 4,
-        "mode": "L",
+        "frames": 1,
+        "turned": False,
+        "scale": "grey",
+        "unknown_because": "",
+        "numbers": "",
+        "reading": "PNG grey",
+        "rule": "auto",
+        "patient": "",
+        "series": "",
         "status": "ok",
         "error": "",
         "duplicate_of": "",
@@ -102,7 +116,7 @@ def test_bad_images_are_rows(data):
     bad = catalog.select(status="unreadable")
     assert dict(zip(bad.ids, bad.column("error"), strict=True)) == {
         "empty": "empty file",
-        "text": "not a PNG, JPEG, TIFF or DICOM file",
+        "text": "not a DICOM, PNG, JPEG, TIFF or NIfTI file",
         "folder": "Is a directory",
         "nowhere": "No such file or directory",
     }
@@ -112,7 +126,7 @@ def test_bad_images_are_rows(data):
 
 
 def test_a_giant_file_is_not_read(data, monkeypatch):
-    monkeypatch.setattr(module.slices, "MAX_BYTES", 1000)
+    monkeypatch.setattr(contents.slices, "MAX_BYTES", 1000)
     with open(data / "attribution/test/t0.png", "r+b") as file:
         file.truncate(1001)
     assert row(read_catalog(str(data)), "t0")["error"] == "1001 bytes, at most 1000 are read"
@@ -273,7 +287,7 @@ def test_work_must_not_be_data(data):
 
 
 def test_progress(data, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 10)
+    monkeypatch.setattr(contents, "_CHUNK", 10)
     seen = []
     read_catalog(str(data), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(10, 21), (20, 21), (21, 21)]

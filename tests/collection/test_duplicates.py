@@ -40,7 +40,7 @@ EXPECTED = {  # kind -> pairs of names in PURPOSES, written by hand
 
 def images(rows):
     """A table of (image_id, content, part name, status)."""
-    columns = [dict(image_id=i, sha256=c, status=s, **PURPOSES[p]._asdict()) for i, c, p, s in rows]
+    columns = [dict(image_id=i, sha256=c, frame=0, status=s, **PURPOSES[p]._asdict()) for i, c, p, s in rows]
     return pa.Table.from_pylist(columns)
 
 

@@ -23,7 +23,7 @@ from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_
 from gansfp.embedding.network_masks import Segmenter
 from gansfp.errors import DataError, GansfpError
 from gansfp.images.lungs import threshold_mask
-from gansfp.images.slices import load
+from gansfp.images.slices import Source, load
 from gansfp.networks import model_files
 from gansfp.networks.lung_unet import ARCHITECTURE, LungUnet
 from gansfp.runtime import cluster, embedding_blocks
@@ -241,7 +241,10 @@ class TestPlan:
         n, k = missing.shape
         pairs = [(f"b{column}", "full") for column in range(k)]
         return Plan(
-            pairs, [{"backbone": b} for b, _ in pairs], [(f"i{row}", f"u{row}", f"h{row}") for row in range(n)], missing
+            pairs,
+            [{"backbone": b} for b, _ in pairs],
+            [(f"i{row}", Source(f"u{row}"), f"h{row}") for row in range(n)],
+            missing,
         )
 
     def test_passes_do_not_compute_a_pair_that_a_large_group_has(self):
@@ -270,6 +273,7 @@ class TestStages:
     def batch(self, folder, missing=None):
         paths = sorted(folder.rglob("*.png"))
         columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths], "sha256": ["h"] * len(paths)}
+        columns |= {"frame": [0] * len(paths), "rule": ["auto"] * len(paths)}
         found = {name: np.array(values, object) for name, values in columns.items()}
         return found | {"missing": np.ones((len(paths), 2), np.uint8) if missing is None else missing}
 
@@ -320,7 +324,7 @@ class TestStages:
     def test_worker_processes_do_without_torch(self, data):
         code = (
             "import sys, numpy as np; from gansfp.runtime.embedding_blocks import decode_block;"
-            "row = {'image_id': ['a'], 'uri': [sys.argv[1]], 'sha256': ['']};"
+            "row = {'image_id': ['a'], 'uri': [sys.argv[1]], 'frame': [0], 'rule': ['auto'], 'sha256': ['']};"
             "block = {name: np.array(values) for name, values in row.items()};"
             "pairs = [('resnet50', 'full'), ('lbp', 'lungs'), ('lbp-mean', 'outer')];"
             "found = decode_block(block, pairs, 'threshold');"

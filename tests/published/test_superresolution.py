@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn.functional import conv2d, interpolate, leaky_relu
 
 from gansfp.errors import UsageError, WeightsError
+from gansfp.images.slices import Source
 from gansfp.published import superresolution
 from gansfp.published.superresolution import FILES, Upscaler, load_upscaler, reach, upscale_files
 
@@ -249,8 +250,8 @@ def test_bad_arguments():
     bicubic = load_upscaler("bicubic", None)
     with pytest.raises(UsageError, match="got 8 pixels"):
         Upscaler(bicubic, tile=8)
-    with pytest.raises(UsageError, match="got 1 digests for 2 slices"):
-        upscale_files(["a", "b"], ["1"], "nowhere", Upscaler(bicubic))
+    with pytest.raises(UsageError, match="got 1 hashes for 2 slices"):
+        upscale_files([Source("a"), Source("b")], ["1"], "nowhere", Upscaler(bicubic))
     with pytest.raises(UsageError, match="got side 300"):
         upscale_files([], [], "nowhere", Upscaler(bicubic), side=300)
 
@@ -261,7 +262,7 @@ def files(tmp_path):
     for number, picture in enumerate(pictures(2, 256, 256)):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    return [str(tmp_path / name) for name in ("0.png", "bad.png", "1.png")]
+    return [Source(str(tmp_path / name)) for name in ("0.png", "bad.png", "1.png")]
 
 
 class Counting(Upscaler):
@@ -280,7 +281,7 @@ def test_files_are_enlarged_once(tmp_path, files, weights, caplog):
     made = upscale_files(files, ["aa", "bb", "cc"], out, upscaler, side=16)
     assert made == [f"{out}/{weights.identity}-16/aa.png", "", f"{out}/{weights.identity}-16/cc.png"]
     assert upscaler.count == 2
-    assert "bad.png: left out of super-resolution (not a PNG" in caplog.text
+    assert "bad.png: left out of super-resolution (not a DICOM, PNG" in caplog.text
     small = np.asarray(Image.open(files[2]).resize((16, 16), Image.BICUBIC)).astype(int)
     expected = Upscaler(weights)(small.astype(np.uint8)[None])[0].astype(int)
     enlarged = np.asarray(Image.open(made[2]))

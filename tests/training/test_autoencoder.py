@@ -11,6 +11,7 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 from gansfp.errors import DataError, UsageError, WeightsError
+from gansfp.images.slices import Source
 from gansfp.networks.model_files import read_model, write_model
 from gansfp.simulation.generators import generate
 from gansfp.simulation.phantom import phantoms
@@ -31,23 +32,22 @@ SIZE = 32
 QUICK = Settings(batch=16, epochs=3, patience=0)
 
 
-def slices_of(uris, groups=None):
-    uris = tuple(map(str, uris))
-    return LabelledSlices.unlabelled(uris, groups or [""] * len(uris), [f"hash of {uri}" for uri in uris])
+def slices_of(sources, groups=None):
+    return LabelledSlices.unlabelled(sources, groups or [""] * len(sources), [f"hash of {uri}" for uri, *_ in sources])
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
-    """{generator: URIs of 60 slices} of two generators with training slices of their own."""
+    """{generator: 60 slices} of two generators with training slices of their own."""
     folder = tmp_path_factory.mktemp("generated")
     training = phantoms(24, 1, seed=1)[0]
-    uris = {}
+    sources = {}
     for name, own in (("eigen", training[:12]), ("warp", training[12:])):
         places = [folder / f"{name}{number}.png" for number in range(60)]
         for place, picture in zip(places, generate(name, own, 60, seed=2), strict=True):
             Image.fromarray(picture).save(place)
-        uris[name] = [str(place) for place in places]
-    return uris
+        sources[name] = [Source(str(place)) for place in places]
+    return sources
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,17 @@ def trained(generated, tmp_path_factory):
 def mixed(generated, tmp_path):
     """Ten slices with their labels; the fifth is not a picture."""
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    uris = [*generated["eigen"][50:54], str(tmp_path / "bad.png"), *generated["warp"][50:55]]
-    return uris, np.array([1, 1, 0, 1, 1, 0, 0, -1, 0, 1])
+    sources = [*generated["eigen"][50:54], Source(str(tmp_path / "bad.png")), *generated["warp"][50:55]]
+    return sources, np.array([1, 1, 0, 1, 1, 0, 0, -1, 0, 1])
 
 
-def all_at_once(folder, uris):
+def all_at_once(folder, sources):
     """(n, SIZE, SIZE) float64 error images of slices that can be read, by plain code."""
     network = Autoencoder(SIZE)
     network.load_state_dict(read_model(folder)[1])
-    pixels = np.stack([np.asarray(Image.open(uri)) for uri in uris]).astype(np.float64) / 255
+    pixels = np.stack([np.asarray(Image.open(uri)) for uri, *_ in sources]).astype(np.float64) / 255
     parts = 256 // SIZE
-    inputs = pixels.reshape(len(uris), SIZE, parts, SIZE, parts).mean((2, 4))
+    inputs = pixels.reshape(len(sources), SIZE, parts, SIZE, parts).mean((2, 4))
     with torch.no_grad():
         outputs = network.double()(torch.from_numpy(inputs)[:, None])[:, 0].numpy()
     return (inputs - outputs) ** 2
@@ -80,16 +80,16 @@ def all_at_once(folder, uris):
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_batches_equal_all_at_once(trained, mixed, batch, caplog):
-    uris, labels = mixed
+    sources, labels = mixed
     readable = [row for row in range(10) if row != 4]
-    images = all_at_once(trained, [uris[row] for row in readable])
-    mean_errors = errors(trained, uris, batch=batch)
+    images = all_at_once(trained, [sources[row] for row in readable])
+    mean_errors = errors(trained, sources, batch=batch)
     assert np.isnan(mean_errors[4])
     np.testing.assert_allclose(mean_errors[readable], images.mean((1, 2)), rtol=1e-4)
     assert "1 of 10 slices cannot be read and get no error, such as " in caplog.text
-    assert uris[4] in caplog.text
+    assert sources[4].uri in caplog.text
 
-    means = mean_error_images(trained, uris, labels, batch=batch)
+    means = mean_error_images(trained, sources, labels, batch=batch)
     used, not_used = (images[labels[readable] == label].mean(0) for label in (1, 0))
     assert means.used.dtype == np.float64
     np.testing.assert_allclose(means.used, used, rtol=1e-3, atol=1e-7)
@@ -97,7 +97,7 @@ def test_batches_equal_all_at_once(trained, mixed, batch, caplog):
     values = np.concatenate([used, not_used])
     assert means.data_range == pytest.approx(values.max() - values.min(), rel=1e-3)
 
-    similarity = similarities(trained, uris, means, batch=batch)
+    similarity = similarities(trained, sources, means, batch=batch)
     span = values.max() - values.min()
     expected = [[structural_similarity(image, mean, data_range=span) for mean in (used, not_used)] for image in images]
     assert np.isnan(similarity[4]).all()
@@ -194,8 +194,8 @@ def test_resumes_after_an_interruption(generated, trained, tmp_path):
 
 def test_a_slice_that_cannot_be_read_is_left_out(generated, tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    uris = [*generated["eigen"][:9], str(tmp_path / "bad.png")]
-    training = AutoencoderTraining(slices_of(uris), SIZE, Settings(batch=16, epochs=1, patience=0))
+    sources = [*generated["eigen"][:9], Source(str(tmp_path / "bad.png"))]
+    training = AutoencoderTraining(slices_of(sources), SIZE, Settings(batch=16, epochs=1, patience=0))
     assert sum(training.run(str(tmp_path / "model")).examples) == 9
     assert str(tmp_path / "bad.png") in caplog.text
 
@@ -231,7 +231,7 @@ def test_bad_arguments(generated):
         AutoencoderTraining(slices_of(generated["eigen"]), 48)
     with pytest.raises(DataError, match="got 1 generated slices, expected two or more"):
         AutoencoderTraining(slices_of(generated["eigen"][:1]))
-    large = LabelledSlices.unlabelled(("a", "b"), ("", ""), ("1", "2"), 896)
+    large = LabelledSlices.unlabelled((Source("a"), Source("b")), ("", ""), ("1", "2"), 896)
     with pytest.raises(UsageError, match="got slices of 896 pixels a side"):
         AutoencoderTraining(large)
 

@@ -15,7 +15,7 @@ from gansfp.embedding.embedder import Embedder, load_all_weights
 from gansfp.embedding.preparation import preparation
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.images.lungs import threshold_mask
-from gansfp.images.slices import load
+from gansfp.images.slices import Source, load
 from gansfp.networks.model_files import read_model
 from gansfp.networks.weights import Weights, load_weights
 from gansfp.simulation.challenge import SimulationConfig, simulate
@@ -73,7 +73,7 @@ def test_learns_classes_that_are_easy_to_distinguish(catalog, tmp_path, target):
 def test_a_trained_network_is_a_backbone_and_equals_timms_forward(trained, few):
     folder, record = trained
     name = f"resnet10t@{folder}"
-    pixels = np.stack([load(uri).pixels for uri in few.uris[:5]])
+    pixels = np.stack([load(source).pixels for source in few.sources[:5]])
     masks = np.stack([threshold_mask(slice_) for slice_ in pixels])
     weights = load_all_weights([name], None)
     (loaded,) = weights.values()
@@ -98,7 +98,7 @@ def test_a_trained_network_is_a_backbone_and_equals_timms_forward(trained, few):
 def test_a_vision_transformer_continues_at_another_size(few, tmp_path):
     training = ClassifierTraining("test_vit", (Stage("one", few, settings=QUICK),), size=64)
     training.run(str(tmp_path / "vit"), "cpu")
-    pixels = np.stack([load(uri).pixels for uri in few.uris[:2]])
+    pixels = np.stack([load(source).pixels for source in few.sources[:2]])
     names = [f"test_vit@{tmp_path}/vit", f"test_vit:96@{tmp_path}/vit"]
     pairs = [(name, "full") for name in names]
     found = Embedder(pairs, load_all_weights(names, None))(pixels, np.zeros(pixels.shape, bool))
@@ -275,8 +275,8 @@ def test_the_published_head_and_copies(few, tmp_path):
 def test_predictions_of_unreadable_files_are_nan(trained, few, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"not an image")
     slices = few.take([0, 1, 2])
-    uris = (slices.uris[0], str(tmp_path / "bad.png"), slices.uris[2])
-    probabilities = predict(trained[0], LabelledSlices.unlabelled(uris, slices.groups, slices.sha256), "cpu")
+    sources = (slices.sources[0], Source(str(tmp_path / "bad.png")), slices.sources[2])
+    probabilities = predict(trained[0], LabelledSlices.unlabelled(sources, slices.groups, slices.sha256), "cpu")
     assert np.isnan(probabilities).all(1).tolist() == [False, True, False]
 
 

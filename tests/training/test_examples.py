@@ -11,6 +11,7 @@ from PIL import Image
 from gansfp.errors import DataError
 from gansfp.images.augmentation import Augmentation
 from gansfp.images.lungs import threshold_mask
+from gansfp.images.slices import Source
 from gansfp.simulation.phantom import phantoms
 from gansfp.training import examples
 from gansfp.training.examples import LabelledSlices, SliceExamples, masker_of, read_blocks, split_by_group
@@ -30,7 +31,9 @@ def slices(tmp_path, pixels):
         Image.fromarray(slice_).save(tmp_path / f"{row}.png")
         uris.append(str(tmp_path / f"{row}.png"))
     labels, groups = tuple(row % 2 for row in range(8)), tuple(f"p{row // 2}" for row in range(8))
-    return LabelledSlices(tuple(uris), labels, groups, tuple(f"h{row}" for row in range(8)), ("real", "generated"))
+    return LabelledSlices(
+        tuple(map(Source, uris)), labels, groups, tuple(f"h{row}" for row in range(8)), ("real", "generated")
+    )
 
 
 def test_items_are_slices_masks_and_labels(slices, pixels):
@@ -104,7 +107,7 @@ def test_pictures_of_another_side(tmp_path):
     Image.fromarray(large[:48, :48]).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     uris = tuple(str(tmp_path / f"{name}.png") for name in "abc")
-    slice_examples = SliceExamples(LabelledSlices(uris, (0, 1, 1), uris, uris, ("x", "y"), side=96))
+    slice_examples = SliceExamples(LabelledSlices(tuple(map(Source, uris)), (0, 1, 1), uris, uris, ("x", "y"), side=96))
     assert len(slice_examples) == 2
     np.testing.assert_array_equal(slice_examples.item(0, 0)["pixels"], large)
     expected = np.array(Image.fromarray(large[:48, :48]).resize((96, 96), Image.Resampling.BICUBIC))
@@ -112,20 +115,20 @@ def test_pictures_of_another_side(tmp_path):
 
 
 def test_slices_without_labels():
-    slices = LabelledSlices.unlabelled(["a", "b"], ["g", "h"], ["1", "2"], 896)
-    assert slices == LabelledSlices(("a", "b"), (-1, -1), ("g", "h"), ("1", "2"), (), 896)
+    slices = LabelledSlices.unlabelled([Source("a"), Source("b")], ["g", "h"], ["1", "2"], 896)
+    assert slices == LabelledSlices((Source("a"), Source("b")), (-1, -1), ("g", "h"), ("1", "2"), (), 896)
     assert LabelledSlices.unlabelled([], [], []).side == 256
 
 
 def test_columns_that_do_not_fit():
     with pytest.raises(DataError, match=r"got \[1, 2, 1, 1\]"):
-        LabelledSlices(("a",), (0, 1), ("g",), ("h",), ("x", "y"))
+        LabelledSlices((Source("a"),), (0, 1), ("g",), ("h",), ("x", "y"))
     with pytest.raises(DataError, match=r"got labels \{2\}, expected 0 to 1"):
-        LabelledSlices(("a",), (2,), ("g",), ("h",), ("x", "y"))
+        LabelledSlices((Source("a"),), (2,), ("g",), ("h",), ("x", "y"))
 
 
 def test_digest_follows_content_labels_and_groups_and_not_the_place(slices):
-    moved = LabelledSlices(tuple(f"/b{uri}" for uri in slices.uris), *[*vars(slices).values()][1:])
+    moved = LabelledSlices(tuple(Source(f"/b{source.uri}") for source in slices.sources), *[*vars(slices).values()][1:])
     assert moved.digest() == slices.digest()
     others = [slices.take(range(7)), slices.relabelled([0] * 8, slices.classes), slices.take([1, 0, *range(2, 8)])]
     assert len({other.digest() for other in (*others, slices)}) == 4

@@ -45,7 +45,9 @@ def test_targets(catalog, target, classes, counts):
     assert slices.classes == classes
     assert tuple(slices.counts().values()) == counts
     rows = {row["uri"]: row for row in catalog.table.to_pylist()}
-    for uri, label, group, sha256 in zip(slices.uris, slices.labels, slices.groups, slices.sha256, strict=True):
+    for (uri, *_), label, group, sha256 in zip(
+        slices.sources, slices.labels, slices.groups, slices.sha256, strict=True
+    ):
         row = rows[uri]
         assert row["split"] == "train"
         name = row["generator"] or {"used": "real", "not_used": "real"}.get(row["role"], row["role"])
@@ -59,7 +61,7 @@ def test_unknown_slices_have_no_labels(catalog):
     assert set(slices.labels) == {-1}
     assert slices.classes == ()
     unknown = catalog.select(task="membership", set="warp", split="test", role="unknown")
-    assert set(slices.uris) == set(unknown.column("uri").tolist())
+    assert set(slices.sources) == set(unknown.sources())
 
 
 def without(catalog, role):
@@ -102,7 +104,7 @@ def folders(tmp_path):
 def test_folders(folders):
     slices = labelled_folders(str(folders))
     assert slices.classes == ("authentic", "tampered")
-    names = [uri[len(str(folders)) + 1 :] for uri in slices.uris]
+    names = [source.uri[len(str(folders)) + 1 :] for source in slices.sources]
     assert names == ["authentic/a.png", "authentic/more/b.png", "tampered/a.jpg", "tampered/c.PNG"]
     assert slices.labels == (0, 0, 1, 1)
     assert len(set(slices.groups)) == len(set(slices.sha256)) == 4

@@ -1,0 +1,201 @@
+"""Says how the numbers of each file become grey levels: by one rule for all files of a class.
+
+The files of a class come from one tool, so that their numbers mean the same. What differs between the used and the
+not-used slices is reported: a membership score could rest on it.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gansfp.collection.contents import Content
+from gansfp.collection.layout import Purpose
+from gansfp.images.grey_levels import AUTO, FEW_LEVELS, SIXTEEN_BITS, WINDOW_CENTRE, WINDOW_WIDTH, Choice, choose_rule
+from gansfp.images.image_file import GREY, HU, UNKNOWN
+
+READ_AS = (AUTO, *SIXTEEN_BITS)  # the values of --sixteen-bit
+_NAMED = 3  # images that a note names
+_CHANGED = 1  # raise it when a reading changes its grey levels: embeddings of before are then computed again
+
+
+class Reading(NamedTuple):
+    """How a file is read.
+
+    name: for the catalog and the log, such as "DICOM HU" or "PNG 16-bit full"; "" for a file that is not read. rule:
+    for slices.Source. error: why the file is not read although its header can be read.
+    """
+
+    name: str
+    rule: str = AUTO
+    error: str = ""
+
+
+def choose_readings(
+    purposes: Sequence[Purpose], contents: Sequence[Content], sixteen_bit: str = AUTO
+) -> tuple[list[Reading], list[str]]:
+    """Returns how each file is read, and notes: which rule each class of 16-bit files has, and how sure it is.
+
+    sixteen_bit: of READ_AS; a rule is taken for all files that do not tell what their numbers are.
+    """
+    undecided: dict[Purpose, list[Content]] = defaultdict(list)
+    for purpose, content in zip(purposes, contents, strict=True):
+        if content.status == "ok" and content.scale == UNKNOWN and not content.unknown_because:
+            undecided[purpose].append(content)
+    choices: dict[Purpose, Choice] = {}
+    notes = []
+    for purpose, files in undecided.items():
+        if sixteen_bit == AUTO:
+            choices[purpose] = choose_rule([file.evidence for file in files if file.evidence])
+        else:
+            choices[purpose] = Choice(sixteen_bit, "by --sixteen-bit")
+        choice = choices[purpose]
+        taken = f"are read as {choice.rule}" if choice.rule else "are not read"
+        notes.append(f"16 bits: the {len(files)} files of {describe(purpose)} {taken} ({choice.why})")
+    readings = [
+        _reading(content, choices.get(purpose), sixteen_bit)
+        for purpose, content in zip(purposes, contents, strict=True)
+    ]
+    return readings, notes
+
+
+def _reading(content: Content, choice: Choice | None, sixteen_bit: str) -> Reading:
+    if content.status != "ok":
+        return Reading("")
+    turned = ", turned" if content.turned else ""
+    if content.scale == GREY:
+        return Reading(f"{content.format} grey{turned}")
+    if content.scale == HU:
+        # Compressed numbers may turn out not to be HU when they are decoded; then the rule says what they are.
+        return Reading(f"{content.format} HU{turned}", sixteen_bit)
+    if content.unknown_because and sixteen_bit == AUTO:
+        return Reading("", "", f"{content.unknown_because}; say what the numbers are with --sixteen-bit")
+    rule = choice.rule if choice else sixteen_bit
+    if not rule:
+        evidence = content.evidence
+        span = f" from {evidence.low:g} to {evidence.high:g}" if evidence else ""
+        return Reading("", "", f"numbers{span} of unknown meaning; say what they are with --sixteen-bit")
+    return Reading(f"{content.format} 16-bit {rule}{turned}", rule)
+
+
+def content_hash(content: Content, frame: int, reading: Reading) -> str:
+    """Returns a hash of the grey levels of a slice, "" for a file that cannot be read.
+
+    It is the file's sha256 where the file alone decides about the grey levels, so that an embedding stays valid when
+    the file moves. Otherwise it also covers the frame and the reading.
+    """
+    if not content.sha256 or (content.scale == GREY and not frame and not content.turned and content.format != "DICOM"):
+        return content.sha256
+    return hashlib.sha256(f"{content.sha256} {frame} {reading.name} {reading.rule} {_CHANGED}".encode()).hexdigest()
+
+
+def describe(purpose: Purpose) -> str:
+    """Returns a class in words, such as "membership/a/train/used"."""
+    parts = (purpose.task, purpose.set, purpose.split, purpose.generator or purpose.role)
+    return "/".join(part for part in parts if part)
+
+
+class ReadingCount(NamedTuple):
+    """A line of the table of how files were read. names: the first image ids."""
+
+    reading: str
+    slices: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.slices > len(self.names) else ""
+        return f"{self.reading}: {self.slices:,} slices ({', '.join(self.names)}{more})"
+
+
+def count_readings(readings: Sequence[str], ids: Sequence[str]) -> list[ReadingCount]:
+    """Returns how many slices were read in each way, the most frequent first."""
+    ids_of: dict[str, list[str]] = defaultdict(list)
+    for reading, image_id in zip(readings, ids, strict=True):
+        ids_of[reading or "not read"].append(image_id)
+    lines = [ReadingCount(reading, len(names), tuple(names[:_NAMED])) for reading, names in ids_of.items()]
+    return sorted(lines, key=lambda line: (-line.slices, line.reading))
+
+
+def note_lost_levels(contents: Sequence[Content], readings: Sequence[Reading], ids: Sequence[str]) -> list[str]:
+    """Returns a note about slices that keep fewer than 32 of their grey levels."""
+    poor = [
+        image_id
+        for content, reading, image_id in zip(contents, readings, ids, strict=True)
+        if reading.name and _loses_levels(content, reading)
+    ]
+    if not poor:
+        return []
+    return [f"{len(poor)} slices keep fewer than {FEW_LEVELS} grey levels of more, such as {', '.join(poor[:_NAMED])}"]
+
+
+def _loses_levels(content: Content, reading: Reading) -> bool:
+    evidence = content.evidence
+    if evidence is None or evidence.blank:
+        return False
+    if content.scale == HU:  # how much of the window the numbers cover
+        black, white = WINDOW_CENTRE - WINDOW_WIDTH / 2, WINDOW_CENTRE + WINDOW_WIDTH / 2
+        covered = min(evidence.high, white) - max(evidence.low, black)
+        return evidence.high - evidence.low >= FEW_LEVELS > covered * 255 / WINDOW_WIDTH
+    return reading.rule in evidence.poor
+
+
+_LEAST_DIFFERENCE = 0.1  # of the shares that a value has among the used and among the not-used slices
+_CUT_SHARE = 0.5  # of slices with the same lowest or highest number: the numbers were cut off there
+
+
+def find_differences(rows: Sequence[tuple[Purpose, Content, Reading]]) -> list[str]:
+    """Returns one line for each property of the files in which used and not-used slices of a set differ.
+
+    Only readable slices count. A property is the reading, the format, the kind of pixels, the size, the bits, and the
+    numbers at which values were cut off.
+    """
+    labelled: dict[str, dict[str, list[tuple[Content, Reading]]]] = defaultdict(lambda: {"used": [], "not_used": []})
+    for purpose, content, reading in rows:
+        if reading.name and purpose.role in ("used", "not_used"):
+            labelled[purpose.set][purpose.role].append((content, reading))
+    lines = []
+    for name, classes in sorted(labelled.items()):
+        if not classes["used"] or not classes["not_used"]:
+            continue
+        properties = {role: [_properties(*file) for file in files] for role, files in classes.items()}
+        for what in properties["used"][0]:
+            used, not_used = (Counter(values[what] for values in properties[role]) for role in ("used", "not_used"))
+            if what in ("lowest number", "highest number"):
+                used, not_used = _cuts(used), _cuts(not_used)
+            line = _difference(what, used, not_used)
+            if line:
+                lines.append(f"set {name}: {line}; a membership score could rest on it")
+    return lines
+
+
+def _properties(content: Content, reading: Reading) -> dict[str, str]:
+    evidence = content.evidence
+    return {
+        "reading": reading.name,
+        "format": content.format,
+        "kind of pixels": content.mode,
+        "size": f"{content.width}x{content.height}",
+        "bits": str(content.bits),
+        "lowest number": f"{evidence.low:g}" if evidence else "",
+        "highest number": f"{evidence.high:g}" if evidence else "",
+    }
+
+
+def _cuts(values: "Counter[str]") -> "Counter[str]":
+    """Joins the numbers that only few slices have: they come from the patient, not from a tool."""
+    total, joined = sum(values.values()), Counter[str]()
+    for value, count in values.items():
+        joined[value if count >= _CUT_SHARE * total else "various numbers"] += count
+    return joined
+
+
+def _difference(what: str, used: "Counter[str]", not_used: "Counter[str]") -> str:
+    """Returns a line about the value whose shares differ most, "" where no value's shares differ by a tenth."""
+    shares = {
+        value: (used[value] / sum(used.values()), not_used[value] / sum(not_used.values()))
+        for value in sorted(used | not_used)
+    }
+    value, (in_used, in_not_used) = max(shares.items(), key=lambda item: abs(item[1][0] - item[1][1]))
+    if abs(in_used - in_not_used) < _LEAST_DIFFERENCE:
+        return ""
+    return f"{in_used:.0%} of the used and {in_not_used:.0%} of the not-used slices have the {what} {value}"
