@@ -29,8 +29,9 @@ from gansfp import store
 from gansfp.images.dicom import open_dicom
 from gansfp.images.grey_levels import AUTO, Evidence, evidence, evidence_of_range, to_grey
 from gansfp.images.image_file import GREY, HU, ImageFile, MissingPackageError, NoSliceError, Numbers
+from gansfp.images.jpeg import open_jpeg
 from gansfp.images.nifti import is_nifti, open_nifti
-from gansfp.images.pillow_files import open_jpeg, open_png
+from gansfp.images.png import open_png
 from gansfp.images.tiff import open_tiff
 
 SIDE = 256
