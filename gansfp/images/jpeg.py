@@ -4,7 +4,7 @@ import io
 
 from PIL import JpegImagePlugin
 
-from gansfp.images.image_file import GREY, ImageFile, NoSliceError
+from gansfp.images.image_file import GREY, ImageFile, NoSliceError, Numbers
 from gansfp.images.pillow_files import SWAPPING, numbers_of, orientation_of, turned
 
 _SCAN = 0xDA  # the marker that ends the header
@@ -30,6 +30,14 @@ def open_jpeg(data: bytes) -> ImageFile:
     """Opens a JPEG file. Raises NoSliceError, or what Pillow raises on a bad file."""
     data, exif = _without_side_matter(data)
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    opened = [image]
+
+    def numbers(frame: int) -> Numbers:
+        # Pillow decodes an image once: after an exception it would return what is half decoded.
+        return turned(
+            numbers_of(opened.pop() if opened else JpegImagePlugin.JpegImageFile(io.BytesIO(data))), orientation
+        )
+
     orientation = orientation_of(exif) if exif else 1
     width, height = image.size[::-1] if orientation in SWAPPING else image.size
     return ImageFile(
@@ -39,7 +47,7 @@ def open_jpeg(data: bytes) -> ImageFile:
         height,
         8,
         GREY,
-        lambda frame: turned(numbers_of(image), orientation),
+        numbers,
         turned=orientation != 1,
     )
 

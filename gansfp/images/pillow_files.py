@@ -28,7 +28,7 @@ def orientation_of(exif: bytes) -> int:
         orientation = tags.get(ExifTags.Base.Orientation)
     except Exception:  # bad EXIF makes Pillow raise any exception, and the pixels may be good
         return 1
-    return orientation if orientation in _TURNS else 1
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
 def turned(numbers: Numbers, orientation: int) -> Numbers:

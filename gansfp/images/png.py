@@ -32,6 +32,7 @@ def open_png(data: bytes) -> ImageFile:
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     if data[12:16] != b"IHDR":
         raise NoSliceError("a PNG file that does not start with its header")
+    opened = [image]
     bits = 16 if data[24] == 16 else 8
     orientation = orientation_of(side[b"eXIf"]) if b"eXIf" in side else 1
 
@@ -39,7 +40,9 @@ def open_png(data: bytes) -> ImageFile:
         # Pillow decodes a file without a complaint where only its end is missing.
         if _END not in data[-4096:] and _END not in data:
             raise NoSliceError("truncated: a PNG file without its end")
-        return turned(_numbers(data, image, side.get(b"tRNS", b"")), orientation)
+        # Pillow decodes an image once: after an exception it would return what is half decoded.
+        picture = opened.pop() if opened else PngImagePlugin.PngImageFile(io.BytesIO(data))
+        return turned(_numbers(data, picture, side.get(b"tRNS", b"")), orientation)
 
     width, height = image.size[::-1] if orientation in SWAPPING else image.size
     scale = UNKNOWN if bits == 16 else GREY
