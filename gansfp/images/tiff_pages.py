@@ -109,8 +109,7 @@ def _read_page(data: bytes, order: str, big: bool, position: int) -> tuple[Page,
             (values,) = struct.unpack_from(order + ("Q" if big else "I"), data, values)
         entries[tag] = kind, n, values
         position += entry.size + room
-    pointer = struct.Struct(order + ("Q" if big else "I"))
-    following = pointer.unpack_from(data, position)[0] if position + pointer.size <= len(data) else 0
+    (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, position)
     return Page(data, order, entries), following
 
 
