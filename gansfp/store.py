@@ -4,6 +4,7 @@ All other files pass strings: an absolute local path, or a URI that pyarrow's fi
 (`s3://bucket/data?region=eu-west-1`). The names of keys inside a URI are percent-encoded, as pyarrow expects.
 """
 
+import codecs
 import csv
 import errno
 import io
@@ -28,6 +29,7 @@ UNFINISHED_FOR = 3600.0  # seconds in which any file is written; an older unfini
 
 _UNFINISHED = re.compile(TEMPORARY + r"(probe-)?[0-9a-f]{12}")
 _LOCAL = fs.LocalFileSystem()
+_SEPARATORS = ((";", "semicolons"), ("\t", "tabs"))  # that tables have where they should have commas
 _UNPICKLES = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"  # with it, Ray may run code in a Parquet file on opening
 
 
@@ -256,21 +258,41 @@ def _is_plain(column: pa.DataType) -> bool:
 def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
     """Returns the columns of a CSV file with a header line, as stripped strings: {column: values}.
 
-    Raises DataError for a file that is not UTF-8 text, a missing column of `needed`, and a row of another length.
+    Rows without any value are left out. Raises DataError for a file that is not UTF-8 text, a missing column of
+    `needed`, a column that is there twice, and a row of another length.
     """
     try:
-        rows = csv.reader(io.StringIO(read_bytes(uri).decode("utf-8-sig"), newline=""), strict=True)
-        lines = [[value.strip() for value in line] for line in rows if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = read_bytes(uri)
+        rows = csv.reader(io.StringIO(decode_text(content), newline=""), strict=True)
+        lines = [stripped for line in rows if any(stripped := [value.strip() for value in line])]
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{uri}: cannot be read as a CSV file ({one_line(error)})") from error
     header = lines[0] if lines else []
     for column in needed:
         if column not in header:
-            raise DataError(f"{uri}: no column {column!r}, its first line is {','.join(header)!r}")
+            joined = ",".join(header)
+            hint = next((f"; it has {name}, save it with commas" for mark, name in _SEPARATORS if mark in joined), "")
+            raise DataError(f"{uri}: no column {column!r}, its first line is {joined!r}{hint}")
+    for column in header:
+        if column and header.count(column) > 1:
+            raise DataError(f"{uri}: has the column {column!r} twice, expected it once; remove one")
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(header):
             raise DataError(f"{uri}: row {number} has {len(line)} values, expected {len(header)}: {','.join(line)!r}")
     return {column: [line[index] for line in lines[1:]] for index, column in enumerate(header)}
+
+
+def decode_text(content: bytes) -> str:
+    """Returns a text file's content, which is UTF-8, with or without a byte-order mark.
+
+    Raises ValueError for another encoding, with the encoding that it seems to have and what to do.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:100]
+        encoding = "UTF-16" if utf_16 else "an encoding of one byte a character, such as Latin-1"
+        raise ValueError(f"its text is not UTF-8 but seems to be {encoding}; save it as UTF-8") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -6,35 +6,41 @@ The folder layout. Every folder is optional, but DATA must have one of them; a c
     membership/<set>/test/{generated,unknown}/            or real_unknown
     attribution/train/<generator>/
     attribution/test/                                     or below it unknown/, generated_unknown/
+
+These folders may also lie in a folder of DATA. Without them, the folders of a challenge are read as they were unpacked,
+see official.py.
 """
 
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
 from pyarrow import fs
 
 from gansfp import store
+from gansfp.collection.class_images import images_in
+from gansfp.collection.image import Image, Purpose
+from gansfp.collection.listing import Entry, is_image_name, list_below, recognise_images, sub_folders
+from gansfp.collection.names import fits_csv, is_utf8, key, shown
+from gansfp.collection.official import (
+    DEEPEST,
+    class_folder_of,
+    places_of_identification,
+    purposes_of,
+)
+from gansfp.collection.table import find_table, images_of_table
 from gansfp.errors import DataError
 from gansfp.images.slices import ENDINGS
 
 EXPECTED = (
     "membership/<set>/train/{generated,used,not_used}, membership/<set>/test/{generated,unknown}, "
-    "attribution/train/<generator>, attribution/test, or a table catalog.parquet or catalog.csv"
+    "attribution/train/<generator>, attribution/test, or a table catalog.parquet or catalog.csv; or the folders of a "
+    "challenge beside each other, such as generated_1, real_used_1, real_not_used_1, or generated_1, real_unknown_1"
 )
-ROLES = {
-    ("membership", "train"): ("generated", "used", "not_used"),
-    ("membership", "test"): ("generated", "unknown"),
-    ("attribution", "train"): ("generated",),
-    ("attribution", "test"): ("unknown",),
-}
-NEEDED = ("image_id", "uri", "task", "split", "role")  # columns of a table; also `set` if it has membership rows
 
-_COLUMNS = ("image_id", "uri", "task", "set", "split", "role", "generator", "group")
+_TASKS = ("membership", "attribution")
 _FOLDERS = {  # split -> folder -> role
     "train": {
         "generated": "generated",
@@ -45,74 +51,135 @@ _FOLDERS = {  # split -> folder -> role
     },
     "test": {"generated": "generated", "unknown": "unknown", "real_unknown": "unknown"},
 }
-_UNREPORTED = ("truth.csv",)  # files that belong into the layout and that no note mentions
+_DEPTH = 4  # folders from a task's folder to the deepest class folder
+_UNREPORTED = ("truth.csv", "groups.csv")  # files that belong into the layout and that no note mentions
+_SHOWN = 5  # folders that a message names
+_OPENED = 1000  # files without a known ending that are opened to say what DATA holds
 
 
-class Purpose(NamedTuple):
-    """What an image is there for."""
+class ClassCount(NamedTuple):
+    """A class folder of DATA, or the rows of one purpose in its table; what it was taken for; its files."""
 
-    task: str  # "membership" or "attribution"
-    set: str  # "" for attribution
-    split: str  # "train" or "test"
-    role: str  # "generated", "used", "not_used" or "unknown"
-    generator: str  # of attribution's training slices, else ""
-
-
-class Image(NamedTuple):
-    """One image file of DATA, not yet opened."""
-
-    image_id: str
-    name: str
-    uri: str
+    folder: str
     purpose: Purpose
-    group: str
-    bytes: int  # -1: there is no such file
-    mtime: int  # nanoseconds, 0 where the store does not tell
-
-
-class _Listed(NamedTuple):
-    """An image file in a folder of the layout, before it has an image_id."""
-
-    path: str  # below DATA
-    purpose: Purpose
-    info: fs.FileInfo
+    files: int
 
 
 def find_images(data: str, allow_outside: bool = False) -> tuple[list[Image], list[str]]:
     """Returns every image of DATA, sorted by image_id, and notes about files that were ignored.
 
     Symbolic links in folders are followed, wherever they lead: whoever put DATA together made them. A note reports
-    links that leave DATA. A table may come from somebody else: its uris are taken literally, `..` included, and must
-    stay below DATA.
+    links that leave DATA, and links that would read a folder twice. A table may come from somebody else: its uris are
+    taken literally, `..` included, and must stay below DATA.
 
     Raises DataError where DATA is missing or has no images, where a class folder has no images, where two images have
-    the same id, where a table lacks a column, has an unknown value or (unless `allow_outside`) a uri outside DATA, and
-    where a test slice has a name that a CSV file cannot hold.
+    the same id, where a name is not UTF-8, where it is not clear what a folder is, where a table lacks a column, has
+    an unknown value or (unless `allow_outside`) a uri outside DATA, and where a test slice has a name that a CSV file
+    cannot hold.
     """
     _check_folder(data)
-    tables = [uri for name in ("catalog.parquet", "catalog.csv") if store.exists(uri := store.join(data, name))]
-    if len(tables) > 1:
-        raise DataError(f"{data}: holds both catalog.parquet and catalog.csv, expected one of them; remove the other")
+    table = find_table(data)
     try:
-        images, notes = _from_table(tables[0], data, allow_outside) if tables else _from_folders(data)
+        images, notes = images_of_table(table, data, allow_outside) if table else _images_of_folders(data)
     except OSError as error:
         raise DataError(f"{data}: cannot be read ({store.one_line(error)})") from error
     if not images:
-        raise DataError(
-            f"no images found in {tables[0] if tables else data}, expected {EXPECTED}, with {' '.join(ENDINGS)}"
-        )
+        raise DataError(f"no images found in {table or data}, expected {EXPECTED}, with {' '.join(ENDINGS)}")
     if not allow_outside:
         notes += _notes_of_links(data, images)
     images.sort(key=lambda image: image.image_id)
-    for image, following in pairwise(images):
-        if image.image_id == following.image_id:
-            raise DataError(f"{data}: two images have the image_id {image.image_id!r}: {image.uri} and {following.uri}")
-    for image in images:
-        if image.purpose.role == "unknown" and set(",\r\n") & set(image.image_id + image.name):
-            raise DataError(
-                f"got {image.uri!r}, expected a name without comma or line break, which results cannot hold; rename it"
-            )
+    _check_ids(data, images)
     return images, notes
+
+
+def describe_layout(images: Sequence[Image]) -> list[ClassCount]:
+    """Returns what each class folder was taken for, sorted by folder."""
+    counts = Counter((image.folder, image.purpose) for image in images)
+    return [ClassCount(folder, purpose, count) for (folder, purpose), count in sorted(counts.items())]
+
+
+def collection_folder(data: str) -> str:
+    """Returns the folder with the folders `membership` or `attribution`: DATA, or the one below it that has them.
+
+    It is DATA where no folder has them, and where DATA has a table. Raises DataError where several folders have them,
+    and where a folder cannot be listed.
+    """
+    if find_table(data):
+        return data
+    try:
+        return _find_collection(data)
+    except OSError as error:
+        raise DataError(f"{data}: cannot be read ({store.one_line(error)})") from error
+
+
+def _find_collection(data: str) -> str:
+    names = sub_folders(data)
+    if set(_TASKS) & set(names):
+        return data
+    level = names
+    for _ in range(DEEPEST):
+        level = [folder for folder in level if not _is_class(posixpath.basename(folder))]
+        found = {_real(data, folder): folder for folder in level if _has_layout(store.join(data, folder))}
+        if len(found) > 1:
+            first, second, *_ = sorted(found.values())
+            raise DataError(f"{data}: found two collections, {first} and {second}, expected one; name it with --data")
+        if found:
+            return store.join(data, *found.values())
+        level = [f"{folder}/{name}" for folder in level for name in sub_folders(store.join(data, folder))]
+    return data
+
+
+def _is_class(name: str) -> bool:
+    return class_folder_of([name]) is not None
+
+
+def _real(data: str, folder: str) -> str:
+    """Returns a folder's place without symbolic links."""
+    place = store.join(data, folder)
+    return place if store.is_remote(place) else os.path.realpath(place)
+
+
+def _has_layout(folder: str) -> bool:
+    """Returns True for a folder with the outer folders of the layout."""
+    splits = {"train", "test"}
+    names = sub_folders(folder)
+    if "attribution" in names and splits & set(sub_folders(store.join(folder, "attribution"))):
+        return True
+    sets = store.join(folder, "membership")
+    return "membership" in names and any(
+        splits & set(sub_folders(store.join(sets, name))) for name in sub_folders(sets)
+    )
+
+
+def _check_folder(data: str) -> None:
+    """Raises DataError unless DATA is a folder."""
+    if not is_utf8(data):
+        raise DataError(f"{shown(data)}: the path is not UTF-8, expected another name; rename the folder")
+    file_system, path = store.open_store(data)
+    try:
+        kind = file_system.get_file_info(path).type
+    except OSError as error:
+        raise DataError(f"{data}: cannot be read ({store.one_line(error)})") from error
+    if kind == fs.FileType.NotFound:
+        raise DataError(f"{data}: the data folder does not exist")
+    if kind != fs.FileType.Directory:
+        raise DataError(f"{data}: the data folder is not a folder")
+
+
+def _check_ids(data: str, images: Sequence[Image]) -> None:
+    """Raises DataError where two images have the same id, and where a CSV file cannot hold the id of a test slice."""
+    first_of_id: dict[str, Image] = {}
+    for image in images:
+        first = first_of_id.setdefault(key(image.image_id), image)
+        if first is not image:
+            same = first.image_id == image.image_id
+            ids = f"the image_id {image.image_id!r}" if same else f"ids that look the same, {image.image_id!a}"
+            raise DataError(f"{data}: two images have {ids}: {first.uri} and {image.uri}; rename one")
+        if image.purpose.role == "unknown" and not fits_csv(image.image_id + image.name):
+            raise DataError(
+                f"got {image.uri!r}, expected a name without comma or line break, quotation mark or control character, "
+                "which results cannot hold; rename it"
+            )
 
 
 def _notes_of_links(data: str, images: Sequence[Image]) -> list[str]:
@@ -130,71 +197,30 @@ def _notes_of_links(data: str, images: Sequence[Image]) -> list[str]:
     return [f"symbolic links lead out of {data} to {len(outside)} images, such as {min(outside)}"] if outside else []
 
 
-def _check_folder(data: str) -> None:
-    """Raises DataError unless DATA is a folder."""
-    file_system, path = store.open_store(data)
-    try:
-        kind = file_system.get_file_info(path).type
-    except OSError as error:
-        raise DataError(f"{data}: cannot be read ({store.one_line(error)})") from error
-    if kind == fs.FileType.NotFound:
-        raise DataError(f"{data}: the data folder does not exist")
-    if kind != fs.FileType.Directory:
-        raise DataError(f"{data}: the data folder is not a folder")
+def _images_of_folders(data: str) -> tuple[list[Image], list[str]]:
+    """Returns the images in folders, and notes. Raises DataError for folders that are not understood, and OSError."""
+    root = collection_folder(data)
+    listings = [list_below(root, task, _layout_class) for task in _TASKS]
+    entries = _reported(entry for listing in listings for entry in listing.entries)
+    purposes: dict[str, Purpose] = {}
+    for entry in entries:
+        names = entry.path.split("/")
+        purpose, depth = _purpose_of(names if entry.is_folder else names[:-1])
+        if purpose:
+            purposes["/".join(names[:depth])] = purpose
+    if not purposes:
+        return _images_of_challenge(data)
+    notes = [note for listing in listings for note in listing.notes]
+    challenge = [name for name in sub_folders(root) if _is_class(name)]
+    if challenge:
+        notes.append(f"ignored {len(challenge)} folders beside those of the layout, such as {challenge[0]}")
+    images, more_notes = images_in(data, root, entries, purposes, _layout_class)
+    return images, notes + more_notes
 
 
-def _from_folders(data: str) -> tuple[list[Image], list[str]]:
-    """Returns the images in the folders of the layout, and notes. Raises DataError for an empty class folder."""
-    file_system, base = store.open_store(data)
-    listed: list[_Listed] = []
-    class_sizes: dict[str, int] = {}  # class folder below DATA -> images in it
-    other_files: list[str] = []
-    outside_layout: list[str] = []
-    for task in ("membership", "attribution"):
-        for info in _walk(file_system, f"{base.rstrip('/')}/{task}"):
-            path = info.path[len(base) :].lstrip("/")
-            names = path.split("/")
-            if any(name.startswith(".") for name in names):
-                continue
-            if info.type == fs.FileType.Directory:
-                purpose, depth = _purpose_of(names)
-                if purpose and depth == len(names):
-                    class_sizes.setdefault(path, 0)
-            elif not path.lower().endswith(ENDINGS):
-                if names[-1] not in _UNREPORTED:
-                    other_files.append(path)
-            else:
-                purpose, depth = _purpose_of(names[:-1])
-                if purpose:
-                    folder = "/".join(names[:depth])
-                    class_sizes[folder] = class_sizes.get(folder, 0) + 1
-                    listed.append(_Listed(path, purpose, info))
-                else:
-                    outside_layout.append(path)
-    for folder, size in sorted(class_sizes.items()):
-        if not size:
-            raise DataError(f"no images in {store.join(data, folder)}, expected files ending in {' '.join(ENDINGS)}")
-    notes = _note_ignored(other_files, "files that are not images")
-    notes += _note_ignored(outside_layout, "images outside the layout")
-    return _named(data, listed), notes
-
-
-def _walk(file_system: fs.FileSystem, folder: str) -> Iterator[fs.FileInfo]:
-    """Yields all files and folders below a folder.
-
-    A broken link, and an empty folder with a name like an image, are yielded as files, so that they become unreadable
-    rows of the catalog instead of missing without notice.
-    """
-    infos = file_system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    parents = {posixpath.dirname(info.path) for info in infos}
-    for info in infos:
-        empty_folder = info.type == fs.FileType.Directory and info.path not in parents
-        yield fs.FileInfo(info.path) if empty_folder and info.path.lower().endswith(ENDINGS) else info
-    if isinstance(file_system, fs.LocalFileSystem):  # pyarrow's listing leaves out broken links
-        for parent, _, names in os.walk(folder):
-            for path in (os.path.join(parent, name) for name in names):
-                if os.path.islink(path) and not os.path.exists(path):
-                    yield fs.FileInfo(path)
+def _reported(entries: Iterable[Entry]) -> list[Entry]:
+    """Returns the files and folders without those tables that are read elsewhere."""
+    return [entry for entry in entries if posixpath.basename(entry.path) not in _UNREPORTED]
 
 
 def _purpose_of(folders: Sequence[str]) -> tuple[Purpose | None, int]:
@@ -210,115 +236,59 @@ def _purpose_of(folders: Sequence[str]) -> tuple[Purpose | None, int]:
     return None, 0
 
 
-def _named(data: str, listed: Sequence[_Listed]) -> list[Image]:
-    """Gives each file its image_id: the file's name without ending, or, where several files have that name, the path
-    below DATA without ending."""
-    names = [posixpath.splitext(posixpath.basename(file.path))[0] for file in listed]
-    counts = Counter(names)
-    return [
-        Image(
-            name if counts[name] == 1 else posixpath.splitext(path)[0],
-            name,
-            store.join(data, path),
-            purpose,
-            "",
-            -1 if info.size is None else info.size,
-            info.mtime_ns or 0,
-        )
-        for name, (path, purpose, info) in zip(names, listed, strict=True)
-    ]
+def _layout_class(folders: Sequence[str]) -> str | None:
+    """Returns the class folder of the layout, see listing.ClassOf."""
+    purpose, depth = _purpose_of(folders)
+    return "/".join(folders[:depth]) if purpose else None if len(folders) < _DEPTH else ""
 
 
-def _note_ignored(paths: Sequence[str], kind: str) -> list[str]:
-    return [f"ignored {len(paths)} {kind}, such as {min(paths)}"] if paths else []
+def _challenge_class(folders: Sequence[str]) -> str | None:
+    """Returns the class folder of a challenge, see listing.ClassOf."""
+    found = class_folder_of(folders)
+    return found.folder if found else None if len(folders) <= DEEPEST else ""
 
 
-def _from_table(table: str, data: str, allow_outside: bool) -> tuple[list[Image], list[str]]:
-    """Returns the images that a table names, and notes. Raises DataError for a bad row."""
-    columns = _read_table(table)
-    images: list[Image] = []
-    ignored_generators = 0
-    for image_id, value, task, set_, split, role, generator, group in zip(*columns.values(), strict=True):
-        purpose = Purpose(task, set_, split, role, generator)
-        _check_row(table, image_id, purpose)
-        if (task, split) != ("attribution", "train"):
-            # The generator of a test slice is the answer that the audit has to find.
-            ignored_generators += bool(generator) and task == "attribution"
-            purpose = purpose._replace(generator="")
-        uri = _locate(table, data, value, allow_outside)
-        name = posixpath.splitext(posixpath.basename(store.open_store(uri)[1]))[0]
-        images.append(Image(image_id, name, uri, purpose, group, -1, 0))
-    notes = [f"{table}: ignored the generators of {ignored_generators} test slices"] if ignored_generators else []
-    return _with_file_info(images), notes
+def _images_of_challenge(data: str) -> tuple[list[Image], list[str]]:
+    """Returns the images in the folders of a challenge, and notes. Raises DataError for other images, and OSError."""
+    entries, notes = list_below(data, class_of=_challenge_class)
+    entries = _reported(entries)
+    folders = {entry.path if entry.is_folder else posixpath.dirname(entry.path) for entry in entries}
+    classes = {found for folder in folders if (found := class_folder_of(folder.split("/")))}
+    paths = [entry.path for entry in entries if is_image_name(entry.path)]
+    other_places = places_of_identification(classes, paths)
+    purposes = purposes_of([found for found in classes if found.place not in other_places])
+    other_task = (
+        f"{store.join(data, min(other_places, default=''))}: its folders real and generated are task 2 of 2025 (from "
+        "which real images was a slice generated), which gansfp does not do yet"
+    )
+    if not purposes and other_places:
+        raise DataError(f"{other_task}, expected {EXPECTED}")
+    if not purposes:
+        raise _not_understood(data, entries)
+    if other_places:
+        notes.append(f"{other_task}; ignored")
+        unread = tuple(posixpath.join(place, name, "") for place in other_places for name in ("real", "generated"))
+        entries = [entry for entry in entries if not posixpath.join(entry.path, "").startswith(unread)]
+    taken = [f"{folder} for set {p.set}, {p.split}, {p.role}" for folder, p in sorted(purposes.items())]
+    notes.append(f"{data}: took the folders of a challenge: {_some(taken, '; ')}")
+    images, more_notes = images_in(data, data, entries, purposes, _challenge_class)
+    return images, notes + more_notes
 
 
-def _read_table(table: str) -> dict[str, list[str]]:
-    """Returns the columns of _COLUMNS as strings; an optional column that the table lacks is empty."""
-    columns: dict[str, list[str]]
-    if table.partition("?")[0].endswith(".csv"):
-        columns = store.read_csv(table, NEEDED)
-    else:
-        try:
-            rows = store.read_parquet(table)
-            columns = {
-                name: rows[name].cast(pa.string()).fill_null("").to_pylist()
-                for name in rows.column_names
-                if name in _COLUMNS
-            }
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise DataError(f"{table}: cannot be read as a Parquet table ({store.one_line(error)})") from error
-    needed = [*NEEDED, "set"] if "membership" in columns.get("task", ()) else NEEDED
-    for name in needed:
-        if name not in columns:
-            raise DataError(f"{table}: has no column {name!r}, got {', '.join(columns) or 'none of the columns'}")
-    count = len(columns["image_id"])
-    return {name: columns.get(name, [""] * count) for name in _COLUMNS}
+def _not_understood(data: str, entries: Sequence[Entry]) -> DataError:
+    """Returns the error that shows what was found in DATA, and what is expected."""
+    files = [entry for entry in entries if not entry.is_folder]
+    images = [entry.path for entry in files if is_image_name(entry.path)]
+    images = images or sorted(recognise_images(data, files[:_OPENED]))
+    if not images:
+        return DataError(f"no images found in {data}, expected {EXPECTED}, with {' '.join(ENDINGS)}")
+    folders = sorted({posixpath.dirname(path) for path in images} - {""})
+    where = f"the folders {_some(folders, ', ')}" if folders else "no folders"
+    example = shown(min(images))
+    return DataError(f"{data}: found {where} with {len(images)} images, such as {example}; expected {EXPECTED}")
 
 
-def _check_row(table: str, image_id: str, purpose: Purpose) -> None:
-    """Raises DataError for a value that has no place in the layout."""
-
-    def expect(column: str, value: str, expected: Sequence[str]) -> None:
-        if value not in expected:
-            raise DataError(f"{table}: {image_id!r} has {column} {value!r}, expected one of {', '.join(expected)}")
-
-    if not image_id:
-        raise DataError(f"{table}: a row has no image_id, expected one in every row")
-    expect("task", purpose.task, ("membership", "attribution"))
-    expect("split", purpose.split, ("train", "test"))
-    expect("role", purpose.role, ROLES[purpose.task, purpose.split])
-    if purpose.task == "membership" and not purpose.set:
-        raise DataError(f"{table}: {image_id!r} belongs to the membership task and has no set, expected its name")
-    if "/" in purpose.set:  # the set becomes part of the names of files in WORK
-        raise DataError(f"{table}: {image_id!r} has set {purpose.set!r}, expected a name without /")
-    if purpose.task == "attribution" and purpose.split == "train" and not purpose.generator:
-        raise DataError(f"{table}: {image_id!r} is a training slice of attribution, expected its generator")
-
-
-def _locate(table: str, data: str, value: str, allow_outside: bool) -> str:
-    """Returns the absolute uri of a table's row; a relative one is below DATA. Raises DataError if it leaves DATA."""
-    uri = store.absolute(value) if value.startswith(("/", "file:")) or "://" in value else store.join(data, value)
-    data_store, base = store.open_store(data)
-    uri_store, path = store.open_store(uri)
-    inside = uri_store is data_store and posixpath.normpath(path).startswith(base.rstrip("/") + "/")
-    if not (allow_outside or inside):
-        raise DataError(
-            f"{table}: the uri {value!r} leads out of {data}, expected a file below it (or --allow-outside)"
-        )
-    return uri
-
-
-def _with_file_info(images: Sequence[Image]) -> list[Image]:
-    """Returns the images with size and time; asks each store once."""
-    stores: dict[int, tuple[fs.FileSystem, list[int], list[str]]] = {}
-    for index, image in enumerate(images):
-        file_system, path = store.open_store(image.uri)
-        _, indices, paths = stores.setdefault(id(file_system), (file_system, [], []))
-        indices.append(index)
-        paths.append(path)
-    complete = list(images)
-    for file_system, indices, paths in stores.values():
-        for index, info in zip(indices, file_system.get_file_info(paths), strict=True):
-            size = -1 if info.size is None else info.size
-            complete[index] = complete[index]._replace(bytes=size, mtime=info.mtime_ns or 0)
-    return complete
+def _some(texts: Sequence[str], separator: str) -> str:
+    """Returns the first texts, and how many more there are."""
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return separator.join(map(shown, texts[:_SHOWN])) + more

@@ -1,14 +1,28 @@
 """Reads the truth files of DATA, with which predictions are scored after they are made.
 
-Only gansfp/decision/final.py and jobs/reproduce.py import this file; a test checks it. An image_id of a truth file is
-the catalog's image_id, or a file name without ending that only one test image has.
+Only gansfp/decision/final.py and jobs/reproduce.py import this file to learn the answers; a test checks it. What starts
+every job, gansfp/runtime/collection.py, takes from it check_truth_files alone, which tells no answer. An image_id of a
+truth file is the catalog's image_id, or a file name without ending that only one test image has.
 """
 
 from collections import Counter
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
+from gansfp.collection.layout import collection_folder
+from gansfp.collection.names import key, likely_reason
 from gansfp.errors import DataError
+
+
+def check_truth_files(data: str, catalog: Catalog) -> None:
+    """Looks for mistakes in all truth files of DATA, and keeps nothing of what they say.
+
+    catalog: the whole catalog of DATA. Raises DataError as read_membership_truth and read_attribution_truth do.
+    """
+    for name in catalog.sets_to_decide():
+        read_membership_truth(data, catalog, name)
+    if len(catalog.unattributed()):
+        read_attribution_truth(data, catalog)
 
 
 def read_membership_truth(data: str, catalog: Catalog, set: str) -> dict[str, int] | None:
@@ -17,7 +31,7 @@ def read_membership_truth(data: str, catalog: Catalog, set: str) -> dict[str, in
     catalog: the whole catalog of DATA. Raises DataError for an unknown, missing or repeated id, a value other than 0
     and 1, and a missing column.
     """
-    uri = store.join(data, "membership", set, "test", "truth.csv")
+    uri = store.join(collection_folder(data), "membership", set, "test", "truth.csv")
     answers = _read(uri, catalog.unknown(set), "used")
     if answers is None:
         return None
@@ -33,7 +47,7 @@ def read_attribution_truth(data: str, catalog: Catalog) -> dict[str, str] | None
 
     catalog: the whole catalog of DATA. Raises DataError as read_membership_truth does, and for an empty generator.
     """
-    uri = store.join(data, "attribution", "test", "truth.csv")
+    uri = store.join(collection_folder(data), "attribution", "test", "truth.csv")
     answers = _read(uri, catalog.unattributed(), "generator")
     empty = [image_id for image_id, value in (answers or {}).items() if not value]
     if empty:
@@ -47,14 +61,14 @@ def _read(uri: str, images: Catalog, column: str) -> dict[str, str] | None:
         return None
     columns = store.read_csv(uri, ("image_id", column))
     ids, names = images.ids.tolist(), images.column("name").tolist()
-    counts = Counter(names)
-    id_of_name = {name: image_id for image_id, name in zip(ids, names, strict=True) if counts[name] == 1}
-    id_of_name |= dict(zip(ids, ids, strict=True))
+    counts = Counter(map(key, names))
+    id_of_key = {key(name): image_id for image_id, name in zip(ids, names, strict=True) if counts[key(name)] == 1}
+    id_of_key |= {key(image_id): image_id for image_id in ids}
     file_ids = columns["image_id"]
-    ambiguous = [name for name in file_ids if counts[name] > 1 and name not in id_of_name]
-    _refuse(uri, "ids fit several test images, give their paths", ambiguous)
-    _refuse(uri, "ids fit no test image", [name for name in file_ids if name not in id_of_name])
-    resolved_ids = [id_of_name[name] for name in file_ids]
+    unmatched = [given for given in file_ids if key(given) not in id_of_key]
+    _refuse(uri, "ids fit several test images, give their paths", [name for name in unmatched if counts[key(name)] > 1])
+    _refuse(uri, "ids fit no test image", unmatched, likely_reason(unmatched, [*ids, *names]))
+    resolved_ids = [id_of_key[key(given)] for given in file_ids]
     repeated = [image_id for image_id, count in Counter(resolved_ids).items() if count > 1]
     _refuse(uri, "ids are there more than once", repeated)
     answers = dict(zip(resolved_ids, columns[column], strict=True))
@@ -62,7 +76,7 @@ def _read(uri: str, images: Catalog, column: str) -> dict[str, str] | None:
     return {image_id: answers[image_id] for image_id in ids}
 
 
-def _refuse(uri: str, problem: str, ids: list[str]) -> None:
-    """Raises DataError if there are any ids with a problem."""
+def _refuse(uri: str, problem: str, ids: list[str], reason: str = "") -> None:
+    """Raises DataError if there are any ids with a problem. reason: a likely one, "" for none."""
     if ids:
-        raise DataError(f"{uri}: {len(ids)} {problem}, such as {ids[0]!r}")
+        raise DataError(f"{uri}: {len(ids)} {problem}, such as {ids[0]!r}{f' ({reason})' if reason else ''}")

@@ -132,7 +132,7 @@ def test_a_class_without_images_is_an_error(tmp_path, folder):
     place(tmp_path, "membership/a/train/generated/1.png")
     (tmp_path / folder / "sub").mkdir(parents=True)
     place(tmp_path, f"{folder}/notes.txt")
-    assert refused(tmp_path).startswith(f"no images in {tmp_path / folder}, expected files ending in .png .jpg")
+    assert refused(tmp_path).startswith(f"no images in {tmp_path / folder}, expected files ending in .")
 
 
 def test_data_without_images(tmp_path):
@@ -141,7 +141,9 @@ def test_data_without_images(tmp_path):
         f"no images found in {tmp_path}, expected membership/<set>/train/{{generated,used,not_used}}"
     )
     place(tmp_path, "1.png", "train/used/2.png")
-    assert refused(tmp_path) == message
+    assert refused(tmp_path).startswith(
+        f"{tmp_path}: found the folders train/used with 2 images, such as 1.png; expected membership/<set>/train/"
+    )
     assert refused(tmp_path / "nothing") == f"{tmp_path / 'nothing'}: the data folder does not exist"
     assert refused(tmp_path / "1.png") == f"{tmp_path / '1.png'}: the data folder is not a folder"
 

@@ -16,6 +16,8 @@ from gansfp.errors import DataError
 ROOT = Path(__file__).parents[2]
 # They score decisions that are already made: the audit's, and those of the published systems.
 SCORERS = {"gansfp/decision/final.py", "jobs/reproduce.py"}
+# It starts every job, and takes the function that looks for mistakes alone.
+CHECKER = "gansfp/runtime/collection.py"
 # They read the file, leave it out of the notes about ignored files, and write it.
 NAMERS = {"gansfp/collection/truth.py", "gansfp/collection/layout.py", "gansfp/simulation/challenge.py"}
 
@@ -182,8 +184,10 @@ def modules():
 def test_only_what_scores_imports_the_truth():
     sources = modules()
     assert "gansfp/collection/truth.py" in sources
-    assert set(re.findall(r"[\w/]+\.py", truth.__doc__)) == SCORERS
-    assert {path for path, source in sources.items() if imports_the_truth(source)} <= SCORERS
+    assert set(re.findall(r"[\w/]+\.py", truth.__doc__)) == {*SCORERS, CHECKER}
+    assert {path for path, source in sources.items() if imports_the_truth(source)} <= {*SCORERS, CHECKER}
+    taken = {name for name in imports(sources[CHECKER]) if "truth" in name}
+    assert taken == {"gansfp.collection.truth", "gansfp.collection.truth.check_truth_files"}
 
 
 def test_what_predicts_for_the_published_systems_cannot_read_the_truth():
