@@ -162,6 +162,19 @@ def examine(data: bytes, name: str = "") -> Header:
     return _header(image, scale)._replace(unknown_because=because, evidence=numbers)
 
 
+def numbers_of_file(data: bytes, name: str = "") -> Numbers:
+    """Returns the numbers of a file of one slice in its own size. Raises NoSliceError for any other, with the reason."""
+    try:
+        with _without_warnings():
+            image = _open(data, name)
+            image.check()
+            if image.frames > 1:
+                raise NoSliceError(f"holds {image.frames} frames, expected one slice a file")
+            return image.numbers(0)
+    except Exception as error:  # as in decode_frames
+        raise NoSliceError(_reason(error)) from None
+
+
 def _header(image: ImageFile, scale: str) -> Header:
     return Header(
         image.format,
@@ -212,7 +225,7 @@ def _slice(image: ImageFile, frame: int, rule: str) -> Slice:
     header = image.mode, image.width, image.height
     if pixels.shape == (SIDE, SIDE):
         return Slice(pixels, "ok", "", *header)
-    return Slice(_resize(pixels), "resized", "", *header)
+    return Slice(resize(pixels), "resized", "", *header)
 
 
 def _failed(image: ImageFile | None, error: Exception) -> Slice:
@@ -285,7 +298,7 @@ def without_ending(name: str) -> str:
     return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
 
 
-def _resize(pixels: np.ndarray) -> np.ndarray:
+def resize(pixels: np.ndarray) -> np.ndarray:
     """Converts (height, width) uint8 to (256, 256) uint8: pads to a centred square, then averages over each target
     pixel's area."""
     height, width = pixels.shape

@@ -15,9 +15,12 @@ import numpy as np
 
 from gansfp import store
 from gansfp.errors import DataError, UsageError
-from gansfp.images.slices import MAX_BYTES, decode
+from gansfp.images.grey_levels import AUTO, Evidence, choose_rule
+from gansfp.images.image_file import GREY, UNKNOWN, NoSliceError
+from gansfp.images.slices import MAX_BYTES, Source, decode, examine, numbers_of_file, recognise, resize
 
 READERS = 8  # threads that read files: a store answers slowly, but answers many requests at once
+MOST_LABELS = 32  # different numbers in a mask; a slice has more
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +29,11 @@ log = logging.getLogger(__name__)
 class MaskedSlices:
     """Files of slices and of their lung masks.
 
+    images: with the rule of their numbers of 16 bits, which is the same for all.
     volumes: the train/test split keeps the slices of a volume together. digest: of the contents of all files.
     """
 
-    images: tuple[str, ...]
+    images: tuple[Source, ...]
     masks: tuple[str, ...]
     volumes: tuple[str, ...]
     digest: str
@@ -39,30 +43,32 @@ class MaskedSlices:
 
     def take(self, rows: np.ndarray) -> MaskedSlices:
         """Returns the slices of these rows, in the order of the rows."""
-        images, masks, volumes = (
-            tuple(column[row] for row in rows) for column in (self.images, self.masks, self.volumes)
-        )
+        images = tuple(self.images[row] for row in rows)
+        masks, volumes = (tuple(column[row] for row in rows) for column in (self.masks, self.volumes))
         return MaskedSlices(images, masks, volumes, self.digest)
 
 
 def pair_folders(images: str, masks: str) -> MaskedSlices:
     """Reads the slices of one folder (a path or a URI) and the masks of another, whose files have the same names.
 
-    A mask is black, and white (255 or 1) where lung is. The volume of a slice is its group in groups.csv
+    A mask is 0, and has a label above 0 where lung is; it may have any size. Outlines of a mask may have other numbers
+    in between; half of the highest and more is lung there. All numbers of 16 bits of slices are read by the rule of
+    grey_levels.SIXTEEN_BITS that fits the whole folder. The volume of a slice is its group in groups.csv
     (image_id,group) in the image folder. Without that table it is the part of the slice's name before `_z`, or else the
     whole name. All files are read once. Slices that cannot be read are left out, with a warning.
 
-    Raises UsageError where both folders are the same, DataError where names do not match, a file is not a mask, the
-    table lacks a slice, all masks are empty, or a folder has no files.
+    Raises UsageError where both folders are the same, DataError where names do not match, a file is not a mask (it has
+    more than 32 labels, or no 0, or is the slice itself), the table lacks a slice, all masks are empty, or a folder has
+    no files.
     """
     image_files, mask_files = _files_by_name(images, masks)
     volumes = _volumes(images, sorted(image_files))
-    pairs = _read_all(images, {name: (image_files[name], mask_files[name]) for name in volumes})
+    pairs, rule = _read_all(images, {name: (image_files[name], mask_files[name]) for name in volumes})
     if not any(pair.lung_pixels for pair in pairs.values()):
         raise DataError(f"--masks: got {masks!r}, where all masks are empty, expected some with lungs")
-    content = [[name, volumes[name], pair.digest] for name, pair in pairs.items()]
+    content = [[name, volumes[name], pair.digest, rule if pair.evidence else ""] for name, pair in pairs.items()]
     return MaskedSlices(
-        tuple(image_files[name] for name in pairs),
+        tuple(Source(image_files[name], rule=rule) for name in pairs),
         tuple(mask_files[name] for name in pairs),
         tuple(volumes[name] for name in pairs),
         hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
@@ -89,25 +95,40 @@ def _files_by_name(images: str, masks: str) -> tuple[dict[str, str], dict[str, s
 
 @dataclass(frozen=True)
 class _Pair:
-    """A slice and its mask that can be read. digest: of both files; lung_pixels: how many pixels of lung there are."""
+    """A slice and its mask that can be read.
+
+    digest: of both files. lung_pixels: how many pixels of lung there are. evidence: what the numbers of 16 bits of the
+    slice say, None where the file tells what they are.
+    """
 
     digest: str
     lung_pixels: int
+    evidence: Evidence | None
 
 
-def _read_all(images: str, uris: Mapping[str, tuple[str, str]]) -> dict[str, _Pair]:
+def _read_all(images: str, uris: Mapping[str, tuple[str, str]]) -> tuple[dict[str, _Pair], str]:
     """Reads all slices with their masks, by name; leaves out those that cannot be read, with a warning.
 
-    uris: of the image and of the mask. Raises DataError where nothing can be read.
+    uris: of the image and of the mask. Returns also the rule for numbers of 16 bits. Raises DataError where nothing can
+    be read.
     """
     with ThreadPoolExecutor(READERS) as readers:
         contents = dict(zip(uris, readers.map(lambda pair: _inspect(*pair), uris.values()), strict=True))
-    errors = [f"{name}: {content}" for name, content in contents.items() if isinstance(content, str)]
-    if len(errors) == len(contents):
-        raise DataError(f"--images: got {images!r}, where no slice can be read, such as {errors[0]}")
+    pairs = {name: content for name, content in contents.items() if not isinstance(content, str)}
+    errors = {name: content for name, content in contents.items() if isinstance(content, str)}
+    undecided = {name: pair.evidence for name, pair in pairs.items() if pair.evidence}
+    choice = choose_rule(list(undecided.values()))
+    if undecided and choice.rule:
+        log.info("16 bits: the %d slices are read as %s (%s)", len(undecided), choice.rule, choice.why)
+    elif undecided:
+        errors |= dict.fromkeys(undecided, f"it is unknown what the numbers of 16 bits are ({choice.why})")
+        pairs = {name: pair for name, pair in pairs.items() if name not in undecided}
+    described = [f"{name}: {error}" for name, error in errors.items()]
+    if not pairs:
+        raise DataError(f"--images: got {images!r}, where no slice can be read, such as {described[0]}")
     if errors:
-        log.warning("left out %d of %d slices that cannot be read, such as %s", len(errors), len(contents), errors[0])
-    return {name: content for name, content in contents.items() if not isinstance(content, str)}
+        log.warning("left out %d of %d slices that cannot be read, such as %s", len(errors), len(uris), described[0])
+    return pairs, choice.rule or AUTO
 
 
 def _name(uri: str) -> str:
@@ -130,45 +151,80 @@ def _volumes(images: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _inspect(image: str, mask: str) -> _Pair | str:
-    """Reads a slice and its mask; returns the reason where they cannot be read."""
+    """Reads a slice and its mask; returns the reason where they cannot be read. Raises DataError as pair_folders."""
     try:
         files = [store.read_bytes(uri, MAX_BYTES) for uri in (image, mask)]
-    except OSError as error:
+        header = examine(files[0], image)
+        undecided = header.scale == UNKNOWN and not header.unknown_because
+        error = header.error or ("" if undecided else decode(files[0], image).error)
+        if error:
+            return error
+        lungs = _lungs(files[1], mask, files[0], image)
+    except (OSError, NoSliceError) as error:
         return store.one_line(error)
-    decoded = _decode(files[0], files[1], image, mask)
-    if isinstance(decoded, str):
-        return decoded
     digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in files)).hexdigest()
-    return _Pair(digest, int(decoded[1].sum()))
+    return _Pair(digest, int(lungs.sum()), header.evidence if undecided else None)
 
 
-def _decode(image: bytes, mask: bytes, image_uri: str, mask_uri: str) -> tuple[np.ndarray, np.ndarray] | str:
-    """Decodes a slice, (256, 256) uint8, and its mask, (256, 256) bool; returns the reason where that fails.
+def _lungs(mask: bytes, mask_uri: str, image: bytes, image_uri: str) -> np.ndarray:
+    """Returns where a mask shows lung: (256, 256) bool, at least half of a pixel's area.
 
-    Raises DataError for a mask with other grey levels than black and white.
+    Raises NoSliceError for a file that cannot be read, DataError for one that is not a mask.
     """
-    decoded_image, decoded_mask = decode(image, image_uri), decode(mask, mask_uri)
-    if decoded_image.pixels is None or decoded_mask.pixels is None:
-        return decoded_image.error or decoded_mask.error
-    levels = np.unique(decoded_mask.pixels).tolist()
-    # A mask of another size was resized (status is not "ok"), which made its outline grey.
-    if decoded_mask.status == "ok" and levels not in ([0], [1], [255], [0, 1], [0, 255]):
-        raise DataError(
-            f"{mask_uri}: got a mask of {len(levels)} grey levels, such as {levels[len(levels) // 2]}, expected 0, and "
-            "255 (or 1) where lung is"
-        )
-    return decoded_image.pixels, decoded_mask.pixels > levels[-1] / 2
+    numbers = numbers_of_file(mask, mask_uri)
+    labels = numbers.values
+    if numbers.inverted:
+        labels = (0xFF if numbers.scale == GREY else labels.max()) - labels
+    if numbers.opacity is not None:
+        labels = np.where(numbers.opacity > 127, labels, 0)
+    levels = np.unique(labels)
+    has_outlines = len(levels) > 2 and levels[0] == 0 and _is_between_at_outlines_only(labels, levels[-1])
+    if not has_outlines:
+        reason = _why_no_mask(levels)
+        if not reason and len(levels) > 2:
+            if getattr(recognise(mask, mask_uri), "name", "") == "JPEG":
+                reason = f"a JPEG file of {len(levels)} grey levels, which does not keep labels; save it as PNG"
+            elif np.array_equal(numbers.values, numbers_of_file(image, image_uri).values):
+                reason = "the same picture as the slice"
+        if reason:
+            raise DataError(f"{mask_uri}: got {reason}, expected 0, and 255 (or another label) where lung is")
+    lungs = labels >= levels[-1] / 2 if has_outlines else labels > 0
+    return resize(lungs.astype(np.uint8) * 0xFF) > 0x7F
 
 
-def read_pair(image: str, mask: str) -> tuple[np.ndarray, np.ndarray]:
+def _why_no_mask(levels: np.ndarray) -> str:
+    """Returns what a file is whose numbers, sorted and each once, are not labels; "" if they are labels."""
+    middle = levels[len(levels) // 2]
+    if len(levels) > MOST_LABELS or levels[0] < 0 or (levels != np.rint(levels)).any():
+        return f"a mask of {len(levels)} grey levels, such as {middle:g}"
+    if levels[0] > 0 and levels.tolist() not in ([1], [255]):  # a slice may be lung in all its pixels
+        return f"a mask without 0, with grey levels such as {middle:g}"
+    return ""
+
+
+def _is_between_at_outlines_only(labels: np.ndarray, high: float) -> bool:
+    """Returns True where no number between 0 and the highest fills an area: a mask that was resized with smoothing.
+
+    Such numbers then say how much of a pixel is lung; they are no labels.
+    """
+    between = np.pad((labels > 0) & (labels < high), 1)
+    inside = between[1:-1, 1:-1] & between[:-2, 1:-1] & between[2:, 1:-1] & between[1:-1, :-2] & between[1:-1, 2:]
+    return not inside.any()
+
+
+def read_pair(image: Source, mask: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads a slice, (256, 256) uint8, and its mask, (256, 256) bool.
 
     Raises DataError where they could be read before and now cannot be read.
     """
     try:
-        pair = _decode(store.read_bytes(image, MAX_BYTES), store.read_bytes(mask, MAX_BYTES), image, mask)
-    except OSError as error:
-        pair = store.one_line(error)
-    if isinstance(pair, str):
-        raise DataError(f"{image}: could be read before and now cannot be read ({pair})")
-    return pair
+        files = store.read_bytes(image.uri, MAX_BYTES), store.read_bytes(mask, MAX_BYTES)
+        decoded = decode(files[0], image.uri, image.frame, image.rule)
+        lungs = _lungs(files[1], mask, files[0], image.uri)
+    except (OSError, NoSliceError) as error:
+        reason = store.one_line(error)
+    else:
+        if decoded.pixels is not None:
+            return decoded.pixels, lungs
+        reason = decoded.error
+    raise DataError(f"{image.uri}: could be read before and now cannot be read ({reason})")
