@@ -290,9 +290,9 @@ def decode_text(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:100]
-        encoding = "UTF-16" if utf_16 else "an encoding of one byte a character, such as Latin-1"
-        raise ValueError(f"its text is not UTF-8 but seems to be {encoding}; save it as UTF-8") from error
+        is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "UTF-16" if is_utf_16 else "Latin-1 or another encoding, if it is text"
+        raise ValueError(f"not text in UTF-8, probably {encoding}; save it as UTF-8") from error
 
 
 def one_line(error: BaseException) -> str:

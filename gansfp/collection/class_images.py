@@ -32,7 +32,8 @@ def images_in(
         )
     empty = purposes.keys() - {folder for entry, folder in in_class if entry.path in images}
     if empty:
-        raise DataError(f"no images in {store.join(root, min(empty))}, expected files ending in {' '.join(ENDINGS)}")
+        place = shown(store.join(root, min(empty)))
+        raise DataError(f"no images in {place}, expected files ending in {' '.join(ENDINGS)}")
     other = {entry.path for entry in files} - images - outside
     notes = _note_ignored(other, "files that are not images") + _note_ignored(outside, "images outside the layout")
     listed = [(entry, folder, purposes[folder]) for entry, folder in in_class if entry.path in images]

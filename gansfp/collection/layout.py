@@ -121,7 +121,7 @@ def _find_collection(data: str) -> str:
         level = [folder for folder in level if not _is_class(posixpath.basename(folder))]
         found = {_real(data, folder): folder for folder in level if _has_layout(store.join(data, folder))}
         if len(found) > 1:
-            first, second, *_ = sorted(found.values())
+            first, second, *_ = sorted(map(shown, found.values()))
             raise DataError(f"{data}: found two collections, {first} and {second}, expected one; name it with --data")
         if found:
             return store.join(data, *found.values())
@@ -213,7 +213,7 @@ def _images_of_folders(data: str) -> tuple[list[Image], list[str]]:
     notes = [note for listing in listings for note in listing.notes]
     challenge = [name for name in sub_folders(root) if _is_class(name)]
     if challenge:
-        notes.append(f"ignored {len(challenge)} folders beside those of the layout, such as {challenge[0]}")
+        notes.append(f"ignored {len(challenge)} folders beside those of the layout, such as {shown(challenge[0])}")
     images, more_notes = images_in(data, root, entries, purposes, _layout_class)
     return images, notes + more_notes
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pyarrow import fs
 
 from gansfp import store
+from gansfp.collection.names import shown
 from gansfp.images.slices import ENDINGS, HEAD, recognise
 
 # Files without the ending of an image that are never opened: names of files that are no images, and endings of texts.
@@ -145,11 +146,11 @@ def _walk_local(base: str, part: str, class_of: ClassOf) -> tuple[list[Entry], l
         of_class = set() if class_folder is None else seen.setdefault(class_folder, set())
         if identity in above or identity in of_class:
             why = "that leads back" if identity in above else "to a folder that its class holds already"
-            notes.append(f"a symbolic link {why} was left out: {path}")
+            notes.append(f"a symbolic link {why} was left out: {shown(path)}")
             continue
         of_class.add(identity)
         found = list(_scan(base, path))
-        if path:
+        if path != part:
             entries.append(Entry(path, bool(found) or not is_image_name(path)))
         entries += [entry for entry, _ in found if not entry.is_folder]
         for entry, is_link in found:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from urllib.parse import unquote
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from gansfp import store
+from gansfp.collection.listing import list_below, recognise_images
+from gansfp.collection.names import is_utf8, normal, shown
 from gansfp.errors import DataError
-from gansfp.images.slices import ENDINGS
+from gansfp.images.slices import ENDINGS, without_ending
+
+_FOLDERS_ABOVE = 8  # of a folder of images, that may be part of its ids
 
 
 def submission(values: Mapping[str, int]) -> bytes:
@@ -20,41 +26,58 @@ def submission(values: Mapping[str, int]) -> bytes:
 def problems(content: bytes, ids: Iterable[str], binary: bool = True) -> list[str]:
     """Returns what the official validator would reject in a file, one line a problem; none if the file is correct.
 
-    Lines may end in LF or CRLF; the last line may end in neither. ids: that the file must hold. binary: True for
-    membership, where a value is 0 or 1; False for attribution, where a value is a cluster number.
+    Also rejected is a file from which other readers of CSV files get other values: they remove quotation marks around
+    a value, for example. Lines may end in LF or CRLF; the last line may end in neither. Ids in different Unicode forms
+    are the same. ids: that the file must hold. binary: True for membership, where a value is 0 or 1; False for
+    attribution, where a value is a cluster number.
     """
     try:
-        lines = content.decode().split("\n")
-    except UnicodeDecodeError:
-        return ["the file is not text in UTF-8"]
+        store.decode_text(content)
+    except ValueError as error:
+        return [f"the file is {error}"]
+    lines = content.decode().split("\n")
     if not lines[-1]:
         lines.pop()
-    expected_ids, counts = dict.fromkeys(ids), Counter[str]()
+    expected_ids, counts = {normal(image_id): image_id for image_id in ids}, Counter[str]()
     problem_lines = []
     for number, line in enumerate(lines, 1):
-        image_id, comma, value = line.removesuffix("\r").partition(",")
-        valid = value in ("0", "1") if binary else value.isascii() and value.isdigit()
-        if not comma or "," in value:
-            problem_lines.append(f"line {number}: got {line[:60]!r}, expected id,value")
-        elif image_id not in expected_ids:
-            hint = _hint(image_id, number, valid)
-            problem_lines.append(f"line {number}: got id {image_id[:60]!r}, expected an id of the set{hint}")
-        elif not valid:
-            expected = "0 or 1" if binary else "a number"
-            problem_lines.append(f"line {number}: got {value[:20]!r} for {image_id!r}, expected {expected}")
-        counts[image_id] += 1
-    repeated = {image_id: count for image_id, count in counts.items() if count > 1 and image_id in expected_ids}
+        line = line.removesuffix("\r")
+        problem = _problem(line, number, expected_ids, binary)
+        problem_lines += [f"line {number}: got {problem}"] if problem else []
+        counts[normal(line.partition(",")[0])] += 1
+    repeated = {image_id: counts[form] for form, image_id in expected_ids.items() if counts[form] > 1}
     problem_lines += [f"got {image_id!r} {count} times, expected it once" for image_id, count in repeated.items()]
-    missing = [image_id for image_id in expected_ids if not counts[image_id]]
+    missing = [image_id for form, image_id in expected_ids.items() if not counts[form]]
     if missing:
         problem_lines.append(f"{len(missing)} ids are missing, such as {missing[0]!r}")
     return problem_lines
 
 
+def _problem(line: str, number: int, expected_ids: Container[str], binary: bool) -> str:
+    """Returns what is wrong in a line, and what is expected there; "" for a correct line."""
+    image_id, comma, value = line.partition(",")
+    valid = value in ("0", "1") if binary else value.isascii() and value.isdigit()
+    if not comma or "," in value:
+        separator = next((name for mark, name in ((";", "semicolon"), ("\t", "tab")) if mark in line), "")
+        return f"{line[:60]!r}, expected id,value{f' (with a comma, not a {separator})' if separator else ''}"
+    if number == 1 and image_id.startswith("\ufeff"):
+        return f"id {image_id[:60]!r}, expected an id of the set (the file begins with a byte-order mark; remove it)"
+    if image_id.startswith('"'):
+        marked = normal(image_id) in expected_ids
+        advice = "rename the image, which readers of CSV files would read otherwise" if marked else "remove them"
+        return f"id {image_id[:60]!r}, expected an id without quotation marks ({advice})"
+    if "\r" in image_id:
+        return f"id {image_id[:60]!r}, expected an id without line break"
+    if normal(image_id) not in expected_ids:
+        return f"id {image_id[:60]!r}, expected an id of the set{_hint(image_id, number, valid)}"
+    if not valid:
+        blanks = " (remove the spaces around it)" if value != value.strip() else ""
+        return f"{value[:20]!r} for {image_id!r}, expected {'0 or 1' if binary else 'a number'}{blanks}"
+    return ""
+
+
 def _hint(image_id: str, number: int, valid: bool) -> str:
     """Returns a likely reason, in parentheses, why the id of a line is not an id of the set; "" for no guess."""
-    if image_id.startswith("\ufeff"):
-        return " (the file begins with a byte-order mark; remove it)"
     if image_id != image_id.strip():
         return " (remove the spaces around it)"
     if image_id.lower().endswith(ENDINGS):
@@ -65,27 +88,77 @@ def _hint(image_id: str, number: int, valid: bool) -> str:
 def read_ids(uri: str) -> list[str]:
     """Returns the ids of a set: the image names of a folder, without ending, or the lines of a text file.
 
-    Of a line, the text before the first comma counts. A first line `image_id` or `image_id,...` is a header. Raises
-    DataError where there are no ids, where an id is there twice, and where `uri` cannot be read.
+    The sub-folders of a folder count too. Of a line, the text before the first comma counts. A first line `image_id` or
+    `image_id,...` is a header. Raises DataError where there are no ids, where an id is there twice, and where `uri`
+    cannot be read.
     """
+    return _readings(uri)[0]
+
+
+def other_readings(uri: str) -> list[list[str]]:
+    """Returns what else the ids of a set may be: an id may end in .dcm, or may be a path. Raises as read_ids does."""
+    return _readings(uri)[1:]
+
+
+def _readings(uri: str) -> list[list[str]]:
+    """Returns the ways in which the ids of a set can be read, the most likely first."""
     try:
-        lines = store.read_bytes(uri).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"--ids: got {uri!r}, not a text file, expected a folder of images or a list of ids") from error
+        readings = _of_list(store.decode_text(store.read_bytes(uri)))
+    except ValueError as error:
+        raise DataError(
+            f"--ids: got {uri!r}, not a text file, expected a folder of images or a list of ids ({error})"
+        ) from error
     except OSError:  # opening a folder raises it
-        lines = [posixpath.basename(path) for path in store.list_files(uri)]
-        if store.is_remote(uri):  # a URI has percent-encoded names, and options at its end
-            lines = [unquote(name.partition("?")[0]) for name in lines]
-        lines = [name for name in lines if name.lower().endswith(ENDINGS)]
-    ids = [_without_ending(line.partition(",")[0].strip()) for line in lines if line.strip()]
-    ids = ids[1:] if ids[:1] == ["image_id"] else ids
-    if not ids:
+        readings = _of_folder(uri)
+    if not any(readings):
         raise DataError(f"--ids: got {uri!r}, which has no ids, expected a folder of images or a list of ids")
-    repeated = next((image_id for image_id, count in Counter(ids).items() if count > 1), None)
-    if repeated is not None:
+    once = [ids for ids in readings if len(set(map(normal, ids))) == len(ids)]
+    if not once:
+        repeated = next(image_id for image_id, count in Counter(map(normal, readings[0])).items() if count > 1)
         raise DataError(f"--ids: got {uri!r}, which has {repeated!r} twice, expected every id once")
-    return ids
+    return once
 
 
-def _without_ending(name: str) -> str:
-    return posixpath.splitext(name)[0] if name.lower().endswith(ENDINGS) else name
+def _of_list(text: str) -> list[list[str]]:
+    """Returns the readings of a list: without blanks and file endings, without blanks, and as it is; then the same
+    where quotation marks around an id do not belong to it."""
+    firsts = [[line.removesuffix("\r").partition(",")[0] for line in text.split("\n")]]
+    if '"' in text:
+        with suppress(csv.Error):  # the marks belong to the ids
+            firsts.append([row[0] if row else "" for row in csv.reader(io.StringIO(text, newline=""), strict=True)])
+    readings = []
+    for first in firsts:
+        ids = [text for text in first if text.strip()]
+        ids = ids[1:] if ids and ids[0].strip() == "image_id" else ids
+        stripped = [image_id.strip() for image_id in ids]
+        readings += [[without_ending(image_id) for image_id in stripped], stripped, ids]
+    return readings
+
+
+def _of_folder(uri: str) -> list[list[str]]:
+    """Returns the readings of a folder: names, or, where several images have one name, paths below it or below one of
+    the folders around it, as the catalog has them."""
+    try:
+        entries = list_below(uri).entries
+    except OSError as error:
+        raise DataError(f"--ids: got {uri!r}, which cannot be read ({store.one_line(error)})") from error
+    images = sorted(recognise_images(uri, entries))
+    odd = [path for path in images if not is_utf8(path)]
+    if odd:
+        raise DataError(f"--ids: got {uri!r}, which has a name that is not UTF-8, {shown(odd[0])}; rename it")
+    paths = [without_ending(path) for path in images]
+    names = [posixpath.basename(path) for path in paths]
+    counts = Counter(map(normal, names))
+    if max(counts.values(), default=1) == 1:
+        return [sorted(names)]
+    around = store.open_store(uri)[1].strip("/").split("/")
+    readings = []
+    for depth in range(min(_FOLDERS_ABOVE, len(around)) + 1):
+        full = ["/".join([*around[len(around) - depth :], path]) for path in paths]
+        readings += [_short(full, names, counts), full]
+    return readings
+
+
+def _short(paths: Sequence[str], names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Returns the name of each image, or its path where several images have that name."""
+    return [name if counts[normal(name)] == 1 else path for name, path in zip(names, paths, strict=True)]

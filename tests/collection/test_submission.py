@@ -1,8 +1,11 @@
 """gansfp.collection.submission: what the official rules accept and what they reject, and where ids come from."""
 
+import os
+
 import pytest
 
-from gansfp.collection.submission import problems, read_ids, submission
+from gansfp import store
+from gansfp.collection.submission import other_readings, problems, read_ids, submission
 from gansfp.errors import DataError
 
 IDS = ["a", "b", "real 7"]
@@ -39,13 +42,18 @@ def test_correct_files(content):
         (b"c,1\n" + RIGHT, ["line 1: got id 'c', expected an id of the set"]),
         (RIGHT.replace(b"a,1", b"a.png,1"), ["(ids have no file ending)", "such as 'a'"]),
         (RIGHT.replace(b"a,1", b" a,1"), ["remove the spaces around it", "such as 'a'"]),
-        (RIGHT.replace(b"a,1", b"a, 1"), ["line 1: got ' 1' for 'a', expected 0 or 1"]),
+        (RIGHT.replace(b"a,1", b"a, 1"), ["line 1: got ' 1' for 'a', expected 0 or 1 (remove the spaces around it)"]),
         (RIGHT.replace(b"a,1", b"a,1 "), ["line 1: got '1 ' for 'a', expected 0 or 1"]),
         (RIGHT.replace(b"a,1", b"a,2"), ["line 1: got '2' for 'a', expected 0 or 1"]),
         (RIGHT.replace(b"a,1", b"a,"), ["line 1: got '' for 'a', expected 0 or 1"]),
         (RIGHT.replace(b"a,1", b"a,1.0"), ["line 1: got '1.0'"]),
         (RIGHT.replace(b"a,1", b"a,1,0.9"), ["line 1: got 'a,1,0.9', expected id,value"]),
-        (RIGHT.replace(b",", b";"), ["line 1", "line 2", "line 3", "3 ids are missing"]),
+        (RIGHT.replace(b",", b";"), ["with a comma, not a semicolon", "line 2", "line 3", "3 ids are missing"]),
+        (RIGHT.replace(b",", b"\t"), ["with a comma, not a tab", "line 2", "line 3", "3 ids are missing"]),
+        (RIGHT.replace(b"a,1", b'"a",1'), ["without quotation marks (remove them)", "such as 'a'"]),
+        (RIGHT.replace(b"a,1", b'a,"1"'), ["got '\"1\"' for 'a', expected 0 or 1"]),
+        ("a,1\n".encode("utf-16"), ["probably UTF-16; save it as UTF-8"]),
+        ("\u00e9,1\n".encode("latin-1"), ["not text in UTF-8, probably Latin-1"]),
         (RIGHT.replace(b"\n", b"\r"), ["line 1: got 'a,1\\rb,0", "2 ids are missing"]),
         (b"\xff\xfea\x00", ["the file is not text in UTF-8"]),
     ],
@@ -75,18 +83,81 @@ def test_ids_of_a_folder(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "c.png").write_bytes(b"")
-    assert read_ids(str(tmp_path)) == ["a.b", "b"]
-    assert read_ids(tmp_path.as_uri()) == ["a.b", "b"]
+    assert read_ids(str(tmp_path)) == ["a.b", "b", "c"]
+    assert read_ids(tmp_path.as_uri()) == ["a.b", "b", "c"]
 
 
-def test_ids_of_a_bucket(monkeypatch):
-    def folder(uri):
-        raise IsADirectoryError(uri)
+def test_ids_of_a_bucket(bucket):
+    for name in ("a b.png", "below/c.png", "d.txt"):
+        store.write_bytes_atomically(store.join("s3://bucket/x?region=eu", *name.split("/")), b"x")
+    assert read_ids("s3://bucket/x?region=eu") == ["a b", "c"]
 
-    files = [f"s3://bucket/x/{name}?region=eu" for name in ("a%20b.png", "c.txt")]
-    monkeypatch.setattr("gansfp.store.read_bytes", folder)
-    monkeypatch.setattr("gansfp.store.list_files", lambda uri: files)
-    assert read_ids("s3://bucket/x?region=eu") == ["a b"]
+
+def test_a_folder_from_an_archive_of_a_mac(tmp_path):
+    for name in ("a.png", "._a.png", "__MACOSX/a.png", "__MACOSX/._a.png", "DICOMDIR"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert read_ids(str(tmp_path)) == ["a"]
+
+
+def test_ids_of_files_without_a_known_ending(tmp_path):
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "1.2.840.113").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "notes").write_bytes(b"text")
+    assert read_ids(str(tmp_path)) == ["1.2.840.113", "IM0001"]
+
+
+def accepted_as_ids(content, uri):
+    return any(not problems(content, ids) for ids in [read_ids(uri), *other_readings(uri)])
+
+
+@pytest.mark.parametrize("text", ["a.dcm\nb.dcm\n", "image_id,used\na.dcm,1\nb.dcm,0\n", '"a.dcm"\n"b.dcm"\n'])
+def test_listed_ids_may_end_like_files(tmp_path, text):
+    """A file a.dcm.png has the id a.dcm, and a list of files has a.dcm for the id a: only one of them is right."""
+    (tmp_path / "ids.txt").write_text(text)
+    uri = str(tmp_path / "ids.txt")
+    assert accepted_as_ids(b"a.dcm,1\nb.dcm,0\n", uri)
+    assert accepted_as_ids(b"a,1\nb,0\n", uri)
+    assert not accepted_as_ids(b"a.dcm,1\nb,0\n", uri)
+    assert not accepted_as_ids(b"a.dcm,1\n", uri)
+
+
+def test_listed_ids_may_have_blanks_around(tmp_path):
+    (tmp_path / "ids.txt").write_text(" t9\nt8 \n")
+    uri = str(tmp_path / "ids.txt")
+    assert accepted_as_ids(b" t9,1\nt8 ,0\n", uri)
+    assert accepted_as_ids(b"t9,1\nt8,0\n", uri)
+    assert not accepted_as_ids(b" t9,1\nt8,0\n", uri)
+
+
+def test_names_that_two_images_have_become_paths(tmp_path):
+    """The catalog has the path below DATA, which is a folder above."""
+    folder = tmp_path / "membership/s/test/unknown"
+    for name in ("p1/a.png", "p2/a.png", "b.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    here = "membership/s/test/unknown"
+    assert accepted_as_ids(f"{here}/p1/a,0\n{here}/p2/a,1\nb,0\n".encode(), str(folder))
+    assert accepted_as_ids(b"p1/a,0\np2/a,1\nb,0\n", str(folder))
+    assert not accepted_as_ids(b"p1/a,0\np1/a,1\nb,0\n", str(folder))
+    assert not accepted_as_ids(b"p1/a,0\nunknown/p2/a,1\nb,0\n", str(folder))
+
+
+def test_lines_end_as_csv_readers_see_it(tmp_path):
+    """U+2028 and U+0085 end no line, though str.splitlines thinks so."""
+    for name in ("a\u2028b", "c\u0085d"):
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+    content = "a\u2028b,0\nc\u0085d,1\n".encode()
+    assert problems(content, read_ids(str(tmp_path))) == []
+    (tmp_path / "ids.txt").write_text("a\u2028b\nc\u0085d\n")
+    assert problems(content, read_ids(str(tmp_path / "ids.txt"))) == []
+
+
+def test_ids_match_in_every_unicode_form():
+    one, two = "\u00e9tude", "e\u0301tude"
+    assert problems(f"{one},1\n".encode(), [two]) == []
+    assert problems(f"{two},1\n".encode(), [one]) == []
+    assert "2 times" in problems(f"{two},1\n{one},1\n".encode(), [one])[0]
 
 
 @pytest.mark.parametrize(
@@ -112,3 +183,23 @@ def test_no_ids(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             read_ids(str(tmp_path / name))
+
+
+def test_lists_in_other_encodings_and_odd_names(tmp_path):
+    (tmp_path / "ids.txt").write_text("a\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"not a text file, .*probably UTF-16; save it as UTF-8"):
+        read_ids(str(tmp_path / "ids.txt"))
+    (tmp_path / "folder").mkdir()
+    with open(os.fsencode(tmp_path / "folder") + b"/\xe9tude.png", "wb"):
+        pass
+    with pytest.raises(DataError, match=r"a name that is not UTF-8, \\xe9tude\.png; rename it"):
+        read_ids(str(tmp_path / "folder"))
+
+
+def test_an_id_that_readers_of_csv_files_read_otherwise_is_refused():
+    message = problems(b'"q,0\nr,1\n', ['"q', "r"])
+    assert message == [
+        "line 1: got id '\"q', expected an id without quotation marks "
+        "(rename the image, which readers of CSV files would read otherwise)"
+    ]
+    assert "byte-order mark" in problems("\ufeffq,0\n".encode(), ["\ufeffq"])[0]
