@@ -40,7 +40,8 @@ def dicom(bits=16, preamble=True):
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.BitsAllocated = dataset.BitsStored = bits
     dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
-    dataset.RescaleIntercept, dataset.RescaleSlope = -1024, 1
+    if bits == 16:
+        dataset.RescaleIntercept, dataset.RescaleSlope = -1024, 1
     dataset.PixelData = np.arange(16 * 20, dtype=np.uint8 if bits == 8 else np.uint16).tobytes()
     file = io.BytesIO()
     with warnings.catch_warnings():
