@@ -266,7 +266,7 @@ def test_every_command_keeps_tables_within_data_unless_told(command, tmp_path, m
     with pytest.raises(DataError, match=r"the uri '\.\./outside\.png' leads out of .*--allow-outside"):
         module.main(arguments)
 
-    def update(*places, allow_outside, progress):
+    def update(*places, allow_outside, sixteen_bit, progress):
         raise GansfpError(f"allowed: {allow_outside}")
 
     monkeypatch.setattr("gansfp.runtime.collection.update_catalog", update)

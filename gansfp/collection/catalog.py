@@ -18,7 +18,7 @@ from gansfp.collection.contents import Content, examine_all, salt_of, with_salt
 from gansfp.collection.default_groups import Origin, complete_groups
 from gansfp.collection.duplicates import Duplicates, find_duplicates, first_of_same
 from gansfp.collection.groups import path_below, read_groups
-from gansfp.collection.layout import Image, Purpose, find_images
+from gansfp.collection.layout import Image, find_images
 from gansfp.collection.readings import (
     Reading,
     ReadingCount,
@@ -222,30 +222,37 @@ def catalog_of(
             places = f"{row.image.uri} and {following.image.uri}"
             raise DataError(f"{data}: two slices have the image_id {row.image_id!r}: {places}; rename one file")
     completed, group_notes = complete_groups([row.group for row in rows], [row.origin for row in rows])
-    contents, readings = [row.content for row in rows], [row.reading for row in rows]
-    columns: dict[str, Sequence[str | int | bool]] = {
-        "image_id": [row.image_id for row in rows],
-        "frame": [row.frame for row in rows],
-        **{name: [getattr(row.image, name) for row in rows] for name in ("name", "uri", "bytes", "mtime", "ctime")},
-        **{name: [getattr(row.image.purpose, name) for row in rows] for name in Purpose._fields},
-        **{name: [getattr(content, name) for content in contents] for name in Content._fields},
-        "group": completed,
-        "content": [content_hash(row.content, row.frame, row.reading) for row in rows],
-        "reading": [reading.name for reading in readings],
-        "rule": [reading.rule for reading in readings],
-        "status": [row.content.status if not row.reading.error else "unreadable" for row in rows],
-        "error": [row.content.error or row.reading.error for row in rows],
-    }
-    columns["duplicate_of"] = first_of_same(
-        pa.table({name: columns[name] for name in ("image_id", "sha256", "frame", "status")})
-    )
-    catalog = Catalog(data, pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA))
+    catalog = Catalog(data, _table(rows, completed))
     findings = [
-        *note_lost_levels(contents, readings, catalog.table["image_id"].to_pylist()),
+        *note_lost_levels([(row.image_id, row.content, row.reading) for row in rows]),
         *find_differences([(row.image.purpose, row.content, row.reading) for row in rows]),
     ]
     notes += [*group_notes, *_notes_of_unreadable(catalog), *(str(duplicates) for duplicates in catalog.duplicates())]
     return replace(catalog, notes=tuple(notes), findings=tuple(findings))
+
+
+def _table(rows: Sequence["_Row"], groups: Sequence[str]) -> pa.Table:
+    """Returns the table of a catalog."""
+    records = [
+        {
+            "image_id": row.image_id,
+            "frame": row.frame,
+            **{name: getattr(row.image, name) for name in ("name", "uri", "bytes", "mtime", "ctime")},
+            **row.image.purpose._asdict(),
+            **row.content._asdict(),
+            "group": group,
+            "content": content_hash(row.content, row.frame, row.reading),
+            "reading": row.reading.name,
+            "rule": row.reading.rule,
+            "status": "unreadable" if row.reading.error else row.content.status,
+            "error": row.reading.error or row.content.error,
+            "duplicate_of": "",
+        }
+        for row, group in zip(rows, groups, strict=True)
+    ]
+    table = pa.Table.from_pylist(records, schema=SCHEMA)
+    column = SCHEMA.get_field_index("duplicate_of")
+    return table.set_column(column, SCHEMA.field(column), pa.array(first_of_same(table), pa.string()))
 
 
 class _Row(NamedTuple):

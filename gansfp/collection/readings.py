@@ -116,13 +116,9 @@ def count_readings(readings: Sequence[str], ids: Sequence[str]) -> list[ReadingC
     return sorted(lines, key=lambda line: (-line.slices, line.reading))
 
 
-def note_lost_levels(contents: Sequence[Content], readings: Sequence[Reading], ids: Sequence[str]) -> list[str]:
-    """Returns a note about slices that keep fewer than 32 of their grey levels."""
-    poor = [
-        image_id
-        for content, reading, image_id in zip(contents, readings, ids, strict=True)
-        if reading.name and _loses_levels(content, reading)
-    ]
+def note_lost_levels(rows: Sequence[tuple[str, Content, Reading]]) -> list[str]:
+    """Returns a note about slices, given with their ids, that keep fewer than 32 of their grey levels."""
+    poor = [image_id for image_id, content, reading in rows if reading.name and _loses_levels(content, reading)]
     if not poor:
         return []
     return [f"{len(poor)} slices keep fewer than {FEW_LEVELS} grey levels of more, such as {', '.join(poor[:_NAMED])}"]

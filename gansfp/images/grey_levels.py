@@ -129,20 +129,21 @@ def evidence(frames: Sequence[Numbers]) -> Evidence:
         return Evidence(0, 0, (), (), False, True)
     levels, counts = _levels(values)
     low, high = float(levels[0]), float(levels[-1])
+    natural = low >= 0 and bool((levels == np.rint(levels)).all())
+    exact = natural and high > 0xFF and (not (levels % 257).any() or not (levels % 256).any())
     fits = [rule for rule, offset in _OFFSETS.items() if _fits_hu(levels, counts, offset)]
-    whole = levels.dtype.kind in "iu" or bool((levels == np.rint(levels)).all())
-    exact = whole and low >= 0 and high > 0xFF and (not (levels % 257).any() or not (levels % 256).any())
-    if low >= 0 and whole:
-        if counts[levels > 0xFF].sum() <= _MOST_OUTLIERS * counts.sum():
-            fits.append("low")
-        elif high <= 0xFFFF and (exact or high >= FEW_LEVELS << 8):
-            fits.append("full")
-    poor = [
-        rule
-        for rule, convert in SIXTEEN_BITS.items()
-        if len(levels) >= FEW_LEVELS and len(np.unique(convert(levels))) < FEW_LEVELS
-    ]
-    return Evidence(low, high, tuple(fits), tuple(poor), exact, len(levels) == 1)
+    if natural and counts[levels > 0xFF].sum() <= _MOST_OUTLIERS * counts.sum():
+        fits.append("low")
+    elif natural and high <= 0xFFFF and (exact or high >= FEW_LEVELS << 8):
+        fits.append("full")
+    return Evidence(low, high, tuple(fits), _poor_rules(levels), exact, len(levels) == 1)
+
+
+def _poor_rules(levels: np.ndarray) -> tuple[str, ...]:
+    """Returns the rules that would leave fewer than 32 of these different numbers apart."""
+    if len(levels) < FEW_LEVELS:
+        return ()
+    return tuple(rule for rule, convert in SIXTEEN_BITS.items() if len(np.unique(convert(levels))) < FEW_LEVELS)
 
 
 def evidence_of_range(frames: Sequence[Numbers]) -> Evidence:
@@ -203,8 +204,8 @@ def choose_rule(files: Sequence[Evidence]) -> Choice:
     if n and votes["low"] == n:
         return Choice("low", f"no file has more than a few numbers above 255 (highest {high:g})")
     if votes["full"] and votes["full"] >= n / 2:
-        exact = sum(file.exact for file in counted)
-        certain = "sure: all are 8-bit levels times 256 or 257" if exact == n else f"likely: numbers go up to {high:g}"
-        return Choice("full", certain)
-    described = ", ".join(f"{count} fit {rule}" for rule, count in votes.most_common()) or "none fits a rule"
-    return Choice("", f"not sure: of {n} files with numbers up to {high:g}, {described}")
+        if all(file.exact for file in counted):
+            return Choice("full", "sure: all are 8-bit levels times 256 or 257")
+        return Choice("full", f"likely: numbers go up to {high:g}")
+    votes_in_words = ", ".join(f"{count} fit {rule}" for rule, count in votes.most_common())
+    return Choice("", f"not sure: of {n} files with numbers up to {high:g}, {votes_in_words or 'none fits a rule'}")

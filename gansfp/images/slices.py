@@ -163,7 +163,7 @@ def examine(data: bytes, name: str = "") -> Header:
 
 
 def numbers_of_file(data: bytes, name: str = "") -> Numbers:
-    """Returns the numbers of a file of one slice in its own size. Raises NoSliceError for any other, with the reason."""
+    """Returns the numbers of a file of one slice, in its own size. Raises NoSliceError for others, with the reason."""
     try:
         with _without_warnings():
             image = _open(data, name)

@@ -98,13 +98,13 @@ def test_the_hash_of_the_content_changes_with_the_reading():
 def test_lost_levels_are_noted():
     wide = sixteen(RNG.integers(0, 4096, (64, 64)))
     readings, _ = choose_readings([USED] * 2, [wide, sixteen(np.full((4, 4), 7))], "full")
-    assert note_lost_levels([wide, sixteen(np.full((4, 4), 7))], readings, ["x", "blank"]) == [
+    assert note_lost_levels(list(zip(["x", "blank"], [wide, sixteen(np.full((4, 4), 7))], readings, strict=True))) == [
         "1 slices keep fewer than 32 grey levels of more, such as x"
     ]
     bone = Content("ef", "DICOM", scale=HU, numbers=json.dumps([200, 2000, [], [], False, False]))
     chest = bone._replace(numbers=json.dumps([-1024, 2000, [], [], False, False]))
     readings, _ = choose_readings([USED] * 2, [bone, chest])
-    assert note_lost_levels([bone, chest], readings, ["bone", "chest"]) == [
+    assert note_lost_levels(list(zip(["bone", "chest"], [bone, chest], readings, strict=True))) == [
         "1 slices keep fewer than 32 grey levels of more, such as bone"
     ]
 

@@ -240,12 +240,8 @@ class TestPlan:
         missing = np.array(missing, bool)
         n, k = missing.shape
         pairs = [(f"b{column}", "full") for column in range(k)]
-        return Plan(
-            pairs,
-            [{"backbone": b} for b, _ in pairs],
-            [(f"i{row}", Source(f"u{row}"), f"h{row}") for row in range(n)],
-            missing,
-        )
+        images = [(f"i{row}", Source(f"u{row}"), f"h{row}") for row in range(n)]
+        return Plan(pairs, [{"backbone": b} for b, _ in pairs], images, missing)
 
     def test_passes_do_not_compute_a_pair_that_a_large_group_has(self):
         missing = [[False, True]] * PASS + [[True, True]] * 3 + [[True, False]]
@@ -272,8 +268,8 @@ class TestPlan:
 class TestStages:
     def batch(self, folder, missing=None):
         paths = sorted(folder.rglob("*.png"))
-        columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths], "sha256": ["h"] * len(paths)}
-        columns |= {"frame": [0] * len(paths), "rule": ["auto"] * len(paths)}
+        columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths]}
+        columns |= {name: [value] * len(paths) for name, value in (("sha256", "h"), ("frame", 0), ("rule", "auto"))}
         found = {name: np.array(values, object) for name, values in columns.items()}
         return found | {"missing": np.ones((len(paths), 2), np.uint8) if missing is None else missing}
 
