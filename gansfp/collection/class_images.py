@@ -12,20 +12,30 @@ from gansfp.errors import DataError
 from gansfp.images.slices import ENDINGS, without_ending
 
 
+def recognise_in_classes(root: str, entries: Sequence[Entry], class_of: ClassOf) -> set[str]:
+    """Returns the paths of the images in class folders. Files elsewhere are not opened."""
+    return recognise_images(root, [entry for entry in entries if class_of(entry.path.split("/")[:-1])])
+
+
 def images_in(
-    data: str, root: str, entries: Sequence[Entry], purposes: Mapping[str, Purpose], class_of: ClassOf
+    data: str,
+    root: str,
+    entries: Sequence[Entry],
+    images: Collection[str],
+    purposes: Mapping[str, Purpose],
+    class_of: ClassOf,
 ) -> tuple[list[Image], list[str]]:
     """Returns the images in class folders, and notes about other files.
 
-    root: DATA, or the folder below it to which the paths of `entries` and the keys of `purposes` are relative. Raises
-    DataError for a class folder without images, and for images with names that are not UTF-8.
+    root: DATA, or the folder below it to which all paths are relative. images: what recognise_in_classes returns.
+    purposes: of the class folders. Raises DataError for a class folder without images, and for images with names that
+    are not UTF-8.
     """
     files = [entry for entry in entries if not entry.is_folder]
     folders = [class_of(entry.path.split("/")[:-1]) or "" for entry in files]
     in_class = [(entry, folder) for entry, folder in zip(files, folders, strict=True) if folder in purposes]
-    images = recognise_images(root, [entry for entry, _ in in_class])
     outside = {e.path for e, f in zip(files, folders, strict=True) if f not in purposes and is_image_name(e.path)}
-    odd = sorted(path for path in images if not is_utf8(path))
+    odd = sorted(entry.path for entry, _ in in_class if entry.path in images and not is_utf8(entry.path))
     if odd:
         raise DataError(
             f"{data}: {len(odd)} images have names that are not UTF-8, such as {shown(odd[0])}; rename them"
@@ -34,7 +44,7 @@ def images_in(
     if empty:
         place = shown(store.join(root, min(empty)))
         raise DataError(f"no images in {place}, expected files ending in {' '.join(ENDINGS)}")
-    other = {entry.path for entry in files} - images - outside
+    other = {entry.path for entry in files} - set(images) - outside
     notes = _note_ignored(other, "files that are not images") + _note_ignored(outside, "images outside the layout")
     listed = [(entry, folder, purposes[folder]) for entry, folder in in_class if entry.path in images]
     return _named(data, root, listed), notes

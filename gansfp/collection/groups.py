@@ -80,7 +80,7 @@ def _notes(
         # Without groups, the slices would be resampled one by one, and every interval would be too narrow.
         raise DataError(
             f"{uri}: none of its {len(unmatched)} ids fits an image, such as {unmatched[0]!r}; "
-            f"expected {reason or 'file names without ending, or paths below the data folder without ending'}"
+            f"{reason or 'expected file names without ending, or paths below the data folder without ending'}"
         )
     notes = []
     if ambiguous:

@@ -14,18 +14,19 @@ see official.py.
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pyarrow import fs
 
 from gansfp import store
-from gansfp.collection.class_images import images_in
+from gansfp.collection.class_images import images_in, recognise_in_classes
 from gansfp.collection.image import Image, Purpose
 from gansfp.collection.listing import Entry, is_image_name, list_below, recognise_images, sub_folders
 from gansfp.collection.names import fits_csv, is_utf8, key, shown
 from gansfp.collection.official import (
     DEEPEST,
+    ClassFolder,
     class_folder_of,
     places_of_identification,
     purposes_of,
@@ -214,7 +215,8 @@ def _images_of_folders(data: str) -> tuple[list[Image], list[str]]:
     challenge = [name for name in sub_folders(root) if _is_class(name)]
     if challenge:
         notes.append(f"ignored {len(challenge)} folders beside those of the layout, such as {shown(challenge[0])}")
-    images, more_notes = images_in(data, root, entries, purposes, _layout_class)
+    found = recognise_in_classes(root, entries, _layout_class)
+    images, more_notes = images_in(data, root, entries, found, purposes, _layout_class)
     return images, notes + more_notes
 
 
@@ -252,8 +254,8 @@ def _images_of_challenge(data: str) -> tuple[list[Image], list[str]]:
     """Returns the images in the folders of a challenge, and notes. Raises DataError for other images, and OSError."""
     entries, notes = list_below(data, class_of=_challenge_class)
     entries = _reported(entries)
-    folders = {entry.path if entry.is_folder else posixpath.dirname(entry.path) for entry in entries}
-    classes = {found for folder in folders if (found := class_folder_of(folder.split("/")))}
+    found = recognise_in_classes(data, entries, _challenge_class)
+    classes = _challenge_classes(entries, found)
     paths = [entry.path for entry in entries if is_image_name(entry.path)]
     other_places = places_of_identification(classes, paths)
     purposes = purposes_of([found for found in classes if found.place not in other_places])
@@ -271,8 +273,23 @@ def _images_of_challenge(data: str) -> tuple[list[Image], list[str]]:
         entries = [entry for entry in entries if not posixpath.join(entry.path, "").startswith(unread)]
     taken = [f"{folder} for set {p.set}, {p.split}, {p.role}" for folder, p in sorted(purposes.items())]
     notes.append(f"{data}: took the folders of a challenge: {_some(taken, '; ')}")
-    images, more_notes = images_in(data, data, entries, purposes, _challenge_class)
+    images, more_notes = images_in(data, data, entries, found, purposes, _challenge_class)
     return images, notes + more_notes
+
+
+def _challenge_classes(entries: Sequence[Entry], images: Collection[str]) -> set[ClassFolder]:
+    """Returns the class folders of a challenge. images: those in them.
+
+    A class folder without images is one too, but for a folder that only holds other class folders.
+    """
+
+    def classes_of(folders: Iterable[str]) -> set[ClassFolder]:
+        return {found for folder in folders if (found := class_folder_of(folder.split("/")))}
+
+    all_classes = classes_of(entry.path for entry in entries if entry.is_folder)
+    around = {posixpath.dirname(found.folder) for found in all_classes}
+    with_images = classes_of(posixpath.dirname(path) for path in images)
+    return with_images | {found for found in all_classes if found.folder not in around}
 
 
 def _not_understood(data: str, entries: Sequence[Entry]) -> DataError:

@@ -53,5 +53,5 @@ def likely_reason(unmatched: Sequence[str], known: Iterable[str]) -> str:
     longer = {name.lstrip("0"): name for name in keys if name.isdigit() and name.startswith("0")}
     for given in unmatched:
         if given.isdigit() and (full := longer.get(given.lstrip("0"), given)) != given:
-            return f"{given} may be {full}: spreadsheet programs remove zeros at the start"
+            return f"{given} may be {full}, whose zeros a spreadsheet has removed"
     return ""

@@ -1,10 +1,13 @@
 """gansfp.collection.layout: the images of DATA, by folders and by tables, and every way in which DATA can be wrong."""
 
+import os
+import time
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gansfp.collection.layout import Purpose, find_images
+from gansfp.collection.layout import Purpose, describe_layout, find_images
 from gansfp.errors import DataError
 
 
@@ -256,42 +259,6 @@ def test_allow_outside_and_missing_files(tmp_path):
     assert images["four"].bytes == -1
 
 
-def test_links_that_lead_out_are_followed_and_noted(tmp_path):
-    data = tmp_path / "data"
-    place(tmp_path, "other/2.png", "other/3.png")
-    place(data, "attribution/test/1.png", "attribution/real/5.png")
-    (data / "attribution/test/within.png").symlink_to(data / "attribution/real/5.png")
-    assert find_images(str(data))[1] == ["ignored 1 images outside the layout, such as attribution/real/5.png"]
-    (data / "attribution/test/file.png").symlink_to(tmp_path / "other/2.png")
-    (data / "attribution/test/nowhere.png").symlink_to(tmp_path / "nothing")
-    (data / "attribution/train").mkdir()
-    (data / "attribution/train/gan").symlink_to(tmp_path / "other")
-    for name in (str(data), f"file://{data}"):
-        images, notes = find_images(name)
-        assert len(images) == 6
-        first = data / "attribution/test/file.png"
-        assert notes[1:] == [f"symbolic links lead out of {name} to 3 images, such as {first}"]
-    (tmp_path / "linked").symlink_to(data)  # DATA itself may be a link
-    assert "to 3 images" in find_images(str(tmp_path / "linked"))[1][1]
-
-
-def test_a_table_goes_through_links_but_not_up_from_them(tmp_path):
-    """`link/..` is the folder that holds the link, as in a URI; the operating system would follow the link first."""
-    data, outside = tmp_path / "data", tmp_path / "other/inner"
-    place(data, "images/2.png", "images/3.png", "images/4.png", "images/5.png", "1.png")
-    place(tmp_path, "other/inner/1.png", "other/1.png")
-    (data / "link").symlink_to(outside)
-    table(data, ROWS.replace("images/1.png", "link/1.png"))
-    images, notes = find_images(str(data))
-    assert len(images) == ROWS.count("\n") - 1
-    assert f"symbolic links lead out of {data} to 1 images, such as {data}/link/1.png" in notes
-    table(data, ROWS.replace("images/1.png", "link/../1.png"))
-    assert {image.image_id: image.uri for image in find_images(str(data))[0]}["one"] == str(data / "1.png")
-    for uri in ("link/../../other/1.png", f"{data}/link/../../other/1.png", f"file://{data}/%2e%2e/other/1.png"):
-        table(data, ROWS.replace("images/1.png", uri))
-        assert "leads out of" in refused(data)
-
-
 @pytest.mark.parametrize("name", ["a,b.png", "a\nb.png"])
 def test_a_test_slice_with_a_name_that_csv_cannot_hold(tmp_path, name):
     for folder, file in (("train/gan", "a,b.png"), ("test", name)):
@@ -302,3 +269,45 @@ def test_a_test_slice_with_a_name_that_csv_cannot_hold(tmp_path, name):
     assert "\n" not in message
     (tmp_path / "attribution/test" / name).rename(tmp_path / "attribution/test/c.png")
     assert len(find_images(str(tmp_path))[0]) == 2
+
+
+def test_images_by_content_in_class_folders_only(tmp_path):
+    dicom = bytes(128) + b"DICM"
+    names = ("IM0001", "1.2.840.113619.2.55", "x.IMA", "scan.dicom")
+    place(tmp_path, *(f"attribution/test/{name}" for name in names), "elsewhere/IM0002", content=dicom)
+    place(tmp_path, "attribution/test/DICOMDIR", "attribution/test/series/DICOMDIR", "attribution/IM3", content=dicom)
+    images, notes = find_images(str(tmp_path))
+    assert [(image.image_id, image.name) for image in images] == [
+        ("1.2.840.113619.2.55", "1.2.840.113619.2.55"),
+        ("IM0001", "IM0001"),
+        ("scan", "scan"),
+        ("x", "x"),
+    ]
+    assert notes == ["ignored 3 files that are not images, such as attribution/IM3"]
+
+
+def test_a_replaced_file_of_equal_size_and_time_has_another_change_time(tmp_path):
+    file = tmp_path / "attribution/test/1.png"
+    place(tmp_path, "attribution/test/1.png", content=b"old")
+    (before,), _ = find_images(str(tmp_path))
+    assert before.ctime == file.stat().st_ctime_ns
+    time.sleep(0.02)  # longer than the clock of a file system ticks
+    place(tmp_path, "attribution/test/1.png", content=b"new")
+    os.utime(file, ns=(before.mtime, before.mtime))
+    (after,), _ = find_images(str(tmp_path))
+    assert (after.bytes, after.mtime) == (before.bytes, before.mtime)
+    assert after.ctime > before.ctime
+
+
+def test_each_folder_is_described(tmp_path):
+    place(tmp_path, "membership/a/train/used/p/1.png", "membership/a/train/real_used/2.png", "attribution/test/3.png")
+    used = Purpose("membership", "a", "train", "used", "")
+    assert describe_layout(find_images(str(tmp_path))[0]) == [
+        ("attribution/test", Purpose("attribution", "", "test", "unknown", ""), 1),
+        ("membership/a/train/real_used", used, 1),
+        ("membership/a/train/used", used, 1),
+    ]
+    table(tmp_path)
+    described = describe_layout(find_images(str(tmp_path))[0])
+    assert {row.folder for row in described} == {"catalog.csv"}
+    assert sum(row.files for row in described) == 4

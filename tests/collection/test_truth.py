@@ -10,7 +10,7 @@ from PIL import Image
 
 from gansfp.collection import truth
 from gansfp.collection.catalog import read_catalog
-from gansfp.collection.truth import read_attribution_truth, read_membership_truth
+from gansfp.collection.truth import check_truth_files, read_attribution_truth, read_membership_truth
 from gansfp.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +97,60 @@ def test_a_name_that_two_test_images_have(data):
     unknown = "membership/a/test/unknown"
     text = f"image_id,used\nx,1\n{unknown}/y,0\n{unknown}/patient/y,1\n"
     assert membership(data, text) == {f"{unknown}/patient/y": 1, f"{unknown}/x": 1, f"{unknown}/y": 0}
+
+
+def test_truth_in_another_unicode_form_and_with_blanks(data):
+    picture = (data / "attribution/test/t1.png").read_bytes()
+    for name in ("e\u0301tude", " t9", "t8 "):
+        (data / f"attribution/test/{name}.png").write_bytes(picture)
+    text = "image_id,generator\nt1,a\nt2,b\n\u00e9tude,c\n t9,d\nt8 ,e\n"
+    assert attribution(data, text) == {"t1": "a", "t2": "b", "e\u0301tude": "c", " t9": "d", "t8 ": "e"}
+    with pytest.raises(DataError, match="1 ids are there more than once"):
+        attribution(data, text + "e\u0301tude,c\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,used\nx.png,1\ny.png,0\n", "2 ids fit no test image, such as 'x.png' (ids have no file ending)"),
+        ("image_id,used,used\nx,1,0\ny,0,0\n", "has the column 'used' twice"),
+        ("image_id;used\nx;1\ny;0\n", "it has semicolons, save it with commas"),
+    ],
+)
+def test_bad_truth_gets_a_hint(data, text, message):
+    with pytest.raises(DataError) as caught:
+        membership(data, text)
+    assert message in str(caught.value)
+
+
+def test_zeros_that_a_spreadsheet_has_removed(data):
+    (data / "membership/a/test/unknown/x.png").rename(data / "membership/a/test/unknown/0042.png")
+    with pytest.raises(DataError, match=r"such as '42' .42 may be 0042, whose zeros a spreadsheet has removed"):
+        membership(data, "image_id,used\n42,1\ny,0\n")
+
+
+def test_mistakes_are_found_without_an_answer(data):
+    catalog = read_catalog(str(data))
+    assert check_truth_files(str(data), catalog) is None
+    membership(data, "image_id,used\nx,1\ny,0\n")
+    attribution(data, "image_id,generator\nt1,vae\nt2,gan\n")
+    assert check_truth_files(str(data), catalog) is None
+    (data / "membership/b/test/truth.csv").write_text("image_id,used\nx,yes\n")
+    with pytest.raises(DataError, match=r"membership/b/test/truth\.csv: 1 values of `used` are not 0 or 1"):
+        check_truth_files(str(data), catalog)
+    (data / "membership/b/test/truth.csv").unlink()
+    (data / "attribution/test/truth.csv").write_text("image_id,generator\nt1,vae\n")
+    with pytest.raises(DataError, match="1 test images are missing, such as 't2'"):
+        check_truth_files(str(data), catalog)
+
+
+def test_truth_beside_the_folders_of_the_layout(data):
+    """DATA holds one folder, which holds the collection."""
+    membership(data, "image_id,used\nx,1\ny,0\n")
+    (data / "unpacked").mkdir()
+    for task in ("membership", "attribution"):
+        (data / task).rename(data / "unpacked" / task)
+    assert read_membership_truth(str(data), read_catalog(str(data)), "a") == {"membership/a/test/unknown/x": 1, "y": 0}
 
 
 def test_bad_attribution_truth(data):
