@@ -64,31 +64,34 @@ def _kind(page: Page) -> tuple[object, ...]:
 
 def _why_not_read(page: Page) -> str:
     """Returns the reason why a page is not read, or "". Pillow reads some of these kinds wrong."""
-    compression, bits, samples = (
-        page.number(tags.COMPRESSION, 1),
-        page.number(tags.BITS, 1),
-        page.number(tags.SAMPLES, 1),
-    )
-    photometric, formats = page.number(tags.PHOTOMETRIC, -1), set(page.numbers(tags.SAMPLE_FORMAT).tolist())
-    big_endian = page.order == ">"
+    compression = page.number(tags.COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
         return f"TIFF compression {compression}, which is not read; save it uncompressed"
-    if photometric < 0:
+    if tags.PHOTOMETRIC not in page.entries:
         return "TIFF without PhotometricInterpretation, so that black may be white"
+    bits, samples = page.number(tags.BITS, 1), page.number(tags.SAMPLES, 1)
+    formats = set(page.numbers(tags.SAMPLE_FORMAT).tolist())
     if _FLOAT in formats:
         return "pixels are floating-point numbers, expected 8 or 16 bits"
     if _SIGNED in formats and (bits <= 8 or samples > 1):
         return f"pixels are signed numbers of {bits} bits, which is not read; save them unsigned"
     if formats - {_UNSIGNED, _SIGNED}:
         return f"TIFF of sample format {max(formats)}, expected unsigned or signed integers"
-    if bits == 32 and big_endian and (compression != _RAW or _SIGNED not in formats):
+    if bits == 32 and page.order == ">" and (compression != _RAW or _SIGNED not in formats):
         return "big-endian TIFF of 32 bits, which is not read; save it in 16 bits"
-    if bits > 8 and samples > 1:
-        separate = page.number(tags.PLANAR, 1) == 2
-        premultiplied = page.number(tags.EXTRA_SAMPLES, 0) == _PREMULTIPLIED
-        if photometric != _RGB or bits != 16 or separate or premultiplied:
-            return f"TIFF of {samples} channels of {bits} bits that is not plain RGB; save it as PNG"
+    if bits > 8 and samples > 1 and not _is_plain_rgb(page):
+        return f"TIFF of {samples} channels of {bits} bits that is not plain RGB; save it as PNG"
     return ""
+
+
+def _is_plain_rgb(page: Page) -> bool:
+    """Returns True for RGB of 16 bits, with or without an alpha that has not been multiplied with the colours."""
+    return (
+        page.number(tags.BITS, 1) == 16
+        and page.number(tags.PHOTOMETRIC, -1) == _RGB
+        and page.number(tags.PLANAR, 1) == 1
+        and page.number(tags.EXTRA_SAMPLES, 0) != _PREMULTIPLIED
+    )
 
 
 class _Reader:
@@ -115,6 +118,7 @@ class _Reader:
         file = self._files.pop(low_bytes, None)
         if file is None:
             file = TiffImagePlugin.TiffImageFile(io.BytesIO(self._data))
+            file.is_animated = True  # of single pages Pillow would also load all EXIF, which may be bad
         index = self._indices[frame]
         file.seek(index)
         file.info.pop("xmp", None)  # Pillow would turn the picture by it, and no other program does

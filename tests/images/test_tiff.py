@@ -208,6 +208,15 @@ def test_an_orientation_in_xmp_is_not_one_of_tiff():
     np.testing.assert_array_equal(decode(data).pixels, PICTURE)
 
 
+@pytest.mark.parametrize("tag", [34665, 34853, 40965, 34675, 700])  # EXIF, GPS, interoperability, ICC profile, XMP
+def test_bad_side_matter_does_not_make_good_pixels_unreadable(tag):
+    for compression in (None, "zlib"):
+        for place in (0, 7, 200, 5000, 1 << 31):
+            data = tiff(PICTURE, compression=compression, extratags=[(65000, 4, 1, place, True)])
+            data = retagged(data, 65000, place, code=tag)
+            np.testing.assert_array_equal(decode(data).pixels, PICTURE)
+
+
 STACK = RNG.integers(0, 256, (5, 40, 30), dtype=np.uint8)
 STACKS = {
     "tifffile": tiff(STACK, photometric="minisblack"),
