@@ -6,7 +6,8 @@ Hidden files and folders, and the __MACOSX folders that archives from a Mac hold
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
@@ -48,8 +49,9 @@ ClassOf = Callable[[Sequence[str]], str | None]
 def list_below(folder: str, part: str = "", class_of: ClassOf = lambda names: "") -> Listing:
     """Lists the files and folders below `folder` (a path or a URI), or below its folder `part`.
 
-    Symbolic links on a local disk are followed, but not to a folder that holds the link, and not to a folder that is
-    read already as a part of the same class. A folder that is linked into two classes is read in both. A broken link,
+    Symbolic links on a local disk are followed, but not in a loop: not to a folder that holds the link, and not to one
+    from which folders and links lead back to it. Nor is a folder read twice as a part of one class; a folder that is
+    linked into two classes is read in both. A broken link,
     and an empty folder with a name like an image, are listed as files of -1 bytes, so that they become unreadable rows
     of the catalog instead of missing without notice. A folder that does not exist holds nothing.
 
@@ -67,7 +69,8 @@ def sub_folders(folder: str) -> list[str]:
     """Returns the names of the folders in a folder, sorted. Raises OSError where it cannot be listed."""
     file_system, base = store.open_store(folder)
     if isinstance(file_system, fs.LocalFileSystem):
-        return [entry.path for entry, _ in _scan(base, "") if entry.is_folder]
+        here = _Folder("", _identity(base), (), False, False)
+        return [item.path for item in _scan(base, here) if isinstance(item, _Folder)]
     infos = file_system.get_file_info(fs.FileSelector(base))
     folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
     return sorted(name for name in folders if not _is_left_out(name))
@@ -129,53 +132,81 @@ def _list_store(file_system: fs.FileSystem, base: str, part: str) -> list[Entry]
 _Identity = tuple[int, int]  # device and inode: what tells that two paths lead to one folder
 
 
+class _Folder(NamedTuple):
+    """A local folder to walk. above: the folders that hold it, by the way that led to it."""
+
+    path: str
+    identity: _Identity
+    above: tuple[_Identity, ...]
+    is_link: bool
+    is_below_link: bool
+
+
 def _walk_local(base: str, part: str, class_of: ClassOf) -> tuple[list[Entry], list[str]]:
     """Walks a local folder. Links to folders come last, so that a folder is listed by its own name."""
     start = os.path.normpath(os.path.join(base, part))
     if not os.path.isdir(start):
         return [], []
+    outside = _folders_above(os.path.realpath(start)) | _folders_above(start)
     entries: list[Entry] = []
     notes: list[str] = []
     seen: dict[str, set[_Identity]] = {}  # class folder -> the folders that are read as parts of it
-    folders = [(part, _folders_above(os.path.realpath(start)) | _folders_above(start))]
-    links: list[tuple[str, frozenset[_Identity]]] = []
+    inner: dict[_Identity, set[_Identity]] = {}  # folder that is walked by its own name -> the folders in it
+    folders, links = [_Folder(part, _identity(start), (), False, False)], deque[_Folder]()
     while folders or links:
-        path, above = folders.pop() if folders else links.pop(0)
-        identity = _identity(os.path.join(base, path))
-        class_folder = class_of(path.split("/")) if path else None
+        folder = folders.pop() if folders else links.popleft()
+        class_folder = class_of(folder.path.split("/")) if folder.path else None
         of_class = set() if class_folder is None else seen.setdefault(class_folder, set())
-        if identity in above or identity in of_class:
-            why = "that leads back" if identity in above else "to a folder that its class holds already"
-            notes.append(f"a symbolic link {why} was left out: {shown(path)}")
+        leads_back = folder.identity in outside or folder.identity in folder.above
+        if leads_back or (folder.is_link and _reaches(inner, folder.identity, folder.above[-1])):
+            notes.append(f"a symbolic link that leads back was left out: {shown(folder.path)}")
             continue
-        of_class.add(identity)
-        found = list(_scan(base, path))
-        if path != part:
-            entries.append(Entry(path, bool(found) or not is_image_name(path)))
-        entries += [entry for entry, _ in found if not entry.is_folder]
-        for entry, is_link in found:
-            if entry.is_folder:
-                (links if is_link else folders).append((entry.path, above | {identity}))
+        if folder.identity in of_class:
+            notes.append(f"a symbolic link to a folder that its class holds already was left out: {shown(folder.path)}")
+            continue
+        of_class.add(folder.identity)
+        found = list(_scan(base, folder))
+        if folder.path != part:
+            entries.append(Entry(folder.path, bool(found) or not is_image_name(folder.path)))
+        entries += [item for item in found if isinstance(item, Entry)]
+        within = [item for item in found if isinstance(item, _Folder)]
+        links += [item for item in within if item.is_link]
+        folders += [item for item in within if not item.is_link]
+        if not (folder.is_link or folder.is_below_link):
+            inner[folder.identity] = {item.identity for item in within}
     return entries, notes
 
 
-def _scan(base: str, path: str) -> Iterator[tuple[Entry, bool]]:
-    """Yields what is in a local folder, and whether it is a symbolic link."""
-    with os.scandir(os.path.join(base, path)) as found:
+def _reaches(inner: Mapping[_Identity, set[_Identity]], start: _Identity, end: _Identity) -> bool:
+    """Returns True where a way of folders and links leads from one folder to another, so that a link back to the first
+    closes a loop."""
+    reached, ahead = {start}, [start]
+    while ahead and end not in reached:
+        new = inner.get(ahead.pop(), set()) - reached
+        reached |= new
+        ahead += new
+    return end in reached
+
+
+def _scan(base: str, folder: _Folder) -> Iterator[Entry | _Folder]:
+    """Yields what is in a local folder."""
+    above = (*folder.above, folder.identity)
+    with os.scandir(os.path.join(base, folder.path)) as found:
         for item in sorted(found, key=lambda item: item.name):
             if _is_left_out(item.name):
                 continue
-            below, is_link = os.path.join(path, item.name), item.is_symlink()
+            path = os.path.join(folder.path, item.name)
             try:
                 status = item.stat()
             except OSError:  # a broken link
-                yield Entry(below, False), is_link
+                yield Entry(path, False)
                 continue
             if stat.S_ISDIR(status.st_mode):
-                yield Entry(below, True), is_link
+                identity = (status.st_dev, status.st_ino)
+                yield _Folder(path, identity, above, item.is_symlink(), folder.is_link or folder.is_below_link)
             else:
                 size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-                yield Entry(below, False, size, status.st_mtime_ns, status.st_ctime_ns), is_link
+                yield Entry(path, False, size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _folders_above(path: str) -> frozenset[_Identity]:

@@ -62,18 +62,46 @@ def test_a_link_that_leads_back_by_a_way_outside(tmp_path):
     assert listing.notes == ["a symbolic link that leads back was left out: a/out/home"]
 
 
-def test_folders_that_link_to_each_other_are_read_once_a_class(tmp_path):
+@pytest.mark.parametrize("around", ["class", ""])
+def test_folders_that_link_to_each_other_are_read_once(tmp_path, around):
+    """Followed, the links would make 8! ways; in one class, or from class to class."""
     names = [f"f{number}" for number in range(8)]
     for name in names:
-        place(tmp_path, f"class/{name}/{name}.png")
+        place(tmp_path / around, f"{name}/{name}.png")
     for name in names:
         for other in names:
             if other != name:
-                (tmp_path / "class" / name / f"to {other}").symlink_to(f"../{other}")
+                (tmp_path / around / name / f"to {other}").symlink_to(f"../{other}")
     listing = list_below(str(tmp_path), class_of=first_folder)
-    assert [entry.path for entry in listing.entries if not entry.is_folder] == [f"class/{n}/{n}.png" for n in names]
+    expected = [os.path.join(around, name, f"{name}.png") for name in names]
+    assert [entry.path for entry in listing.entries if not entry.is_folder] == expected
     assert len(listing.notes) == 56
-    assert "a symbolic link to a folder that its class holds already was left out: class/f0/to f1" in listing.notes
+    link = os.path.join(around, "f0/to f1")
+    assert f"a symbolic link that leads back was left out: {link}" in listing.notes
+
+
+def test_a_loop_over_three_classes(tmp_path):
+    place(tmp_path, "a/1.png", "b/x/2.png", "c/3.png", "d/4.png")
+    (tmp_path / "a/to").symlink_to("../b")
+    (tmp_path / "b/x/to").symlink_to("../../c")
+    (tmp_path / "c/to").symlink_to("../a")
+    (tmp_path / "d/to").symlink_to("../a")  # leads into the loop, but is no part of it
+    listing = list_below(str(tmp_path), class_of=first_folder)
+    found = [entry.path for entry in listing.entries if not entry.is_folder]
+    assert found == ["a/1.png", "b/x/2.png", "c/3.png", "d/4.png", "d/to/1.png"]
+    assert [note.rpartition(" ")[2] for note in listing.notes[:3]] == ["a/to", "b/x/to", "c/to"]
+
+
+def test_a_folder_is_read_once_in_a_class(tmp_path):
+    place(tmp_path, "pool/1.png", "data/class/a/2.png")
+    (tmp_path / "data/class/b").symlink_to("a")
+    (tmp_path / "data/class/c").symlink_to(tmp_path / "pool")
+    (tmp_path / "data/class/d").symlink_to(tmp_path / "pool")
+    listing = list_below(str(tmp_path / "data"), class_of=first_folder)
+    assert [entry.path for entry in listing.entries if not entry.is_folder] == ["class/a/2.png", "class/c/1.png"]
+    assert listing.notes == [
+        f"a symbolic link to a folder that its class holds already was left out: class/{name}" for name in "bd"
+    ]
 
 
 def test_a_folder_is_listed_by_its_own_name(tmp_path):
