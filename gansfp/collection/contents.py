@@ -8,6 +8,8 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Lock
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -19,6 +21,8 @@ from gansfp.images.grey_levels import Evidence
 
 _THREADS = 16  # threads wait for disks and networks; hashing and reading release the interpreter lock
 _CHUNK = 64  # images per task: many, so that handing out a task costs little
+_LARGE = 1 << 25  # bytes of a volume: only one is in memory at a time
+_ONE_LARGE_FILE = Lock()
 _SALT = b"salt"  # key in the metadata of a catalog's table
 _DIGEST_BYTES = 10
 
@@ -90,7 +94,7 @@ def examine_all(
     def examine(start: int) -> list[Content]:
         chunk = images[start : start + _CHUNK]
         return [
-            previous_contents.get((image.uri, image.bytes, image.mtime, image.ctime)) or _examine(image.uri, salt)
+            previous_contents.get((image.uri, image.bytes, image.mtime, image.ctime)) or _examine(image, salt)
             for image in chunk
         ]
 
@@ -116,13 +120,14 @@ def _reusable(previous: pa.Table) -> Iterator[tuple[tuple[str, int, int, int], C
             yield (uri, size, mtime, ctime), content
 
 
-def _examine(uri: str, salt: bytes) -> Content:
+def _examine(image: Image, salt: bytes) -> Content:
     """Reads a file. Returns an unreadable content, with the reason, for one that holds no slice."""
-    try:
-        data = store.read_bytes(uri, slices.MAX_BYTES)
-    except OSError as error:
-        return Content("", status="unreadable", error=store.one_line(error))
-    header = slices.examine(data, uri)
+    with _ONE_LARGE_FILE if image.bytes > _LARGE else nullcontext():
+        try:
+            data = store.read_bytes(image.uri, slices.MAX_BYTES)
+        except OSError as error:
+            return Content("", status="unreadable", error=store.one_line(error))
+        header, sha256 = slices.examine(data, image.uri), hashlib.sha256(data).hexdigest()
 
     def digest(identifier: str) -> str:
         if not identifier:
@@ -130,7 +135,7 @@ def _examine(uri: str, salt: bytes) -> Content:
         return hashlib.blake2b(identifier.encode(), key=salt, digest_size=_DIGEST_BYTES).hexdigest()
 
     return Content(
-        hashlib.sha256(data).hexdigest(),
+        sha256,
         header.format,
         header.mode,
         header.bits,

@@ -49,7 +49,7 @@ def spoil(folder: Path) -> dict[str, str]:
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(bytes(bomb))
     (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
-    return {"truncated": "trunc", "nothing": "empty", "text": "not a PNG", "bomb": "60000", "dangling": "No such file"}
+    return {"truncated": "trunc", "nothing": "empty", "text": "not a DICOM", "bomb": "60000", "dangling": "No such file"}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ class TestOneRun:
         reasons = {
             "truncated": "trunc",
             "nothing": "empty",
-            "text": "not a PNG",
+            "text": "not a DICOM, PNG",
             "bomb": "60000",
             "dangling": "No such",
         }
@@ -249,7 +249,7 @@ class TestPlan:
         assert [part.pairs for part in passes] == [[("b1", "full")], [("b0", "full"), ("b1", "full")]]
         assert [len(part.images) for part in passes] == [PASS, 4]
         assert passes[1].missing.tolist() == [[True, True]] * 3 + [[True, False]]
-        assert passes[1].images[3] == (f"i{PASS + 3}", f"u{PASS + 3}", f"h{PASS + 3}")
+        assert passes[1].images[3] == (f"i{PASS + 3}", Source(f"u{PASS + 3}"), f"h{PASS + 3}")
 
     def test_passes_are_no_larger_than_memory_allows(self):
         sizes = [len(part.images) for part in self.make(np.ones((MAX_PASS + 3, 1))).passes()]

@@ -282,7 +282,7 @@ def test_files_are_enlarged_once(tmp_path, files, weights, caplog):
     assert made == [f"{out}/{weights.identity}-16/aa.png", "", f"{out}/{weights.identity}-16/cc.png"]
     assert upscaler.count == 2
     assert "bad.png: left out of super-resolution (not a DICOM, PNG" in caplog.text
-    small = np.asarray(Image.open(files[2]).resize((16, 16), Image.BICUBIC)).astype(int)
+    small = np.asarray(Image.open(files[2].uri).resize((16, 16), Image.BICUBIC)).astype(int)
     expected = Upscaler(weights)(small.astype(np.uint8)[None])[0].astype(int)
     enlarged = np.asarray(Image.open(made[2]))
     assert enlarged.shape == (64, 64)
