@@ -59,7 +59,7 @@ def list_below(folder: str, part: str = "", class_of: ClassOf = lambda names: ""
     """
     file_system, base = store.open_store(folder)
     if isinstance(file_system, fs.LocalFileSystem):
-        entries, notes = _walk_local(base, part, class_of)
+        entries, notes = _LocalWalk(base, part, class_of).run()
     else:
         entries, notes = _list_store(file_system, base, part), []
     return Listing(sorted(entries), sorted(notes))
@@ -142,39 +142,54 @@ class _Folder(NamedTuple):
     is_below_link: bool
 
 
-def _walk_local(base: str, part: str, class_of: ClassOf) -> tuple[list[Entry], list[str]]:
-    """Walks a local folder. Links to folders come last, so that a folder is listed by its own name."""
-    start = os.path.normpath(os.path.join(base, part))
-    if not os.path.isdir(start):
-        return [], []
-    outside = _folders_above(os.path.realpath(start)) | _folders_above(start)
-    entries: list[Entry] = []
-    notes: list[str] = []
-    seen: dict[str, set[_Identity]] = {}  # class folder -> the folders that are read as parts of it
-    inner: dict[_Identity, set[_Identity]] = {}  # folder that is walked by its own name -> the folders in it
-    folders, links = [_Folder(part, _identity(start), (), False, False)], deque[_Folder]()
-    while folders or links:
-        folder = folders.pop() if folders else links.popleft()
-        class_folder = class_of(folder.path.split("/")) if folder.path else None
-        of_class = set() if class_folder is None else seen.setdefault(class_folder, set())
-        leads_back = folder.identity in outside or folder.identity in folder.above
-        if leads_back or (folder.is_link and _reaches(inner, folder.identity, folder.above[-1])):
-            notes.append(f"a symbolic link that leads back was left out: {shown(folder.path)}")
-            continue
+class _LocalWalk:
+    """A walk through a local folder. Links to folders come last, so that a folder is listed by its own name."""
+
+    def __init__(self, base: str, part: str, class_of: ClassOf) -> None:
+        self._base, self._part, self._class_of = base, part, class_of
+        self._outside: frozenset[_Identity] = frozenset()  # folders around the walk
+        self._seen: dict[str, set[_Identity]] = {}  # class folder -> the folders that are read as parts of it
+        self._inner: dict[_Identity, set[_Identity]] = {}  # folder walked by its own name -> the folders in it
+
+    def run(self) -> tuple[list[Entry], list[str]]:
+        """Returns files, folders and notes."""
+        start = os.path.normpath(os.path.join(self._base, self._part))
+        if not os.path.isdir(start):
+            return [], []
+        self._outside = _folders_above(os.path.realpath(start)) | _folders_above(start)
+        entries: list[Entry] = []
+        notes: list[str] = []
+        folders, links = [_Folder(self._part, _identity(start), (), False, False)], deque[_Folder]()
+        while folders or links:
+            folder = folders.pop() if folders else links.popleft()
+            if why := self._left_out(folder):
+                notes.append(f"a symbolic link {why} was left out: {shown(folder.path)}")
+                continue
+            found = list(_scan(self._base, folder))
+            if folder.path != self._part:
+                entries.append(Entry(folder.path, bool(found) or not is_image_name(folder.path)))
+            within = [item for item in found if isinstance(item, _Folder)]
+            entries += [item for item in found if isinstance(item, Entry)]
+            links += [item for item in within if item.is_link]
+            folders += [item for item in within if not item.is_link]
+            if not (folder.is_link or folder.is_below_link):
+                self._inner[folder.identity] = {item.identity for item in within}
+        return entries, notes
+
+    def _left_out(self, folder: _Folder) -> str:
+        """Returns why a folder is not walked, "" for one that is walked now."""
+        if folder.identity in self._outside or folder.identity in folder.above:
+            return "that leads back"
+        if folder.is_link and _reaches(self._inner, folder.identity, folder.above[-1]):
+            return "that leads back"
+        class_folder = self._class_of(folder.path.split("/")) if folder.path else None
+        if class_folder is None:
+            return ""
+        of_class = self._seen.setdefault(class_folder, set())
         if folder.identity in of_class:
-            notes.append(f"a symbolic link to a folder that its class holds already was left out: {shown(folder.path)}")
-            continue
+            return "to a folder that its class holds already"
         of_class.add(folder.identity)
-        found = list(_scan(base, folder))
-        if folder.path != part:
-            entries.append(Entry(folder.path, bool(found) or not is_image_name(folder.path)))
-        entries += [item for item in found if isinstance(item, Entry)]
-        within = [item for item in found if isinstance(item, _Folder)]
-        links += [item for item in within if item.is_link]
-        folders += [item for item in within if not item.is_link]
-        if not (folder.is_link or folder.is_below_link):
-            inner[folder.identity] = {item.identity for item in within}
-    return entries, notes
+        return ""
 
 
 def _reaches(inner: Mapping[_Identity, set[_Identity]], start: _Identity, end: _Identity) -> bool:
