@@ -49,7 +49,8 @@ def spoil(folder: Path) -> dict[str, str]:
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(bytes(bomb))
     (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
-    return {"truncated": "trunc", "nothing": "empty", "text": "not a DICOM", "bomb": "60000", "dangling": "No such file"}
+    reasons = {"truncated": "trunc", "nothing": "empty", "text": "not a DICOM", "bomb": "60000"}
+    return reasons | {"dangling": "No such file"}
 
 
 @pytest.fixture(scope="module")
