@@ -91,3 +91,11 @@ def with_raw(image: Dataset, keyword: str, vr: str, text: bytes) -> bytes:
     place = data.index(mark)
     text += b" " * (len(text) % 2)
     return data[: place - 4] + vr.encode() + len(text).to_bytes(2, "little") + text + data[place + len(mark) :]
+
+
+def claiming(data: bytes, syntax: str) -> bytes:
+    """A file that names another transfer syntax than it is written in."""
+    place = data.index(b"\x02\0\x10\0UI") + 6
+    length = int.from_bytes(data[place : place + 2], "little")
+    uid = syntax.encode() + b"\0" * (len(syntax) % 2)
+    return data[:place] + len(uid).to_bytes(2, "little") + uid + data[place + 2 + length :]

@@ -28,7 +28,7 @@ def read(dataset: Dataset, keyword: str) -> object:
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Returns the items of a sequence, or several values, [] if the element is missing. Raises NoSliceError if it cannot be read."""
+    """Returns the items of a sequence, or several values; [] if there are none. Raises NoSliceError as `read` does."""
     value = read(dataset, keyword)
     return value if isinstance(value, list) else []
 

@@ -1,16 +1,14 @@
 """Reads the stored numbers of a frame of a DICOM file: native, or compressed by a codec of dicom_syntax.CODECS."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
 from gansfp.images.codestreams import decode_rle, frame_size
-from gansfp.images.dicom_syntax import CODECS, RLE, PixelData, Writing, plugin_for
+from gansfp.images.dicom_syntax import CODECS, RLE, PixelData, Writing, check_decoder
+from gansfp.images.frame_decoder import FRAME_DECODER
 from gansfp.images.image_file import NoSliceError
-from gansfp.quiet import discard_stderr
 
 _SLACK = 4096  # bytes by which an image may be longer than its pixels: padding, heads of fragments
 
@@ -91,7 +89,7 @@ class StoredPixels:
             claimed, found = states if self.compressed else states[::-1]
             raise NoSliceError(f"the transfer syntax says that pixels are {claimed}, and they are {found}")
         if self.writing.syntax in CODECS:
-            plugin_for(self.writing.syntax)
+            check_decoder(self.writing.syntax)
 
     def cells(self, frame: int) -> np.ndarray:
         """Returns the pixel cells of a frame, (rows, columns) of the layout's dtype, perhaps read-only.
@@ -131,9 +129,6 @@ class StoredPixels:
         return get_frame(file, frame, number_of_frames=self.layout.frames, extended_offsets=self.offsets)
 
     def _decoded(self, compressed: bytes) -> np.ndarray:
-        from pydicom.encaps import encapsulate
-        from pydicom.pixels import get_decoder
-
         layout, size = self.layout, frame_size(compressed)
         if (size.width, size.height) != (layout.columns, layout.rows):
             expected = f"{layout.columns}x{layout.rows}"
@@ -143,8 +138,10 @@ class StoredPixels:
                 f"a compressed frame of {size.components} components of {size.bits} bits, expected 1 of at most "
                 f"{layout.bits_allocated}"
             )
-        decoder = get_decoder(CODECS[self.writing.syntax].decoder)
-        options = {
+        codec = CODECS[self.writing.syntax]
+        options: dict[str, str | int] = {
+            "syntax": codec.decoder,
+            "decoding_plugin": codec.plugin,
             "rows": layout.rows,
             "columns": layout.columns,
             "number_of_frames": 1,
@@ -153,9 +150,5 @@ class StoredPixels:
             "bits_allocated": layout.bits_allocated,
             "bits_stored": layout.bits_stored,
             "pixel_representation": int(layout.signed),
-            "decoding_plugin": plugin_for(self.writing.syntax),
         }
-        decode = cast(Callable[..., tuple[np.ndarray, object]], decoder.as_array)
-        with discard_stderr():  # decoders in C and C++ write what they find wrong to file descriptor 2
-            cells, _ = decode(encapsulate([compressed]), **options)
-        return cells.astype(layout.dtype, copy=False)
+        return np.frombuffer(FRAME_DECODER.decode(compressed, options), layout.dtype, layout.pixels)

@@ -20,38 +20,33 @@ _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.
 class Codec(NamedTuple):
     """How the frames of a transfer syntax are decoded.
 
-    name: for messages. plugins: of pydicom, the best one first. package: brings the first plugin. decoder: the transfer
-    syntax whose decoder of pydicom is taken.
+    name: for messages. plugin: of pydicom; one and no other, because two may differ in the last bit of a lossy frame.
+    package: brings the plugin. decoder: the transfer syntax whose decoder of pydicom is taken.
     """
 
     name: str
-    plugins: tuple[str, ...]
+    plugin: str
     package: str
     decoder: str
 
 
-def _codec(number: str, name: str, package: str, *plugins: str, decoder: str = "") -> tuple[str, Codec]:
-    syntax = f"1.2.840.10008.1.2.{number}"
-    return syntax, Codec(name, plugins, package, f"1.2.840.10008.1.2.{decoder}" if decoder else syntax)
-
-
-RLE = "1.2.840.10008.1.2.5"
-CODECS = dict(
-    (
-        _codec("4.50", "JPEG", "python-gdcm", "gdcm", "pillow"),
-        # pydicom does not let GDCM decode 12 bits of this syntax. GDCM can: it looks at the frame, not at the syntax.
-        _codec("4.51", "JPEG", "python-gdcm", "gdcm", decoder="4.50"),
-        _codec("4.57", "lossless JPEG", "python-gdcm", "gdcm"),
-        _codec("4.70", "lossless JPEG", "python-gdcm", "gdcm"),
-        _codec("4.80", "JPEG-LS", "pyjpegls", "pyjpegls", "gdcm"),
-        _codec("4.81", "JPEG-LS", "pyjpegls", "pyjpegls", "gdcm"),
-        _codec("4.90", "JPEG 2000", "pylibjpeg-openjpeg", "pylibjpeg", "gdcm", "pillow"),
-        _codec("4.91", "JPEG 2000", "pylibjpeg-openjpeg", "pylibjpeg", "gdcm", "pillow"),
-        _codec("4.201", "HTJ2K", "pylibjpeg-openjpeg", "pylibjpeg"),
-        _codec("4.202", "HTJ2K", "pylibjpeg-openjpeg", "pylibjpeg"),
-        _codec("4.203", "HTJ2K", "pylibjpeg-openjpeg", "pylibjpeg"),
-    )
-)
+_PREFIX = "1.2.840.10008.1.2."
+RLE = f"{_PREFIX}5"
+_BASELINE, _JPEG_2000 = f"{_PREFIX}4.50", f"{_PREFIX}4.91"
+CODECS = {
+    _BASELINE: Codec("JPEG", "pillow", "pillow", _BASELINE),
+    # pydicom does not let GDCM decode 12 bits of this syntax. GDCM can: it looks at the frame, not at the syntax.
+    f"{_PREFIX}4.51": Codec("JPEG", "gdcm", "python-gdcm", _BASELINE),
+    **{
+        f"{_PREFIX}4.{number}": Codec("lossless JPEG", "gdcm", "python-gdcm", f"{_PREFIX}4.{number}")
+        for number in (57, 70)
+    },
+    **{f"{_PREFIX}4.{number}": Codec("JPEG-LS", "pyjpegls", "pyjpegls", f"{_PREFIX}4.{number}") for number in (80, 81)},
+    # High-throughput JPEG 2000 is 201 to 203. pydicom does not offer Pillow for it; OpenJPEG in Pillow decodes it.
+    **{
+        f"{_PREFIX}4.{number}": Codec("JPEG 2000", "pillow", "pillow", _JPEG_2000) for number in (90, 91, 201, 202, 203)
+    },
+}
 
 _LONG_REPRESENTATIONS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _MOST_META_ELEMENTS = 1000
@@ -137,17 +132,10 @@ def find_pixel_data(data: bytes, position: int, little: bool) -> PixelData:
     return PixelData(start, len(data) if fragmented else min(start + length, len(data)), fragmented, head[4:6] == b"OW")
 
 
-def plugin_for(syntax: str) -> str:
-    """Returns the plugin of pydicom that decodes a compressed transfer syntax of CODECS.
-
-    It does not depend on what a frame holds: two plugins may differ in the last bit of a lossy frame. Raises
-    MissingPackageError if no package that can decode it is installed.
-    """
+def check_decoder(syntax: str) -> None:
+    """Raises MissingPackageError if the package that decodes a compressed transfer syntax of CODECS is missing."""
     from pydicom.pixels import get_decoder
 
     codec = CODECS[syntax]
-    available = get_decoder(codec.decoder).available_plugins
-    for plugin in codec.plugins:
-        if plugin in available:
-            return plugin
-    raise MissingPackageError(codec.package, f"{codec.name} DICOM needs {codec.package}: install gansfp[dicom]")
+    if codec.plugin not in get_decoder(codec.decoder).available_plugins:
+        raise MissingPackageError(codec.package, f"{codec.name} DICOM needs {codec.package}: install gansfp[dicom]")

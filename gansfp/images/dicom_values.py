@@ -61,6 +61,8 @@ def read_meaning(dataset: Dataset, frame: int, layout: Layout) -> Meaning:
         lut = _read_lut(tables[0], dataset, layout) if tables else None
         slope, intercept = _read_float(places, "RescaleSlope"), _read_float(places, "RescaleIntercept")
         if layout.bits_stored <= 8 and slope in (None, 1) and intercept in (None, 0) and not lut:
+            if layout.signed:
+                raise NoSliceError("8-bit numbers with a sign, which are no grey levels")
             return Meaning(GREY)
         _check_that_it_is_ct(dataset)
         if lut:
@@ -207,8 +209,6 @@ def _padded(cells: np.ndarray, stored: np.ndarray, layout: Layout, padding: tupl
 
 def _grey_levels(stored: np.ndarray, layout: Layout) -> np.ndarray:
     """Converts numbers of at most 8 bits to uint8, so that the largest number of BitsStored is white."""
-    if layout.signed:
-        raise NoSliceError("8-bit numbers with a sign, which are no grey levels")
     if layout.bits_stored == 8:
         return stored.astype(np.uint8)
     return np.rint(stored * (255 / layout.range[1])).astype(np.uint8)
@@ -224,7 +224,9 @@ def _why_not_hu(units: np.ndarray, stored: np.ndarray, padded: np.ndarray | None
             because = is_hu(units)
     if because or not seen.size:
         return because
-    high = seen.max()
+    low, high = seen.min(), seen.max()
+    if low < high < AIR[0]:
+        return f"values are from {low:g} to {high:g} HU, and none is that of air, about -1000"
     if high < SOFT_TISSUE[0]:  # a conversion to grey levels that kept the intercept of the scanner has no tissue
         numbers = stored if padded is None else stored[~padded]
         lowest, largest = numbers.min(), numbers.max()
