@@ -198,6 +198,9 @@ def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]
         infos = file_system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     except OSError as error:
         raise DataError(f"{uri}: cannot be listed ({one_line(error)})") from error
+    except UnicodeDecodeError as error:
+        name = error.object.decode(errors="backslashreplace")
+        raise DataError(f"{uri}: holds a file whose name is not UTF-8 ({name}); rename it") from error
     return sorted(
         join(uri, info.path[len(path) :].lstrip("/"))
         for info in infos

@@ -53,7 +53,8 @@ def loads(name: str, owner: str, options: dict[str | None, str]) -> dict[str, bo
     if name in ("load", "loads", "load_state_dict", "jit_load") and owner.split(".")[0] in ("torch", "timm"):
         return {f"{owner}.{name} without weights_only=True": options.get("weights_only") != "True"}
     if name in ("load", "loads", "Unpickler"):
-        return {f"{owner}.{name}": owner not in ("json", "slices", "safetensors.torch")}
+        # exif_tags is a PIL.Image.Exif, which holds numbers and texts
+        return {f"{owner}.{name}": owner not in ("json", "slices", "safetensors.torch", "exif_tags")}
     return {}
 
 

@@ -177,3 +177,10 @@ def test_remove_accepts_files_folders_and_missing_paths(tmp_path):
     for name in ("file", "below", "nothing"):
         store.remove(str(tmp_path / name))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf_8_are_one_line(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xe9tude.png", "wb"):
+        pass
+    with pytest.raises(DataError, match=r"whose name is not UTF-8 \(.*\\xe9tude.png\); rename it"):
+        store.list_files(str(tmp_path))

@@ -3,7 +3,6 @@
 Only some files of each class are opened, so that the description of 40,000 slices takes seconds.
 """
 
-import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ import numpy as np
 from gansfp import store
 from gansfp.collection.catalog import Catalog, catalog_of
 from gansfp.collection.contents import examine_all
-from gansfp.collection.groups import path_below, read_groups
+from gansfp.collection.groups import read_groups
 from gansfp.collection.layout import Image, Purpose, find_images
 from gansfp.collection.readings import describe as class_name
 
@@ -35,7 +34,7 @@ def describe_collection(data: str, *, allow_outside: bool = False, sixteen_bit: 
     catalog = catalog_of(data, sample, contents, [groups[row] for row in opened], sixteen_bit)
     lines = [f"{data}: {len(images):,} files, of which {len(opened):,} were opened", ""]
     for purpose, rows in sorted(by_class.items()):
-        lines += _describe_class(data, purpose, [images[row] for row in rows], [groups[row] for row in rows], catalog)
+        lines += _describe_class(purpose, [images[row] for row in rows], [groups[row] for row in rows], catalog)
     lines += [f"note: {note}" for note in [*notes, *group_notes, *catalog.notes]]
     lines += [f"careful: {finding}" for finding in catalog.findings]
     return "\n".join(lines)
@@ -48,11 +47,9 @@ def _sample(images: Sequence[Image], rows: Sequence[int]) -> list[int]:
     return chosen[: max(1, int((read <= OPENED_BYTES).sum()))]
 
 
-def _describe_class(
-    data: str, purpose: Purpose, images: Sequence[Image], groups: Sequence[str], catalog: Catalog
-) -> list[str]:
+def _describe_class(purpose: Purpose, images: Sequence[Image], groups: Sequence[str], catalog: Catalog) -> list[str]:
     """Returns the lines about one class. images, groups: of all its files; catalog: of the files that were opened."""
-    folders = Counter(posixpath.dirname(path_below(data, image)) or "." for image in images)
+    folders = Counter(image.folder for image in images)
     (place, _), others = folders.most_common(1)[0], len(folders) - 1
     more = f" and {others} more folders" if others else ""
     lines = [f"{class_name(purpose)}: {len(images):,} files, from {place}{more}"]

@@ -91,7 +91,19 @@ def _notes(
         notes.append(f"groups.csv: {len(unmatched)} ids fit no image, such as {unmatched[0]}")
         if reason:
             notes[-1] += f" ({reason})"
-        left = [image.image_id for image, group in zip(images, groups, strict=True) if not group]
-        if left:
-            notes[-1] += f"; {len(left)} of {len(images)} images are left without a group, such as {left[0]}"
-    return notes
+    return notes + _notes_of_left(images, groups, bool(unmatched))
+
+
+def _notes_of_left(images: Sequence[Image], groups: Sequence[str], all_images: bool) -> list[str]:
+    """Returns a note about images without a group: of all images, or of the real ones of membership."""
+    # Generated slices have no patient; real ones without a group look like patients of their own.
+    counted = [
+        (image.image_id, group)
+        for image, group in zip(images, groups, strict=True)
+        if all_images or (image.purpose.task == "membership" and image.purpose.role != "generated")
+    ]
+    left = [image_id for image_id, group in counted if not group]
+    if not left:
+        return []
+    kind = "images" if all_images else "real images"
+    return [f"groups.csv: {len(left)} of {len(counted)} {kind} are left without a group, such as {left[0]}"]

@@ -204,8 +204,10 @@ def choose_rule(files: Sequence[Evidence]) -> Choice:
     if n and votes["low"] == n:
         return Choice("low", f"no file has more than a few numbers above 255 (highest {high:g})")
     if votes["full"] and votes["full"] >= n / 2:
-        if all(file.exact for file in counted):
-            return Choice("full", "sure: all are 8-bit levels times 256 or 257")
-        return Choice("full", f"likely: numbers go up to {high:g}")
-    votes_in_words = ", ".join(f"{count} fit {rule}" for rule, count in votes.most_common())
-    return Choice("", f"not sure: of {n} files with numbers up to {high:g}, {votes_in_words or 'none fits a rule'}")
+        exact = all(file.exact for file in counted)
+        return Choice("full", "sure: all are 8-bit levels times 256 or 257" if exact else f"likely: up to {high:g}")
+    return Choice("", f"not sure: of {n} files with numbers up to {high:g}, {_in_words(votes)}")
+
+
+def _in_words(votes: "Counter[str]") -> str:
+    return ", ".join(f"{count} fit {rule}" for rule, count in votes.most_common()) or "none fits a rule"

@@ -22,10 +22,10 @@ SWAPPING = (5, 6, 7, 8)  # orientations that make rows of columns
 
 def orientation_of(exif: bytes) -> int:
     """Returns the orientation tag of EXIF data, 1 to 8. It is 1 where there is none, and where the data are bad."""
-    tags = Image.Exif()
+    exif_tags = Image.Exif()
     try:
-        tags.load(exif)
-        orientation = tags.get(ExifTags.Base.Orientation)
+        exif_tags.load(exif)
+        orientation = exif_tags.get(ExifTags.Base.Orientation)
     except Exception:  # bad EXIF makes Pillow raise any exception, and the pixels may be good
         return 1
     return orientation if isinstance(orientation, int) and orientation in _TURNS else 1

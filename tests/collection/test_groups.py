@@ -46,8 +46,8 @@ def test_zeros_that_a_spreadsheet_has_removed(tmp_path):
     groups, notes = read(tmp_path, "image_id,group\n996,a\n997,a\n1000,b\n1001,b\n")
     assert groups == {"1000": "b", "1001": "b"}
     assert notes == [
-        "groups.csv: 2 ids fit no image, such as 996 (996 may be 0996, whose zeros a spreadsheet has removed); "
-        "2 of 4 images are left without a group, such as 0996"
+        "groups.csv: 2 ids fit no image, such as 996 (996 may be 0996, whose zeros a spreadsheet has removed)",
+        "groups.csv: 2 of 4 images are left without a group, such as 0996",
     ]
     assert "none of its 1 ids fits an image, such as '997'; 997 may be 0997" in refused(
         tmp_path, "image_id,group\n997,a\n"
@@ -61,8 +61,8 @@ def test_ids_with_file_endings(tmp_path):
     assert message.endswith("none of its 2 ids fits an image, such as 'a.png'; ids have no file ending")
     _, notes = read(tmp_path, "image_id,group\na.png,p\nb.nii.gz,p\nc,p\n")
     assert notes == [
-        "groups.csv: 2 ids fit no image, such as a.png (ids have no file ending); "
-        "2 of 3 images are left without a group, such as a"
+        "groups.csv: 2 ids fit no image, such as a.png (ids have no file ending)",
+        "groups.csv: 2 of 3 images are left without a group, such as a",
     ]
 
 

@@ -42,9 +42,7 @@ def test_a_class_has_one_rule():
     files = [*map(sixteen, full), sixteen(dark)]
     readings, notes = choose_readings([USED] * 6, files)
     assert {reading.name for reading in readings} == {"PNG 16-bit full"}
-    assert notes == [
-        "16 bits: the 6 files of membership/a/train/used are read as full (likely: numbers go up to 65535)"
-    ]
+    assert notes == ["16 bits: the 6 files of membership/a/train/used are read as full (likely: up to 65535)"]
     readings, notes = choose_readings([USED] * 5 + [NOT_USED], files)
     assert [reading.rule for reading in readings] == ["full"] * 5 + ["low"]
     assert len(notes) == 2
