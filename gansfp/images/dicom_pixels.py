@@ -126,7 +126,10 @@ class StoredPixels:
 
         file = io.BytesIO(self.data)  # it shares the memory of the bytes
         file.seek(self.where.start)
-        return get_frame(file, frame, number_of_frames=self.layout.frames, extended_offsets=self.offsets)
+        try:
+            return get_frame(file, frame, number_of_frames=self.layout.frames, extended_offsets=self.offsets)
+        except Exception:  # pydicom raises several exceptions, with offsets that help nobody
+            raise NoSliceError("compressed pixels whose fragments are damaged") from None
 
     def _decoded(self, compressed: bytes) -> np.ndarray:
         layout, size = self.layout, frame_size(compressed)

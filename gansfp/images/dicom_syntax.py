@@ -37,15 +37,11 @@ CODECS = {
     _BASELINE: Codec("JPEG", "pillow", "pillow", _BASELINE),
     # pydicom does not let GDCM decode 12 bits of this syntax. GDCM can: it looks at the frame, not at the syntax.
     f"{_PREFIX}4.51": Codec("JPEG", "gdcm", "python-gdcm", _BASELINE),
-    **{
-        f"{_PREFIX}4.{number}": Codec("lossless JPEG", "gdcm", "python-gdcm", f"{_PREFIX}4.{number}")
-        for number in (57, 70)
-    },
-    **{f"{_PREFIX}4.{number}": Codec("JPEG-LS", "pyjpegls", "pyjpegls", f"{_PREFIX}4.{number}") for number in (80, 81)},
+    **{f"{_PREFIX}4.{n}": Codec("lossless JPEG", "gdcm", "python-gdcm", f"{_PREFIX}4.{n}") for n in (57, 70)},
+    # Not pyjpegls: on a damaged frame it takes seconds, or never ends.
+    **{f"{_PREFIX}4.{n}": Codec("JPEG-LS", "gdcm", "python-gdcm", f"{_PREFIX}4.{n}") for n in (80, 81)},
     # High-throughput JPEG 2000 is 201 to 203. pydicom does not offer Pillow for it; OpenJPEG in Pillow decodes it.
-    **{
-        f"{_PREFIX}4.{number}": Codec("JPEG 2000", "pillow", "pillow", _JPEG_2000) for number in (90, 91, 201, 202, 203)
-    },
+    **{f"{_PREFIX}4.{n}": Codec("JPEG 2000", "pillow", "pillow", _JPEG_2000) for n in (90, 91, 201, 202, 203)},
 }
 
 _LONG_REPRESENTATIONS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")

@@ -1,6 +1,6 @@
 """Decodes compressed frames in a process of its own: frame_decoder_worker.py.
 
-Decoders in C and C++ end their process on some damaged frames (GDCM), or never return (CharLS). Here they end, or
+Decoders in C and C++ end their process on some damaged frames (GDCM), or do not return (CharLS). Here they end, or
 block, a process that does nothing else, and the next frame gets a new one.
 """
 
