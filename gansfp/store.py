@@ -196,16 +196,16 @@ def list_files(uri: str, ending: str = "", recursive: bool = False) -> list[str]
     file_system, path = open_store(uri)
     try:
         infos = file_system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        return sorted(
+            join(uri, info.path[len(path) :].lstrip("/"))
+            for info in infos
+            if info.is_file and info.base_name.endswith(ending) and not info.base_name.startswith((".", TEMPORARY))
+        )
     except OSError as error:
         raise DataError(f"{uri}: cannot be listed ({one_line(error)})") from error
     except UnicodeDecodeError as error:
         name = error.object.decode(errors="backslashreplace")
         raise DataError(f"{uri}: holds a file whose name is not UTF-8 ({name}); rename it") from error
-    return sorted(
-        join(uri, info.path[len(path) :].lstrip("/"))
-        for info in infos
-        if info.is_file and info.base_name.endswith(ending) and not info.base_name.startswith((".", TEMPORARY))
-    )
 
 
 def check_writable(work: str) -> None:
