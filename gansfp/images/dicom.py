@@ -2,14 +2,19 @@
 
 import io
 import logging
+from functools import cache
+from typing import TYPE_CHECKING
 
 from gansfp.images.dicom_elements import Dataset, read, read_text, read_whole_number
 from gansfp.images.dicom_pixels import Layout, StoredPixels
 from gansfp.images.dicom_syntax import Writing, find_pixel_data, read_writing
 from gansfp.images.dicom_values import interpret, read_meaning, read_padding
-from gansfp.images.image_file import UNKNOWN, ImageFile, MissingPackageError, NoSliceError, Numbers
+from gansfp.images.image_file import ImageFile, MissingPackageError, NoSliceError, Numbers
 
-_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # FloatPixelData, DoubleFloatPixelData, PixelData
+if TYPE_CHECKING:
+    from pydicom.tag import BaseTag
+
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # FloatPixelData, DoubleFloatPixelData, PixelData
 _READ = (  # other elements are skipped
     *("ImageType", "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
@@ -47,12 +52,11 @@ def open_dicom(data: bytes) -> ImageFile:
     pixels = StoredPixels(data, writing, where, layout, tables)
     pixels.check()
     padding = read_padding(dataset, layout)
-    meaning = read_meaning(dataset, 0, layout)
-    if meaning.scale == UNKNOWN and layout.bits_stored <= 8:
-        raise NoSliceError(f"{layout.bits_stored}-bit numbers that are neither grey levels nor HU: {meaning.because}")
+    first_meaning = read_meaning(dataset, 0, layout)
 
     def numbers(frame: int) -> Numbers:
-        return interpret(pixels.cells(frame), layout, read_meaning(dataset, frame, layout), padding)
+        meaning = first_meaning if frame == 0 else read_meaning(dataset, frame, layout)
+        return interpret(pixels.cells(frame), layout, meaning, padding)
 
     return ImageFile(
         "DICOM",
@@ -60,7 +64,7 @@ def open_dicom(data: bytes) -> ImageFile:
         layout.columns,
         layout.rows,
         layout.bits_stored,
-        meaning.scale,
+        first_meaning.scale,
         numbers,
         layout.frames,
         quick=not pixels.compressed,
@@ -72,7 +76,6 @@ def open_dicom(data: bytes) -> ImageFile:
 def _read_header(data: bytes, writing: Writing) -> tuple[Dataset, int]:
     """Returns the elements of a data set before its pixels, and the position of the pixels' element."""
     from pydicom.filereader import read_dataset
-    from pydicom.tag import Tag
 
     file = io.BytesIO(data)
     file.seek(writing.start)
@@ -82,11 +85,18 @@ def _read_header(data: bytes, writing: Writing) -> tuple[Dataset, int]:
             writing.implicit,
             writing.little,
             stop_when=lambda tag, representation, length: tag in _PIXELS,
-            specific_tags=[Tag(keyword) for keyword in _READ],
+            specific_tags=_tags(),
         )
     except Exception as error:  # any, on a damaged file, and its text may hold bytes of the file: names of patients
         raise NoSliceError(f"damaged DICOM: its elements cannot be read ({type(error).__name__})") from None
     return dataset, file.tell()
+
+
+@cache
+def _tags() -> list["BaseTag | int"]:
+    from pydicom.tag import Tag
+
+    return [Tag(keyword) for keyword in _READ]
 
 
 def _read_layout(dataset: Dataset) -> Layout:

@@ -54,7 +54,10 @@ class Meaning:
 
 
 def read_meaning(dataset: Dataset, frame: int, layout: Layout) -> Meaning:
-    """Returns what the header says of the numbers of a frame. Raises NoSliceError if the header cannot be read."""
+    """Returns what the header says of the numbers of a frame.
+
+    Raises NoSliceError if the header cannot be read, or for 8 bits that are neither grey levels nor HU.
+    """
     places = dataset, *_transformations(dataset, frame)
     try:
         tables = items(dataset, "ModalityLUTSequence")
@@ -77,6 +80,7 @@ def read_meaning(dataset: Dataset, frame: int, layout: Layout) -> Meaning:
         if kind.upper() not in ("", "HU"):
             raise _UnknownScaleError(f"RescaleType is {short(kind)}, not HU")
     except _UnknownScaleError as error:
+        _refuse_8_bits(layout, str(error))
         return Meaning(UNKNOWN, because=str(error))
     return Meaning(HU, 1.0 if slope is None else slope, intercept)
 
@@ -189,9 +193,14 @@ def interpret(cells: np.ndarray, layout: Layout, meaning: Meaning, padding: tupl
         because = _why_not_hu(units, stored, padded, layout)
         if not because:
             return Numbers(units, HU, inverted, opacity)
+    _refuse_8_bits(layout, because)
+    return Numbers(stored, UNKNOWN, inverted, opacity, because)
+
+
+def _refuse_8_bits(layout: Layout, because: str) -> None:
+    """Raises NoSliceError for 8 bits of unknown scale: no option says what they are."""
     if layout.bits_stored <= 8:
         raise NoSliceError(f"{layout.bits_stored}-bit numbers that are neither grey levels nor HU: {because}")
-    return Numbers(stored, UNKNOWN, inverted, opacity, because)
 
 
 def _padded(cells: np.ndarray, stored: np.ndarray, layout: Layout, padding: tuple[int, int]) -> np.ndarray | None:
