@@ -69,7 +69,9 @@ def _reading(content: Content, choice: Choice | None, sixteen_bit: str) -> Readi
         # Compressed numbers may turn out not to be HU when they are decoded; then the rule says what they are.
         return Reading(f"{content.format} HU{turned}", sixteen_bit)
     if content.unknown_because and sixteen_bit == AUTO:
-        return Reading("", "", f"{content.unknown_because}; say what the numbers are with --sixteen-bit")
+        fits = content.evidence.fits if content.evidence else ()
+        hint = f" (they look like {' or '.join(fits)})" if fits else ""
+        return Reading("", "", f"{content.unknown_because}; say what the numbers are with --sixteen-bit{hint}")
     rule = choice.rule if choice else sixteen_bit
     if not rule:
         evidence = content.evidence

@@ -64,9 +64,9 @@ def to_grey(numbers: Numbers, rule: str = AUTO) -> np.ndarray:
     elif numbers.scale == HU:
         grey = lung_window(numbers.values)
     else:
+        if numbers.unknown_because and rule in (AUTO, ""):
+            raise NoSliceError(f"{numbers.unknown_because}; say what the numbers are with --sixteen-bit")
         if rule == AUTO:
-            if numbers.unknown_because:
-                raise NoSliceError(f"{numbers.unknown_because}; say what the numbers are with --sixteen-bit")
             rule = choose_rule([evidence([numbers])]).rule
         if not rule:
             raise NoSliceError(what_is_unclear(numbers.values))

@@ -73,7 +73,9 @@ def test_what_is_not_sure_is_not_read_unless_the_user_says_what_it_is():
 def test_dicom_that_does_not_say_what_its_numbers_are():
     content = sixteen(CHEST + 1024, unknown_because="CT numbers without RescaleIntercept")._replace(format="DICOM")
     readings, notes = choose_readings([USED], [content])
-    assert readings[0].error == "CT numbers without RescaleIntercept; say what the numbers are with --sixteen-bit"
+    assert readings[0].error == (
+        "CT numbers without RescaleIntercept; say what the numbers are with --sixteen-bit (they look like hu+1024)"
+    )
     assert notes == []  # the notes on unreadable images say so
     assert choose_readings([USED], [content], "hu+1024")[0][0].name == "DICOM 16-bit hu+1024"
     units = content._replace(scale=HU, unknown_because="")
