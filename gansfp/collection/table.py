@@ -129,6 +129,8 @@ def _check_row(table: str, image_id: str, uri: str, purpose: Purpose) -> None:
 
 def _locate(table: str, data: str, value: str, allow_outside: bool) -> str:
     """Returns the absolute uri of a table's row; a relative one is below DATA. Raises DataError if it leaves DATA."""
+    if "\0" in value:  # file systems end a path there
+        raise DataError(f"{table}: the uri {value!r} has a zero byte in it, expected the path of a file")
     uri = store.absolute(value) if value.startswith(("/", "file:")) or "://" in value else store.join(data, value)
     data_store, base = store.open_store(data)
     uri_store, path = store.open_store(uri)

@@ -153,3 +153,9 @@ def test_a_spreadsheet_saved_as_csv_in_utf_8(data):
     text = frame.to_csv(index=False, lineterminator="\r\n") + ",,,,,,,\r\n"  # with an empty row at the end
     (data / "catalog.csv").write_bytes(text.encode("utf-8-sig"))
     assert groups(data) == ["p1", "p1", "p2"]
+
+
+def test_a_uri_with_a_zero_byte_is_one_line(tmp_path):
+    (tmp_path / "catalog.csv").write_bytes(b"image_id,uri,task,split,role\na,0\0.png,attribution,test,unknown\n")
+    with pytest.raises(DataError, match=r"the uri '0\\x00.png' has a zero byte in it"):
+        find_images(str(tmp_path))
