@@ -17,7 +17,7 @@ import posixpath
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -38,7 +38,6 @@ SIDE = 256
 MAX_BYTES = 1 << 29  # 512 MiB: a volume of 512x512x1000 in 16 bits
 _SAMPLED_FRAMES = 16  # of a stack whose numbers are looked at
 
-_WARNINGS_LOCK = threading.RLock()  # the filters of `warnings` belong to the whole process
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)  # the slice's error says what is wrong with a bad file
 
 
@@ -114,7 +113,7 @@ def decode_frames(data: bytes, name: str, frames: Iterable[tuple[int, str]]) -> 
             yield failed
             continue
         try:
-            with _without_warnings():
+            with _QUIET_WARNINGS:
                 if image is None:
                     image = _open(data, name)
                     image.check()
@@ -150,7 +149,7 @@ def examine(data: bytes, name: str = "") -> Header:
     """
     image: ImageFile | None = None
     try:
-        with _without_warnings():
+        with _QUIET_WARNINGS:
             image = _open(data, name)
             image.check()
             scale, because, numbers = _look_at_numbers(image)
@@ -165,7 +164,7 @@ def examine(data: bytes, name: str = "") -> Header:
 def numbers_of_file(data: bytes, name: str = "") -> Numbers:
     """Returns the numbers of a file of one slice, in its own size. Raises NoSliceError for others, with the reason."""
     try:
-        with _without_warnings():
+        with _QUIET_WARNINGS:
             image = _open(data, name)
             image.check()
             if image.frames > 1:
@@ -309,14 +308,33 @@ def resize(pixels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(square).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Ignores the warnings of decoders, but for those that mean a bad file: they become exceptions."""
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("error", "Truncated File Read")
-        yield
+class _QuietWarnings:
+    """Ignores the warnings of decoders, but for those that mean a bad file: they become exceptions.
+
+    The filters of `warnings` belong to the whole process. The first of the threads that decode sets them, and the last
+    one restores them, so that threads need not wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._restore = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._restore.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.filterwarnings("error", "Truncated File Read")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._restore.close()
+
+
+_QUIET_WARNINGS = _QuietWarnings()
 
 
 def _reason(error: Exception) -> str:
