@@ -27,6 +27,7 @@ from gansfp.collection.readings import (
     count_readings,
     find_differences,
     note_lost_levels,
+    note_misfits,
 )
 from gansfp.errors import DataError, UsageError
 from gansfp.images.grey_levels import AUTO
@@ -225,6 +226,7 @@ def catalog_of(
     catalog = Catalog(data, _table(rows, completed))
     findings = [
         *note_lost_levels([(row.image_id, row.content, row.reading) for row in rows]),
+        *note_misfits([(row.image_id, row.content, row.reading) for row in rows]),
         *find_differences([(row.image.purpose, row.content, row.reading) for row in rows]),
     ]
     notes += [*group_notes, *_notes_of_unreadable(catalog), *(str(duplicates) for duplicates in catalog.duplicates())]

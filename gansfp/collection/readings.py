@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 from gansfp.collection.contents import Content
 from gansfp.collection.layout import Purpose
-from gansfp.images.grey_levels import AUTO, FEW_LEVELS, SIXTEEN_BITS, WINDOW_CENTRE, WINDOW_WIDTH, Choice, choose_rule
+from gansfp.images.grey_levels import (
+    AUTO,
+    FEW_LEVELS,
+    SIXTEEN_BITS,
+    WINDOW_CENTRE,
+    WINDOW_WIDTH,
+    Choice,
+    Evidence,
+    choose_rule,
+)
 from gansfp.images.image_file import GREY, HU, UNKNOWN
 
 READ_AS = (AUTO, *SIXTEEN_BITS)  # the values of --sixteen-bit
@@ -69,8 +78,8 @@ def _reading(content: Content, choice: Choice | None, sixteen_bit: str) -> Readi
         # Compressed numbers may turn out not to be HU when they are decoded; then the rule says what they are.
         return Reading(f"{content.format} HU{turned}", sixteen_bit)
     if content.unknown_because and sixteen_bit == AUTO:
-        fits = content.evidence.fits if content.evidence else ()
-        hint = f" (they look like {' or '.join(fits)})" if fits else ""
+        likely = choose_rule([content.evidence]).rule if content.evidence else ""
+        hint = f" (they look like {likely})" if likely else ""
         return Reading("", "", f"{content.unknown_because}; say what the numbers are with --sixteen-bit{hint}")
     rule = choice.rule if choice else sixteen_bit
     if not rule:
@@ -124,6 +133,22 @@ def note_lost_levels(rows: Sequence[tuple[str, Content, Reading]]) -> list[str]:
     if not poor:
         return []
     return [f"{len(poor)} slices keep fewer than {FEW_LEVELS} grey levels of more, such as {', '.join(poor[:_NAMED])}"]
+
+
+def note_misfits(rows: Sequence[tuple[str, Content, Reading]]) -> list[str]:
+    """Returns a note about slices whose numbers cannot be the HU that the rule of their class makes of them."""
+    misfits = [
+        image_id
+        for image_id, content, reading in rows
+        if content.scale == UNKNOWN and reading.rule.startswith("hu") and not _fits(content.evidence, reading.rule)
+    ]
+    if not misfits:
+        return []
+    return [f"{len(misfits)} slices do not fit the rule of their class, such as {', '.join(misfits[:_NAMED])}"]
+
+
+def _fits(evidence: Evidence | None, rule: str) -> bool:
+    return evidence is None or evidence.blank or rule in evidence.fits
 
 
 def _loses_levels(content: Content, reading: Reading) -> bool:

@@ -24,11 +24,16 @@ FEW_LEVELS = 32  # a slice that had more grey levels and keeps fewer has lost it
 
 AIR = (-1200.0, -500.0)  # HU of air around the body and of lungs, with noise
 SOFT_TISSUE = (-200.0, 300.0)  # HU of muscle, blood, fat, liver
+DENSER_THAN_WATER = (1.0, 300.0)  # HU of muscle and blood; grey levels of 10 bits look like HU + 1024 that end at 0
 POSSIBLE = (-1200.0, 3100.0)  # HU of anything in a patient but metal
 _LEAST_SHARE = 0.01  # of air, and of soft tissue, in a CT slice of the chest
+_DENSE, _MOST_DENSE = 1900.0, 0.03  # HU above those of bone, and their share
+_MOST_EQUAL = 0.15  # share of one number of bone; padding with a large number has more
+_LEAST_MEASURED = 0.2  # of the pixels of a slice, the others being padding
 _LEAST_BOTH = 0.5  # of both together; lung vessels, bone and the edges between them are the rest
 _MOST_OUTLIERS = 0.001  # share of pixels outside a rule's range: metal, a burnt-in mark
-_AGREEING = 0.9  # share of the files of a class that must fit a rule
+_MOST_FILES = 0.9  # share of the files of a class that must fit a rule of HU
+_MOST_BRIGHT = 0.75  # share of the files that must use more than 8 bits; dark slices may look like 8 bits in 16
 
 
 def lung_window(units: np.ndarray) -> np.ndarray:
@@ -134,7 +139,7 @@ def evidence(frames: Sequence[Numbers]) -> Evidence:
     fits = [rule for rule, offset in _OFFSETS.items() if _fits_hu(levels, counts, offset)]
     if natural and counts[levels > 0xFF].sum() <= _MOST_OUTLIERS * counts.sum():
         fits.append("low")
-    elif natural and high <= 0xFFFF and (exact or high >= FEW_LEVELS << 8):
+    elif natural and high <= 0xFFFF:
         fits.append("full")
     return Evidence(low, high, tuple(fits), _poor_rules(levels), exact, len(levels) == 1)
 
@@ -164,20 +169,27 @@ def _levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fits_hu(levels: np.ndarray, counts: np.ndarray, offset: int) -> bool:
-    """Returns True where numbers minus an offset are the HU of a chest: air, soft tissue, and nothing impossible."""
-    if offset:  # 0 is the usual padding of unsigned numbers
-        levels, counts = levels[levels != 0], counts[levels != 0]
-    elif not levels.size or levels[0] >= 0:
+    """Returns True where numbers minus an offset are the HU of a chest: air, soft tissue, and nothing impossible.
+
+    Numbers below those of air were not measured (padding outside of the field of view, 0), and do not count.
+    """
+    if not offset and levels[0] >= 0:
         return False  # HU without an offset have negative numbers
+    measured = (levels >= offset + AIR[0]) & (levels != 0 if offset else True)
+    levels, counts, everything = levels[measured], counts[measured], counts.sum()
     total = counts.sum()
+    if total < _LEAST_MEASURED * everything:
+        return False
 
     def share(low: float, high: float) -> float:
         return float(counts[(levels >= low + offset) & (levels <= high + offset)].sum()) / total
 
-    if not total or 1 - share(*POSSIBLE) > _MOST_OUTLIERS:
+    if 1 - share(*POSSIBLE) > _MOST_OUTLIERS or share(_DENSE, POSSIBLE[1]) > _MOST_DENSE:
+        return False
+    if (counts[levels > offset + SOFT_TISSUE[1]] > _MOST_EQUAL * total).any():
         return False
     air, tissue = share(*AIR), share(*SOFT_TISSUE)
-    return min(air, tissue) >= _LEAST_SHARE and air + tissue >= _LEAST_BOTH
+    return min(air, share(*DENSER_THAN_WATER)) >= _LEAST_SHARE and air + tissue >= _LEAST_BOTH
 
 
 @dataclass(frozen=True)
@@ -192,21 +204,31 @@ def choose_rule(files: Sequence[Evidence]) -> Choice:
     """Chooses the rule for all 16-bit files of a class by what their numbers say.
 
     HU are taken where nine of ten files have the air and the soft tissue of a chest at their places; "low" where no
-    file has more than a few numbers above 255; "full" where at least half of the files use more than an eighth of the
-    range. Blank files do not count, unless all are blank.
+    file has more than a few numbers above 255; "full" where three of four files have numbers above 255, none looks like
+    HU, the numbers use the upper half of the range, and most slices keep their grey levels. Blank files do not count,
+    unless all are blank.
     """
     counted = [file for file in files if not file.blank] or list(files)
     votes = Counter(rule for file in counted for rule in file.fits)
     n, high = len(counted), max((file.high for file in counted), default=0.0)
     for rule in _OFFSETS:
-        if votes[rule] and votes[rule] >= _AGREEING * n:
+        if votes[rule] and votes[rule] >= _MOST_FILES * n:
             return Choice(rule, f"{votes[rule]} of {n} files have air and soft tissue where {rule} puts them")
     if n and votes["low"] == n:
         return Choice("low", f"no file has more than a few numbers above 255 (highest {high:g})")
-    if votes["full"] and votes["full"] >= n / 2:
-        exact = all(file.exact for file in counted)
-        return Choice("full", "sure: all are 8-bit levels times 256 or 257" if exact else f"likely: up to {high:g}")
+    if votes["full"] >= max(1, _MOST_BRIGHT * n) and not any(votes[rule] for rule in _OFFSETS):
+        why = _why_full(counted, high)
+        if why:
+            return Choice("full", why)
     return Choice("", f"not sure: of {n} files with numbers up to {high:g}, {_in_words(votes)}")
+
+
+def _why_full(files: Sequence[Evidence], high: float) -> str:
+    """Returns why bright files, none of them HU, use the full range of 16 bits; "" where they may not."""
+    if all(file.exact for file in files):
+        return "sure: all are 8-bit levels times 256 or 257"
+    lose_levels = sum("full" in file.poor for file in files)
+    return f"likely: up to {high:g}" if high > 0x7FFF and lose_levels <= len(files) / 2 else ""
 
 
 def _in_words(votes: "Counter[str]") -> str:

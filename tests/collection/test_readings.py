@@ -13,6 +13,7 @@ from gansfp.collection.readings import (
     count_readings,
     find_differences,
     note_lost_levels,
+    note_misfits,
 )
 from gansfp.images.grey_levels import evidence
 from gansfp.images.image_file import GREY, HU, UNKNOWN, Numbers
@@ -146,3 +147,14 @@ def test_table_of_readings():
         "PNG grey: 1 slices (f)",
         "not read: 1 slices (e)",
     ]
+
+
+def test_slices_that_do_not_fit_the_rule_of_their_class_are_named():
+    files = [*[sixteen(CHEST + 1024)] * 10, sixteen(RNG.integers(0, 65536, (64, 64)))]
+    readings, _ = choose_readings([USED] * 11, files)
+    assert {reading.rule for reading in readings} == {"hu+1024"}
+    ids = [str(number) for number in range(11)]
+    assert note_misfits(list(zip(ids, files, readings, strict=True))) == [
+        "1 slices do not fit the rule of their class, such as 10"
+    ]
+    assert note_misfits(list(zip(ids[:10], files[:10], readings[:10], strict=True))) == []

@@ -138,3 +138,44 @@ def test_hu_need_air():
     assert is_hu(np.array([0, 40, 4000])) == "the lowest value is 0 HU, and air has about -1000"
     assert is_hu(np.array([-32768, 40, 60])).startswith("values are from -32768 to 60 HU, and none is that of air")
     assert to_grey(Numbers(np.array([[-1350, 150]]), HU)).tolist() == [[0, 255]]
+
+
+def choice(*files):
+    return choose_rule([evidence([Numbers(np.asarray(values), UNKNOWN)]) for values in files]).rule
+
+
+@pytest.mark.parametrize("padding", [-1500, -2000, -3024, -32767])
+def test_padding_below_air_does_not_hide_hu(padding):
+    units = chest()
+    units[:, :30] = padding
+    assert choice((units + 32768).astype(np.uint16)) == "hu+32768"
+    assert choice(units.astype(np.int16)) == "hu"
+
+
+@pytest.mark.parametrize("padding", [976, 2000, 3071, 62511])
+def test_padding_with_large_numbers_is_not_shown_white(padding):
+    units = chest()
+    units[:, :30] = padding
+    assert choice((units + 1024).astype(np.uint16)) == ""
+
+
+def test_grey_levels_of_10_12_and_14_bits_are_neither_hu_nor_the_full_range():
+    grey = lung_window(chest() + RNG.normal(0, 30, (128, 128)))
+    for factor in (4, 16, 64):
+        assert choice(grey.astype(np.uint16) * factor) == ""
+    assert choice(grey.astype(np.uint16) * 256) == choice(grey.astype(np.uint16) * 257) == "full"
+
+
+def test_full_is_not_taken_where_it_leaves_no_levels():
+    wrapped = chest().astype(np.int16).view(np.uint16)  # negative HU became numbers near 65535
+    assert choice(wrapped) == ""
+
+
+def test_a_class_of_two_kinds_gets_no_rule():
+    low, full = RNG.integers(0, 256, (64, 64)), RNG.integers(0, 65536, (64, 64))
+    units = chest().astype(np.int64)
+    assert choice(low, full) == ""
+    assert choice(*[low] * 9, full) == ""
+    assert choice(low, full, full, full) == "full"  # a dark slice among bright ones
+    assert choice(units + 1024, units + 32768) == ""
+    assert choice(units + 32768, full) == ""
