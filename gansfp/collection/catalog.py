@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gansfp import store
-from gansfp.collection.contents import Content, examine_all, salt_of, with_salt
+from gansfp.collection.contents import Content, Pseudonyms, examine_all
 from gansfp.collection.default_groups import Origin, complete_groups
 from gansfp.collection.duplicates import Duplicates, find_duplicates, first_of_same
 from gansfp.collection.groups import path_below, read_groups
@@ -200,11 +200,11 @@ def read_catalog(
     data = store.absolute(data)
     images, notes = find_images(data, allow_outside)
     groups, group_notes = read_groups(data, images)
-    salt, sixteen_bit = salt_of(previous), sixteen_bit or _sixteen_bit_of(previous)
-    contents = examine_all(images, previous, salt, progress)
+    pseudonyms, sixteen_bit = Pseudonyms(images), sixteen_bit or _sixteen_bit_of(previous)
+    contents = examine_all(images, previous, pseudonyms, progress)
     catalog = catalog_of(data, images, contents, groups, sixteen_bit)
     metadata = {_SIXTEEN_BIT: sixteen_bit.encode()}
-    table = with_salt(catalog.table.replace_schema_metadata(metadata), salt)
+    table = pseudonyms.sign(catalog.table.replace_schema_metadata(metadata))
     return replace(catalog, table=table, notes=(*notes, *group_notes, *catalog.notes))
 
 

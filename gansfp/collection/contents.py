@@ -5,14 +5,15 @@ Files that an earlier catalog holds, and that have not changed since, are not op
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import cached_property
 from threading import Lock
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gansfp import store
 from gansfp.collection.layout import Image
@@ -23,7 +24,7 @@ _THREADS = 16  # threads wait for disks and networks; hashing and reading releas
 _CHUNK = 64  # images per task: many, so that handing out a task costs little
 _LARGE = 1 << 25  # bytes of a volume: only one is in memory at a time
 _ONE_LARGE_FILE = Lock()
-_SALT = b"salt"  # key in the metadata of a catalog's table
+_SALT_CHECK = b"salt_check"  # key in the metadata of a catalog's table
 _DIGEST_BYTES = 10
 
 
@@ -65,36 +66,69 @@ def evidence_of(text: str) -> Evidence | None:
     return Evidence(low, high, tuple(fits), tuple(poor), exact, blank)
 
 
-def salt_of(previous: pa.Table | None) -> bytes:
-    """Returns the salt of the digests in an earlier catalog, or a new one.
+class Pseudonyms:
+    """Digests of identifiers, with a salt that is in no output.
 
-    Without a salt, whoever has the catalog could find a patient's number by trying all numbers.
+    The salt is a hash of a file of DATA, a DICOM file if there is one. So who has WORK but not DATA cannot find a
+    patient's number by trying all numbers, and the same DATA gives the same groups.
     """
-    written = (previous.schema.metadata or {}).get(_SALT) if previous is not None else None
-    return bytes.fromhex(written.decode()) if written else secrets.token_bytes(16)
+
+    def __init__(self, images: Sequence[Image]) -> None:
+        self._images = images
+
+    @cached_property
+    def _salt(self) -> bytes:
+        others = tuple(ending for known in slices.FORMATS if known.name != "DICOM" for ending in known.endings)
+        readable = [image for image in self._images if 0 < image.bytes <= _LARGE]
+        # Pictures by a generator may be public.
+        readable.sort(key=lambda image: (image.uri.lower().endswith(others), image.purpose.role == "generated"))
+        for image in readable:
+            with suppress(OSError):
+                data = store.read_bytes(image.uri, slices.MAX_BYTES)
+                return hashlib.blake2b(data, digest_size=16, person=b"gansfp salt").digest()
+        return bytes(16)
+
+    def of(self, identifier: str) -> str:
+        """Returns the digest of an identifier, "" for none."""
+        if not identifier:
+            return ""
+        return hashlib.blake2b(identifier.encode(), key=self._salt, digest_size=_DIGEST_BYTES).hexdigest()
+
+    def sign(self, table: pa.Table) -> pa.Table:
+        """Returns the table of a catalog with a hash of the salt in its metadata, if it holds digests."""
+        if not _has_digests(table):
+            return table
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), _SALT_CHECK: self._check()})
+
+    def made(self, table: pa.Table) -> bool:
+        """Returns True if the digests in the table of a catalog have this salt, or if there are none."""
+        return not _has_digests(table) or (table.schema.metadata or {}).get(_SALT_CHECK) == self._check()
+
+    def _check(self) -> bytes:
+        return hashlib.blake2b(self._salt, digest_size=16, person=b"gansfp check").hexdigest().encode()
 
 
-def with_salt(table: pa.Table, salt: bytes) -> pa.Table:
-    """Returns the table of a catalog with its salt in the metadata, for the next run."""
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), _SALT: salt.hex().encode()})
+def _has_digests(table: pa.Table) -> bool:
+    return any(pc.any(pc.not_equal(table[name], "")).as_py() for name in ("patient", "series"))
 
 
 def examine_all(
     images: Sequence[Image],
     previous: pa.Table | None,
-    salt: bytes,
+    pseudonyms: Pseudonyms,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Content]:
     """Returns what each file tells, in the order of `images`; a pool of threads reads the files.
 
-    previous: the table of an earlier catalog with the same salt. progress: is called with (files done, files in all).
+    previous: the table of an earlier catalog. pseudonyms: of the identifiers in DICOM files. progress: is called with
+    (files done, files in all).
     """
-    previous_contents = {} if previous is None else dict(_reusable(previous))
+    previous_contents = {} if previous is None else dict(_reusable(previous, pseudonyms))
 
     def examine(start: int) -> list[Content]:
         chunk = images[start : start + _CHUNK]
         return [
-            previous_contents.get((image.uri, image.bytes, image.mtime, image.ctime)) or _examine(image, salt)
+            previous_contents.get((image.uri, image.bytes, image.mtime, image.ctime)) or _examine(image, pseudonyms)
             for image in chunk
         ]
 
@@ -107,20 +141,21 @@ def examine_all(
     return contents
 
 
-def _reusable(previous: pa.Table) -> Iterator[tuple[tuple[str, int, int, int], Content]]:
+def _reusable(previous: pa.Table, pseudonyms: Pseudonyms) -> Iterator[tuple[tuple[str, int, int, int], Content]]:
     """Yields (uri, size, times) and content of each file that need not be read again.
 
     Unreadable files are read again: what they lacked (a permission, a package) may be there now. So are files without
-    a time, because a change of them would not be seen.
+    a time, because a change of them would not be seen, and files whose digests have another salt.
     """
+    same_salt = pseudonyms.made(previous)
     columns = [previous[name].to_pylist() for name in ("uri", "bytes", "mtime", "ctime", *Content._fields)]
     for uri, size, mtime, ctime, *values in zip(*columns, strict=True):
         content = Content(*values)
-        if mtime and content.status == "ok":
+        if mtime and content.status == "ok" and (same_salt or not (content.patient or content.series)):
             yield (uri, size, mtime, ctime), content
 
 
-def _examine(image: Image, salt: bytes) -> Content:
+def _examine(image: Image, pseudonyms: Pseudonyms) -> Content:
     """Reads a file. Returns an unreadable content, with the reason, for one that holds no slice."""
     with _ONE_LARGE_FILE if image.bytes > _LARGE else nullcontext():
         try:
@@ -128,12 +163,6 @@ def _examine(image: Image, salt: bytes) -> Content:
         except OSError as error:
             return Content("", status="unreadable", error=store.one_line(error))
         header, sha256 = slices.examine(data, image.uri), hashlib.sha256(data).hexdigest()
-
-    def digest(identifier: str) -> str:
-        if not identifier:
-            return ""
-        return hashlib.blake2b(identifier.encode(), key=salt, digest_size=_DIGEST_BYTES).hexdigest()
-
     return Content(
         sha256,
         header.format,
@@ -146,8 +175,8 @@ def _examine(image: Image, salt: bytes) -> Content:
         header.scale,
         header.unknown_because,
         json.dumps(header.evidence) if header.evidence else "",
-        digest(header.patient),
-        digest(header.series),
+        pseudonyms.of(header.patient),
+        pseudonyms.of(header.series),
         "unreadable" if header.error else "ok",
         header.error,
     )

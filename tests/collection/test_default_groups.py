@@ -21,13 +21,13 @@ def test_patients_come_before_series_and_series_before_volumes():
     ]
     groups, notes = complete_groups([""] * 8, origins)
     assert groups == [
-        "dicom-patient-00001",
-        "dicom-patient-00001",
-        "dicom-patient-00002",
-        "dicom-series-00003",
-        "dicom-series-00003",
-        "volume-00004",
-        "volume-00004",
+        "patient-p",
+        "patient-p",
+        "patient-q",
+        "series-s4",
+        "series-s4",
+        "c/stack",
+        "c/stack",
         "",
     ]
     assert notes == [
@@ -40,23 +40,25 @@ def test_given_groups_stay_and_hold_for_the_whole_patient():
     assert complete_groups(["one", "", "", "", "x"], origins)[0] == [
         "one",
         "one",
-        "dicom-patient-00002",
-        "dicom-patient-00002",
+        "patient-q",
+        "patient-q",
         "x",
     ]
     # Two groups of one patient contradict each other: the slices without a group are neither's.
-    assert complete_groups(["one", "two", ""], [Origin("p", "s", "")] * 3)[0] == ["one", "two", "dicom-patient-00001"]
+    assert complete_groups(["one", "two", ""], [Origin("p", "s", "")] * 3)[0] == ["one", "two", "patient-p"]
     assert complete_groups(["a", "b"], [Origin("p", "s", "")] * 2) == (["a", "b"], [])
     assert complete_groups(["", ""], [NOWHERE] * 2) == (["", ""], [])
 
 
 def test_one_patient_number_for_all_was_removed_from_the_files():
-    origins = [Origin("anonymous", f"s{number // 2}", "") for number in range(6)]
-    groups, notes = complete_groups([""] * 6, origins)
-    assert groups == [f"dicom-series-{number:05d}" for number in (1, 1, 2, 2, 3, 3)]
+    origins = [Origin("anonymous", f"s{number // 3}", "") for number in range(9)]
+    groups, notes = complete_groups([""] * 9, origins)
+    assert groups == [f"series-s{number // 3}" for number in range(9)]
     assert "same PatientID, and 3 SeriesInstanceUIDs" in notes[0]
     # One patient with one series is one patient.
-    assert complete_groups([""] * 2, [Origin("p", "s", "")] * 2)[0] == ["dicom-patient-00001"] * 2
+    assert complete_groups([""] * 2, [Origin("p", "s", "")] * 2)[0] == ["patient-p"] * 2
+    # A tool that gives each file a series of its own says nothing of patients.
+    assert set(complete_groups([""] * 9, [Origin("p", f"s{number}", "") for number in range(9)])[0]) == {"patient-p"}
 
 
 names = st.sampled_from(["", "a", "b", "c"])
