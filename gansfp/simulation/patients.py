@@ -2,17 +2,18 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from gansfp import store
-from gansfp.collection.folders import read_files
+from gansfp.collection.folders import FolderFile, list_images, read_files
+from gansfp.collection.names import key
 from gansfp.errors import DataError
 from gansfp.images import slices
-from gansfp.images.slices import ENDINGS, Source, without_ending
+from gansfp.images.slices import ENDINGS, without_ending
 
 _READERS = 4  # threads
 
@@ -35,29 +36,23 @@ def read_archive(folder: str, most: int, seed: int = 0, progress: Callable[[str]
     """Reads the images below `folder`, at most `most` of them, from as many patients as possible.
 
     An optional groups.csv (image_id,group) in `folder` gives the patients. An image_id is a file's name or its path
-    below `folder`, without ending. An image without a group counts as a patient of its own. Raises DataError.
+    below `folder`, without ending. Without a group, DICOM files are grouped by patient or series; another file counts
+    as a patient of its own. Raises DataError.
     """
-    files = [uri for uri in store.list_files(folder, recursive=True) if uri.lower().endswith(ENDINGS)]
-    if not files:
+    paths = list_images(folder)
+    if not paths:
         raise DataError(f"no images found in {folder}, expected files that end with one of {', '.join(ENDINGS)}")
-    images = [
-        (source, without_ending(uri[len(store.join(folder, "")) :].lstrip("/")))
-        for uri, file in zip(files, read_files(files), strict=True)
-        for source in file.sources or [Source(uri)]
-    ]
-    stems = [stem for _, stem in images]
-    groups: dict[str, str] = {}
-    if store.exists(store.join(folder, "groups.csv")):
-        columns = store.read_csv(store.join(folder, "groups.csv"), ("image_id", "group"))
-        groups = dict(zip(columns["image_id"], columns["group"], strict=True))
-    patients = np.array([groups.get(stem) or groups.get(os.path.basename(stem)) or stem for stem in stems])
+    files = read_files([store.join(folder, path) for path in paths])
+    images = [source for file in files for source in file.sources]
+    owners = _owners(folder, [without_ending(path) for path in paths], files)
+    patients = np.array([owner for owner, file in zip(owners, files, strict=True) for _ in file.sources])
     chosen = np.sort(_in_turns(patients, np.random.default_rng([seed, 1]))[:most])
     with ThreadPoolExecutor(_READERS) as pool:
-        loaded = list(pool.map(slices.load, [images[i][0] for i in chosen]))
+        loaded = list(pool.map(slices.load, [images[i] for i in chosen]))
     pixels, readable, errors = [], [], []
     for row, slice_ in zip(chosen, loaded, strict=True):
         if slice_.pixels is None:
-            errors.append(f"{images[row][0].uri}: {slice_.error}")
+            errors.append(f"{images[row].uri}: {slice_.error}")
         else:
             pixels.append(slice_.pixels)
             readable.append(row)
@@ -66,6 +61,27 @@ def read_archive(folder: str, most: int, seed: int = 0, progress: Callable[[str]
     if not pixels:
         raise DataError(f"none of the {len(chosen)} images in {folder} can be read, such as {errors[0]}")
     return Archive(np.stack(pixels), patients[readable])
+
+
+def _owners(folder: str, stems: Sequence[str], files: Sequence[FolderFile]) -> list[str]:
+    """Returns the patient of each file: by groups.csv, else by what the file says, else the file itself.
+
+    stems: paths below the folder, without ending. Patients that files name are numbered: their identifiers must not
+    appear in any output.
+    """
+    groups: dict[str, str] = {}
+    if store.exists(store.join(folder, "groups.csv")):
+        columns = store.read_csv(store.join(folder, "groups.csv"), ("image_id", "group"))
+        ids = (key(image_id) for image_id in columns["image_id"])
+        groups = dict(zip(ids, columns["group"], strict=True))
+    numbers: dict[str, int] = {}
+    owners = []
+    for stem, file in zip(stems, files, strict=True):
+        group = groups.get(key(stem)) or groups.get(key(os.path.basename(stem)))
+        if not group and file.patient:
+            group = f"patient-{numbers.setdefault(file.patient, len(numbers) + 1):04d}"
+        owners.append(group or stem)
+    return owners
 
 
 def _in_turns(patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:

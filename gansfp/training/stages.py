@@ -26,9 +26,8 @@ import numpy as np
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
-from gansfp.collection.folders import read_files
+from gansfp.collection.folders import list_images, read_files
 from gansfp.errors import DataError, UsageError
-from gansfp.images.slices import ENDINGS, Source
 from gansfp.training.examples import LabelledSlices
 from gansfp.training.loop import Settings
 
@@ -301,17 +300,14 @@ def labelled_folders(folder: str) -> LabelledSlices:
 
     Every file is a group of its own. Raises DataError where the folder cannot be listed or has fewer than two classes.
     """
-    base = store.open_store(folder)[1].rstrip("/")
-    files = [uri for uri in store.list_files(folder, recursive=True) if uri.partition("?")[0].lower().endswith(ENDINGS)]
-    paths = [store.open_store(uri)[1][len(base) :].lstrip("/").split("/") for uri in files]
-    images = [(uri, parts[0]) for uri, parts in zip(files, paths, strict=True) if len(parts) > 1]
+    images = [(store.join(folder, path), path.split("/")[0]) for path in list_images(folder) if "/" in path]
     classes = tuple(sorted({name for _, name in images}))
     if len(classes) < 2:
         raise DataError(f"{folder}: got classes {list(classes)}, expected two or more sub-folders with images")
     slices = [
         (source, classes.index(name), uri, file.sha256)
         for (uri, name), file in zip(images, read_files([uri for uri, _ in images]), strict=True)
-        for source in file.sources or [Source(uri)]  # a file that cannot be read is left out by the training
+        for source in file.sources
     ]
     sources, labels, groups, hashes = map(tuple, zip(*slices, strict=True))
     return LabelledSlices(sources, labels, groups, hashes, classes)

@@ -75,3 +75,19 @@ def test_folders_without_images_or_with_bad_ones_only(tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(DataError, match="none of the 1 images in"):
         read_archive(str(tmp_path), most=5)
+
+
+def test_dicom_files_are_grouped_by_patient_and_what_is_no_ct_is_left_out(tmp_path):
+    pytest.importorskip("pydicom")
+    from dicom_files import chest, dicom
+
+    for number in range(6):
+        (tmp_path / f"IM{number:04d}").write_bytes(dicom(chest(64, number) + 1024, PatientID=f"MRN{77 + number // 2}"))
+    (tmp_path / "IM0009").write_bytes(dicom(chest(64) + 1024, PatientID="MRN99", Modality="MR"))
+    lines: list[str] = []
+    archive = read_archive(str(tmp_path), most=100, progress=lines.append)
+    assert archive.patients.tolist() == [f"patient-000{n}" for n in (1, 1, 2, 2, 3, 3)]
+    assert lines == [
+        f"1 images left out that cannot be read, such as {tmp_path}/IM0009: Modality is 'MR', and only CT has HU; "
+        "say what the numbers are with --sixteen-bit"
+    ]
