@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from gansfp import store
 from gansfp.collection.contents import Content, Pseudonyms, examine_all
 from gansfp.collection.default_groups import Origin, complete_groups
+from gansfp.collection.differences import Labelled, find_differences
 from gansfp.collection.duplicates import Duplicates, find_duplicates, first_of_same
 from gansfp.collection.groups import path_below, read_groups
 from gansfp.collection.layout import Image, find_images
@@ -25,7 +26,6 @@ from gansfp.collection.readings import (
     choose_readings,
     content_hash,
     count_readings,
-    find_differences,
     note_lost_levels,
     note_misfits,
 )
@@ -227,7 +227,7 @@ def catalog_of(
     findings = [
         *note_lost_levels([(row.image_id, row.content, row.reading) for row in rows]),
         *note_misfits([(row.image_id, row.content, row.reading) for row in rows]),
-        *find_differences([(row.image.purpose, row.content, row.reading) for row in rows]),
+        *find_differences(_labelled(rows)),
     ]
     notes += [*group_notes, *_notes_of_unreadable(catalog), *(str(duplicates) for duplicates in catalog.duplicates())]
     return replace(catalog, notes=tuple(notes), findings=tuple(findings))
@@ -267,6 +267,15 @@ class _Row(NamedTuple):
     reading: Reading
     group: str
     origin: Origin
+
+
+def _labelled(rows: Sequence[_Row]) -> list[Labelled]:
+    """Returns the readable slices that are known to be used or not used."""
+    return [
+        Labelled(row.image.purpose, row.content, row.reading, Source(row.image.uri, row.frame, row.reading.rule))
+        for row in rows
+        if row.reading.name and row.image.purpose.role in ("used", "not_used")
+    ]
 
 
 def _slices_of(data: str, image: Image, content: Content, reading: Reading, group: str) -> list[_Row]:

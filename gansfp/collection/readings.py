@@ -1,16 +1,15 @@
 """Says how the numbers of each file become grey levels: by one rule for all files of a class.
 
-The files of a class come from one tool, so that their numbers mean the same. What differs between the used and the
-not-used slices is reported: a membership score could rest on it.
+The files of a class come from one tool, so that their numbers mean the same.
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from gansfp.collection.contents import Content
-from gansfp.collection.layout import Purpose
+from gansfp.collection.image import Purpose
 from gansfp.images.grey_levels import (
     AUTO,
     FEW_LEVELS,
@@ -160,65 +159,3 @@ def _loses_levels(content: Content, reading: Reading) -> bool:
         covered = min(evidence.high, white) - max(evidence.low, black)
         return evidence.high - evidence.low >= FEW_LEVELS > covered * 255 / WINDOW_WIDTH
     return reading.rule in evidence.poor
-
-
-_LEAST_DIFFERENCE = 0.1  # of the shares that a value has among the used and among the not-used slices
-_CUT_SHARE = 0.5  # of slices with the same lowest or highest number: the numbers were cut off there
-
-
-def find_differences(rows: Sequence[tuple[Purpose, Content, Reading]]) -> list[str]:
-    """Returns one line for each property of the files in which used and not-used slices of a set differ.
-
-    Only readable slices count. A property is the reading, the format, the kind of pixels, the size, the bits, and the
-    numbers at which values were cut off.
-    """
-    labelled: dict[str, dict[str, list[tuple[Content, Reading]]]] = defaultdict(lambda: {"used": [], "not_used": []})
-    for purpose, content, reading in rows:
-        if reading.name and purpose.role in ("used", "not_used"):
-            labelled[purpose.set][purpose.role].append((content, reading))
-    lines = []
-    for name, classes in sorted(labelled.items()):
-        if not classes["used"] or not classes["not_used"]:
-            continue
-        properties = {role: [_properties(*file) for file in files] for role, files in classes.items()}
-        for what in properties["used"][0]:
-            used, not_used = (Counter(values[what] for values in properties[role]) for role in ("used", "not_used"))
-            if what in ("lowest number", "highest number"):
-                used, not_used = _cuts(used), _cuts(not_used)
-            line = _difference(what, used, not_used)
-            if line:
-                lines.append(f"set {name}: {line}; a membership score could rest on it")
-    return lines
-
-
-def _properties(content: Content, reading: Reading) -> dict[str, str]:
-    evidence = content.evidence
-    return {
-        "reading": reading.name,
-        "format": content.format,
-        "kind of pixels": content.mode,
-        "size": f"{content.width}x{content.height}",
-        "bits": str(content.bits),
-        "lowest number": f"{evidence.low:g}" if evidence else "",
-        "highest number": f"{evidence.high:g}" if evidence else "",
-    }
-
-
-def _cuts(values: "Counter[str]") -> "Counter[str]":
-    """Joins the numbers that only few slices have: they come from the patient, not from a tool."""
-    total, joined = sum(values.values()), Counter[str]()
-    for value, count in values.items():
-        joined[value if count >= _CUT_SHARE * total else "various numbers"] += count
-    return joined
-
-
-def _difference(what: str, used: "Counter[str]", not_used: "Counter[str]") -> str:
-    """Returns a line about the value whose shares differ most, "" where no value's shares differ by a tenth."""
-    shares = {
-        value: (used[value] / sum(used.values()), not_used[value] / sum(not_used.values()))
-        for value in sorted(used | not_used)
-    }
-    value, (in_used, in_not_used) = max(shares.items(), key=lambda item: abs(item[1][0] - item[1][1]))
-    if abs(in_used - in_not_used) < _LEAST_DIFFERENCE:
-        return ""
-    return f"{in_used:.0%} of the used and {in_not_used:.0%} of the not-used slices have the {what} {value}"

@@ -11,7 +11,6 @@ from gansfp.collection.readings import (
     choose_readings,
     content_hash,
     count_readings,
-    find_differences,
     note_lost_levels,
     note_misfits,
 )
@@ -107,36 +106,6 @@ def test_lost_levels_are_noted():
     readings, _ = choose_readings([USED] * 2, [bone, chest])
     assert note_lost_levels(list(zip(["bone", "chest"], [bone, chest], readings, strict=True))) == [
         "1 slices keep fewer than 32 grey levels of more, such as bone"
-    ]
-
-
-def rows(used, not_used):
-    purposes, contents = [USED] * len(used) + [NOT_USED] * len(not_used), [*used, *not_used]
-    return list(zip(purposes, contents, choose_readings(purposes, contents)[0], strict=True))
-
-
-def test_differences_between_used_and_not_used():
-    same = [grey()] * 10
-    assert find_differences(rows(same, same)) == []
-    assert find_differences(rows(same, [grey(status="unreadable")] * 3)) == []
-    large = [grey(width=512, height=512)] * 6 + [grey()] * 4
-    assert find_differences(rows(same, large)) == [
-        "set a: 0% of the used and 60% of the not-used slices have the size 512x512; "
-        "a membership score could rest on it"
-    ]
-    jpeg = [grey(format="JPEG", mode="RGB")] * 10
-    properties = [line.split(" have the ")[1].split(" ")[0] for line in find_differences(rows(same, jpeg))]
-    assert properties == ["reading", "format", "kind"]
-    # Numbers that were cut off at another place in one class; those that come from patients are no finding.
-    cut = [
-        Content("e", "DICOM", scale=HU, numbers=json.dumps([-1000, 300 + n, [], [], False, False])) for n in range(9)
-    ]
-    free = [
-        Content("e", "DICOM", scale=HU, numbers=json.dumps([-1024, 400 + n, [], [], False, False])) for n in range(9)
-    ]
-    lines = find_differences(rows(cut, free))
-    assert [line.partition(";")[0] for line in lines] == [
-        "set a: 100% of the used and 0% of the not-used slices have the lowest number -1000"
     ]
 
 
