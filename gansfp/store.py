@@ -29,6 +29,8 @@ UNFINISHED_FOR = 3600.0  # seconds in which any file is written; an older unfini
 
 _UNFINISHED = re.compile(TEMPORARY + r"(probe-)?[0-9a-f]{12}")
 _LOCAL = fs.LocalFileSystem()
+_SEPARATOR_LINE = re.compile(r'"?sep=[,;\t|]"?[,;\t]*\r?\n')  # that Excel reads and writes above the header
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx, .ods and .xls
 _SEPARATORS = ((";", "semicolons"), ("\t", "tabs"))  # that tables have where they should have commas
 _UNPICKLES = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"  # with it, Ray may run code in a Parquet file on opening
 
@@ -286,12 +288,17 @@ def read_csv(uri: str, needed: Sequence[str]) -> dict[str, list[str]]:
 
 
 def decode_text(content: bytes) -> str:
-    """Returns a text file's content, which is UTF-8, with or without a byte-order mark.
+    """Returns a text file's content, which is UTF-8, with or without a byte-order mark, and without Excel's first line
+    `sep=,`.
 
-    Raises ValueError for another encoding, with the encoding that it seems to have and what to do.
+    Raises ValueError for another encoding, with the encoding that it seems to have and what to do, and for a workbook.
     """
+    if content.startswith(_WORKBOOKS):
+        raise ValueError("an Excel workbook, not text; save it as CSV")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        separator_line = _SEPARATOR_LINE.match(text)
+        return text[separator_line.end() :] if separator_line else text
     except UnicodeDecodeError as error:
         is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         encoding = "UTF-16" if is_utf_16 else "Latin-1 or another encoding, if it is text"

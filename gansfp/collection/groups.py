@@ -7,7 +7,7 @@ from gansfp import store
 from gansfp.collection.image import Image
 from gansfp.collection.layout import collection_folder
 from gansfp.collection.names import key, likely_reason
-from gansfp.collection.table import plain_names
+from gansfp.collection.table import notes_of_no_group, plain_names
 from gansfp.errors import DataError
 from gansfp.images.slices import without_ending
 
@@ -23,8 +23,8 @@ def read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[str
     if not store.exists(uri):
         uri = store.join(collection_folder(data), "groups.csv")
         if not store.exists(uri):
-            return groups, []
-    group_of_id = _read_file(uri)
+            return groups, _notes_of_left(images[0].folder, images, groups, False) if any(groups) else []
+    group_of_id, notes = _read_file(uri)
     rows_of_id = _find_images(data, images, group_of_id)
     for given, rows in rows_of_id.items():
         group = group_of_id[given]
@@ -32,11 +32,11 @@ def read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[str
             if groups[row] not in ("", group):
                 raise DataError(f"{uri}: {images[row].uri} has two groups, {groups[row]!r} and {group!r}, expected one")
             groups[row] = group
-    return groups, _notes(uri, images, groups, rows_of_id)
+    return groups, notes + _notes(data, uri, images, groups, rows_of_id)
 
 
-def _read_file(uri: str) -> dict[str, str]:
-    """Returns {id: group}. Raises DataError for an id with two groups."""
+def _read_file(uri: str) -> tuple[dict[str, str], list[str]]:
+    """Returns {id: group}, and notes. Raises DataError for an id with two groups."""
     columns = store.read_csv(uri, ("image_id", "group"))
     group_of_key: dict[str, str] = {}
     group_of_id: dict[str, str] = {}
@@ -45,7 +45,7 @@ def _read_file(uri: str) -> dict[str, str]:
         if first != group:
             raise DataError(f"{uri}: {given!r} has two groups, {first!r} and {group!r}, expected one")
         group_of_id[given] = group
-    return group_of_id
+    return group_of_id, notes_of_no_group("groups.csv", columns["group"])
 
 
 def _find_images(data: str, images: Sequence[Image], ids: Mapping[str, str]) -> dict[str, list[int]]:
@@ -65,17 +65,23 @@ def _find_images(data: str, images: Sequence[Image], ids: Mapping[str, str]) -> 
 
 def path_below(data: str, image: Image) -> str:
     """Returns the image's path below DATA, without ending."""
-    path, base = store.open_store(image.uri)[1], store.open_store(data)[1]
+    return uri_below(data, image.uri)
+
+
+def uri_below(data: str, uri: str) -> str:
+    """Returns a file's path below DATA, without ending."""
+    path, base = store.open_store(uri)[1], store.open_store(data)[1]
     return without_ending(path.removeprefix(base).lstrip("/"))
 
 
 def _notes(
-    uri: str, images: Sequence[Image], groups: Sequence[str], rows_of_id: Mapping[str, Sequence[int]]
+    data: str, uri: str, images: Sequence[Image], groups: Sequence[str], rows_of_id: Mapping[str, Sequence[int]]
 ) -> list[str]:
     """Returns notes about ids that fit several images or none. Raises DataError where no id fits an image."""
     unmatched = [given for given, rows in rows_of_id.items() if not rows]
     ambiguous = [given for given, rows in rows_of_id.items() if len(rows) > 1]
-    reason = likely_reason(unmatched, [image.name for image in images]) if unmatched else ""
+    known = [name for image in images for name in (image.name, path_below(data, image))] if unmatched else []
+    reason = likely_reason(unmatched, known)
     if unmatched and len(unmatched) == len(rows_of_id):
         # Without groups, the slices would be resampled one by one, and every interval would be too narrow.
         raise DataError(
@@ -91,10 +97,10 @@ def _notes(
         notes.append(f"groups.csv: {len(unmatched)} ids fit no image, such as {unmatched[0]}")
         if reason:
             notes[-1] += f" ({reason})"
-    return notes + _notes_of_left(images, groups, bool(unmatched))
+    return notes + _notes_of_left("groups.csv", images, groups, bool(unmatched))
 
 
-def _notes_of_left(images: Sequence[Image], groups: Sequence[str], all_images: bool) -> list[str]:
+def _notes_of_left(table: str, images: Sequence[Image], groups: Sequence[str], all_images: bool) -> list[str]:
     """Returns a note about images without a group: of all images, or of the real ones of membership."""
     # Generated slices have no patient; real ones without a group look like patients of their own.
     counted = [
@@ -106,4 +112,4 @@ def _notes_of_left(images: Sequence[Image], groups: Sequence[str], all_images: b
     if not left:
         return []
     kind = "images" if all_images else "real images"
-    return [f"groups.csv: {len(left)} of {len(counted)} {kind} are left without a group, such as {left[0]}"]
+    return [f"{table}: {len(left)} of {len(counted)} {kind} are left without a group, such as {left[0]}"]

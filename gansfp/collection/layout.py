@@ -13,8 +13,8 @@ see official.py.
 
 import os
 import posixpath
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pyarrow import fs
@@ -217,7 +217,23 @@ def _images_of_folders(data: str) -> tuple[list[Image], list[str]]:
         notes.append(f"ignored {len(challenge)} folders beside those of the layout, such as {shown(challenge[0])}")
     found = recognise_in_classes(root, entries, _layout_class)
     images, more_notes = images_in(data, root, entries, found, purposes, _layout_class)
-    return images, notes + more_notes
+    return images, notes + more_notes + _notes_of_same_sets(root, purposes)
+
+
+def _notes_of_same_sets(root: str, purposes: Mapping[str, Purpose]) -> list[str]:
+    """Returns notes about sets of membership that have the same folders, by a symbolic link."""
+    folders: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for folder, purpose in purposes.items():
+        if purpose.task == "membership":
+            folders[purpose.set].add((_real(root, folder), purpose.role))
+    sets: dict[frozenset[tuple[str, str]], list[str]] = defaultdict(list)
+    for name in sorted(folders):
+        sets[frozenset(folders[name])].append(name)
+    return [
+        f"the sets {', '.join(map(shown, names))} are the same folder, by a symbolic link; remove it if it is a mistake"
+        for names in sets.values()
+        if len(names) > 1
+    ]
 
 
 def _reported(entries: Iterable[Entry]) -> list[Entry]:
@@ -264,12 +280,12 @@ def _images_of_challenge(data: str) -> tuple[list[Image], list[str]]:
         "which real images was a slice generated), which gansfp does not do yet"
     )
     if not purposes and other_places:
-        raise DataError(f"{other_task}, expected {EXPECTED}")
+        raise DataError(f"{other_task}, expected those of task 1, such as generated, real_used and real_not_used")
     if not purposes:
         raise _not_understood(data, entries)
     if other_places:
         notes.append(f"{other_task}; ignored")
-        unread = tuple(posixpath.join(place, name, "") for place in other_places for name in ("real", "generated"))
+        unread = tuple(posixpath.join(folder, "") for folders in other_places.values() for folder in folders)
         entries = [entry for entry in entries if not posixpath.join(entry.path, "").startswith(unread)]
     taken = [f"{folder} for set {p.set}, {p.split}, {p.role}" for folder, p in sorted(purposes.items())]
     notes.append(f"{data}: took the folders of a challenge: {_some(taken, '; ')}")

@@ -6,7 +6,7 @@ Hidden files and folders, and the __MACOSX folders that archives from a Mac hold
 import os
 import posixpath
 import stat
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +21,8 @@ from gansfp.images.slices import ENDINGS, HEAD, recognise
 # Files without the ending of an image that are never opened: names of files that are no images, and endings of texts.
 _OTHER_NAMES = ("readme", "license", "dicomdir", "thumbs.db", "desktop.ini")
 _OTHER_ENDINGS = (".txt", ".csv", ".json", ".md")
+_LEADS_BACK, _HELD_ALREADY = "that leads back", "to a folder that its class holds already"  # links that are left out
+_MANY = {_LEADS_BACK: "that lead back", _HELD_ALREADY: "to folders that their classes hold already"}
 _READERS = 16  # threads that read the first bytes of files in a store: they wait for its answers
 
 
@@ -158,12 +160,12 @@ class _LocalWalk:
             return [], []
         self._outside = _folders_above(os.path.realpath(start)) | _folders_above(start)
         entries: list[Entry] = []
-        notes: list[str] = []
+        left_out: dict[str, list[str]] = defaultdict(list)
         folders, links = [_Folder(self._part, _identity(start), (), False, False)], deque[_Folder]()
         while folders or links:
             folder = folders.pop() if folders else links.popleft()
             if why := self._left_out(folder):
-                notes.append(f"a symbolic link {why} was left out: {shown(folder.path)}")
+                left_out[why].append(folder.path)
                 continue
             found = list(_scan(self._base, folder))
             if folder.path != self._part:
@@ -174,22 +176,29 @@ class _LocalWalk:
             folders += [item for item in within if not item.is_link]
             if not (folder.is_link or folder.is_below_link):
                 self._inner[folder.identity] = {item.identity for item in within}
-        return entries, notes
+        return entries, [_note_of_links(why, paths) for why, paths in left_out.items()]
 
     def _left_out(self, folder: _Folder) -> str:
         """Returns why a folder is not walked, "" for one that is walked now."""
         if folder.identity in self._outside or folder.identity in folder.above:
-            return "that leads back"
+            return _LEADS_BACK
         if folder.is_link and _reaches(self._inner, folder.identity, folder.above[-1]):
-            return "that leads back"
+            return _LEADS_BACK
         class_folder = self._class_of(folder.path.split("/")) if folder.path else None
         if class_folder is None:
             return ""
         of_class = self._seen.setdefault(class_folder, set())
         if folder.identity in of_class:
-            return "to a folder that its class holds already"
+            return _HELD_ALREADY
         of_class.add(folder.identity)
         return ""
+
+
+def _note_of_links(why: str, paths: Sequence[str]) -> str:
+    """Returns one note for all links that are left out for one reason: their number can grow as its square."""
+    if len(paths) == 1:
+        return f"a symbolic link {why} was left out: {shown(paths[0])}"
+    return f"{len(paths)} symbolic links {_MANY[why]} were left out, such as {shown(min(paths))}"
 
 
 def _reaches(inner: Mapping[_Identity, set[_Identity]], start: _Identity, end: _Identity) -> bool:

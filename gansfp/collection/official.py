@@ -7,7 +7,7 @@ Up to DEEPEST folders may lie around them.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gansfp.collection.image import Purpose
@@ -16,6 +16,7 @@ from gansfp.errors import DataError
 DEEPEST = 4  # folders around a class folder, such as Subtask2/Subtask2/training
 ONLY_SET = 1  # the set of folders without a number: the challenges with one generator have number 1 or none
 
+_IDENTIFICATION = ("real", "generated")  # the folders of task 2 of 2025
 _NAME = re.compile(r"(generated|(?:real_)?(?:used|not_used|unknown))(?:_?(\d+))?")
 
 
@@ -61,27 +62,29 @@ def _role_of(name: str) -> tuple[str, int | None]:
     return match[1].removeprefix("real_"), int(match[2]) if match[2] else None
 
 
-def places_of_identification(classes: Collection[ClassFolder], paths: Collection[str]) -> set[str]:
+def places_of_identification(classes: Collection[ClassFolder], paths: Iterable[str]) -> dict[str, set[str]]:
     """Returns the folders that hold task 2 of 2025, which asks from which real images a slice was generated.
 
-    They hold two folders, `real` and `generated`, with one folder for each subset of the real images in both.
-    paths: of all images. classes: the class folders that hold some of them.
+    They hold two folders, `real` and `generated` in upper or lower case, with one folder for each subset of the real
+    images in both. Returns {folder: these two folders in it}. paths: of all images. classes: the class folders that
+    hold some of them.
     """
-    roles: dict[str, set[str]] = defaultdict(set)
-    for found in classes:
-        roles[found.place].add(found.role)
-    places = {found.place for found in classes if found.number is None and roles[found.place] == {"generated"}}
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # place -> name in lower case
+    other = {class_folder.place for class_folder in classes if class_folder.role != "generated"}
+    for path in paths:
+        folders = path.split("/")[:-1]
+        depth = next((depth for depth, name in enumerate(folders) if name.lower() in _IDENTIFICATION), None)
+        if depth is None or depth > DEEPEST:
+            continue
+        place = "/".join(folders[:depth])
+        found[place][folders[depth].lower()].add("/".join(folders[: depth + 1]))
+        if depth == len(folders) - 1:  # an image that is in no subset
+            other.add(place)
     return {
-        place
-        for place in places
-        if all(_only_in_folders(paths, f"{place}/{name}".lstrip("/")) for name in ("real", "generated"))
+        place: set().union(*names.values())
+        for place, names in found.items()
+        if place not in other and len(names) == len(_IDENTIFICATION)
     }
-
-
-def _only_in_folders(paths: Collection[str], folder: str) -> bool:
-    """Returns True where a folder has images, all of them in folders in it."""
-    below = [path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")]
-    return bool(below) and all("/" in path for path in below)
 
 
 def purposes_of(classes: Collection[ClassFolder]) -> dict[str, Purpose]:

@@ -10,11 +10,13 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from gansfp import store
+from gansfp.collection.folders import read_files
 from gansfp.collection.listing import list_below, recognise_images
-from gansfp.collection.names import is_utf8, normal, shown
+from gansfp.collection.names import KnownIds, is_utf8, normal, shown
 from gansfp.errors import DataError
 from gansfp.images.slices import ENDINGS, without_ending
 
+_ONE_SLICE = (".png", ".jpg", ".jpeg")  # endings of files that are not opened to count their slices
 _FOLDERS_ABOVE = 8  # of a folder of images, that may be part of its ids
 
 
@@ -39,10 +41,11 @@ def problems(content: bytes, ids: Iterable[str], binary: bool = True) -> list[st
     if not lines[-1]:
         lines.pop()
     expected_ids, counts = {normal(image_id): image_id for image_id in ids}, Counter[str]()
+    known = KnownIds(expected_ids)
     problem_lines = []
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\r")
-        problem = _problem(line, number, expected_ids, binary)
+        problem = _problem(line, number, expected_ids, known, binary)
         problem_lines += [f"line {number}: got {problem}"] if problem else []
         counts[normal(line.partition(",")[0])] += 1
     repeated = {image_id: counts[form] for form, image_id in expected_ids.items() if counts[form] > 1}
@@ -53,7 +56,7 @@ def problems(content: bytes, ids: Iterable[str], binary: bool = True) -> list[st
     return problem_lines
 
 
-def _problem(line: str, number: int, expected_ids: Container[str], binary: bool) -> str:
+def _problem(line: str, number: int, expected_ids: Container[str], known: KnownIds, binary: bool) -> str:
     """Returns what is wrong in a line, and what is expected there; "" for a correct line."""
     image_id, comma, value = line.partition(",")
     valid = value in ("0", "1") if binary else value.isascii() and value.isdigit()
@@ -69,28 +72,30 @@ def _problem(line: str, number: int, expected_ids: Container[str], binary: bool)
     if "\r" in image_id:
         return f"id {image_id[:60]!r}, expected an id without line break"
     if normal(image_id) not in expected_ids:
-        return f"id {image_id[:60]!r}, expected an id of the set{_hint(image_id, number, valid)}"
+        return f"id {image_id[:60]!r}, expected an id of the set{_hint(image_id, number, known, valid)}"
     if not valid:
         blanks = " (remove the spaces around it)" if value != value.strip() else ""
         return f"{value[:20]!r} for {image_id!r}, expected {'0 or 1' if binary else 'a number'}{blanks}"
     return ""
 
 
-def _hint(image_id: str, number: int, valid: bool) -> str:
+def _hint(image_id: str, number: int, known: KnownIds, valid: bool) -> str:
     """Returns a likely reason, in parentheses, why the id of a line is not an id of the set; "" for no guess."""
     if image_id != image_id.strip():
         return " (remove the spaces around it)"
     if image_id.lower().endswith(ENDINGS):
         return " (ids have no file ending)"
-    return " (the file must not have a header line)" if number == 1 and not valid else ""
+    if number == 1 and not valid:
+        return " (the file must not have a header line)"
+    return f" ({reason})" if (reason := known.reason(image_id)) else ""
 
 
 def read_ids(uri: str) -> list[str]:
     """Returns the ids of a set: the image names of a folder, without ending, or the lines of a text file.
 
     The sub-folders of a folder count too. Of a line, the text before the first comma counts. A first line `image_id` or
-    `image_id,...` is a header. Raises DataError where there are no ids, where an id is there twice, and where `uri`
-    cannot be read.
+    `image_id,...` is a header. Each slice of a file with several has an id, as in the catalog. Raises DataError where
+    there are no ids, where an id is there twice, and where `uri` cannot be read.
     """
     return _readings(uri)[0]
 
@@ -109,6 +114,10 @@ def _readings(uri: str) -> list[list[str]]:
             f"--ids: got {uri!r}, not a text file, expected a folder of images or a list of ids ({error})"
         ) from error
     except OSError:  # opening a folder raises it
+        if not store.exists(uri):
+            raise DataError(
+                f"--ids: got {uri!r}, which does not exist, expected a folder of images or a list of ids"
+            ) from None
         readings = _of_folder(uri)
     if not any(readings):
         raise DataError(f"--ids: got {uri!r}, which has no ids, expected a folder of images or a list of ids")
@@ -148,17 +157,36 @@ def _of_folder(uri: str) -> list[list[str]]:
         raise DataError(f"--ids: got {uri!r}, which has a name that is not UTF-8, {shown(odd[0])}; rename it")
     paths = [without_ending(path) for path in images]
     names = [posixpath.basename(path) for path in paths]
-    counts = Counter(map(normal, names))
+    counts, frames = Counter(map(normal, names)), _frames(uri, images)
     if max(counts.values(), default=1) == 1:
-        return [sorted(names)]
+        return [sorted(_with_frames(names, frames))]
     around = store.open_store(uri)[1].strip("/").split("/")
     readings = []
     for depth in range(min(_FOLDERS_ABOVE, len(around)) + 1):
         full = ["/".join([*around[len(around) - depth :], path]) for path in paths]
-        readings += [_short(full, names, counts), full]
+        readings += [_with_frames(_short(full, names, counts), frames), _with_frames(full, frames)]
     return readings
 
 
 def _short(paths: Sequence[str], names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     """Returns the name of each image, or its path where several images have that name."""
     return [name if counts[normal(name)] == 1 else path for name, path in zip(names, paths, strict=True)]
+
+
+def _frames(uri: str, images: Sequence[str]) -> list[list[str]]:
+    """Returns what the id of each slice of a file ends in, as the catalog has it: [""] for a file of one slice.
+
+    images: paths below `uri`.
+    """
+    to_open = [path for path in images if not path.lower().endswith(_ONE_SLICE)]
+    files = read_files([store.join(uri, path) for path in to_open])
+    numbers = {
+        path: [f"#{source.frame:04d}" for source in file.sources if source.frame]
+        for path, file in zip(to_open, files, strict=True)
+    }
+    return [numbers.get(path) or [""] for path in images]
+
+
+def _with_frames(ids: Sequence[str], frames: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the ids of slices. ids: of files; frames: what _frames returns."""
+    return [image_id + frame for image_id, of_file in zip(ids, frames, strict=True) for frame in of_file]

@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from gansfp import store
 from gansfp.collection.image import Image, Purpose
+from gansfp.collection.names import shown
 from gansfp.errors import DataError
 from gansfp.images.slices import without_ending
 
@@ -24,7 +25,8 @@ NEEDED = ("image_id", "uri", "task", "split", "role")  # columns of a table; als
 
 _COLUMNS = ("image_id", "uri", "task", "set", "split", "role", "generator", "group")
 _OPTIONAL_NAMES = ("set", "generator", "group")
-_NO_NAME = ("nan", "NaN", "<NA>")  # how pandas writes a missing value as text
+# How pandas, R, databases and spreadsheets write a missing value as text, in lower case; #NV is German.
+_NO_NAME = ("nan", "-nan", "na", "n/a", "<na>", "none", "null", "#n/a", "#na", "#nv", "#ref!", "#value!", "#name?")
 
 
 def find_table(data: str) -> str | None:
@@ -40,7 +42,7 @@ def images_of_table(table: str, data: str, allow_outside: bool) -> tuple[list[Im
 
     Raises DataError for a table that cannot be read, for a missing or repeated column, and for a bad row.
     """
-    columns = _read_table(table)
+    columns, notes = _read_table(table)
     images: list[Image] = []
     ignored_generators = 0
     for image_id, value, task, set_, split, role, generator, group in zip(*columns.values(), strict=True):
@@ -53,24 +55,39 @@ def images_of_table(table: str, data: str, allow_outside: bool) -> tuple[list[Im
         uri = _locate(table, data, value, allow_outside)
         name = without_ending(posixpath.basename(store.open_store(uri)[1]))
         images.append(Image(image_id, name, uri, purpose, group, -1, 0, folder=posixpath.basename(table)))
-    notes = [f"{table}: ignored the generators of {ignored_generators} test slices"] if ignored_generators else []
-    return _with_file_info(images), notes
+    if ignored_generators:
+        notes.append(f"{table}: ignored the generators of {ignored_generators} test slices")
+    images = _with_file_info(images)
+    odd = [value for image, value in zip(images, columns["uri"], strict=True) if image.bytes < 0 and "\\" in value]
+    if odd:
+        notes.append(f"{table}: {len(odd)} uris have \\ between folders, expected /, such as {shown(odd[0])}")
+    return images, notes
 
 
 def plain_names(values: Sequence[str]) -> list[str]:
     """Returns the values of a column of names as they were before pandas made them numbers.
 
-    NaN is no name. If all names are whole numbers with `.0`, as in 12.0, they lose it: pandas writes numbers so where
-    a name is missing, and another table may have 12.
+    NaN, and other words for a missing value, are no name. If all names are whole numbers with `.0`, as in 12.0, they
+    lose it: pandas writes numbers so where a name is missing, and another table may have 12.
     """
-    names = ["" if value in _NO_NAME else value for value in values]
+    names = ["" if _is_no_name(value) else value for value in values]
     if all(re.fullmatch(r"-?\d+\.0", name) for name in names if name):
         return [name.removesuffix(".0") for name in names]
     return names
 
 
-def _read_table(table: str) -> dict[str, list[str]]:
-    """Returns the columns of _COLUMNS as strings; an optional column that the table lacks is empty."""
+def notes_of_no_group(table: str, values: Sequence[str]) -> list[str]:
+    """Returns a note if a table has words, such as NA, that are taken for no group. values: of its column `group`."""
+    words = [value for value in values if _is_no_name(value)]
+    return [f"{table}: {len(words)} groups, such as {words[0]!r}, were taken for no group"] if words else []
+
+
+def _is_no_name(value: str) -> bool:
+    return value.casefold() in _NO_NAME
+
+
+def _read_table(table: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns the columns of _COLUMNS as strings, and notes; an optional column that the table lacks is empty."""
     is_csv = table.partition("?")[0].endswith(".csv")
     columns = store.read_csv(table, NEEDED) if is_csv else _read_parquet(table)
     needed = [*NEEDED, "set"] if "membership" in columns.get("task", ()) else NEEDED
@@ -78,8 +95,9 @@ def _read_table(table: str) -> dict[str, list[str]]:
         if name not in columns:
             raise DataError(f"{table}: has no column {name!r}, got {', '.join(columns) or 'none of the columns'}")
     count = len(columns["image_id"])
+    notes = notes_of_no_group(table, columns.get("group", ()))
     columns |= {name: plain_names(columns[name]) for name in _OPTIONAL_NAMES if name in columns}
-    return {name: columns.get(name, [""] * count) for name in _COLUMNS}
+    return {name: columns.get(name, [""] * count) for name in _COLUMNS}, notes
 
 
 def _read_parquet(table: str) -> dict[str, list[str]]:

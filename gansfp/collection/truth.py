@@ -2,13 +2,15 @@
 
 Only gansfp/decision/final.py and jobs/reproduce.py import this file to learn the answers; a test checks it. What starts
 every job, gansfp/runtime/collection.py, takes from it check_truth_files alone, which tells no answer. An image_id of a
-truth file is the catalog's image_id, or a file name without ending that only one test image has.
+truth file is the catalog's image_id, or a file name without ending that only one test image has, or a path below DATA
+without ending.
 """
 
 from collections import Counter
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
+from gansfp.collection.groups import uri_below
 from gansfp.collection.layout import collection_folder
 from gansfp.collection.names import key, likely_reason
 from gansfp.errors import DataError
@@ -32,7 +34,7 @@ def read_membership_truth(data: str, catalog: Catalog, set: str) -> dict[str, in
     and 1, and a missing column.
     """
     uri = store.join(collection_folder(data), "membership", set, "test", "truth.csv")
-    answers = _read(uri, catalog.unknown(set), "used")
+    answers = _read(data, uri, catalog.unknown(set), "used")
     if answers is None:
         return None
     invalid = [image_id for image_id, value in answers.items() if value not in ("0", "1")]
@@ -48,32 +50,40 @@ def read_attribution_truth(data: str, catalog: Catalog) -> dict[str, str] | None
     catalog: the whole catalog of DATA. Raises DataError as read_membership_truth does, and for an empty generator.
     """
     uri = store.join(collection_folder(data), "attribution", "test", "truth.csv")
-    answers = _read(uri, catalog.unattributed(), "generator")
+    answers = _read(data, uri, catalog.unattributed(), "generator")
     empty = [image_id for image_id, value in (answers or {}).items() if not value]
     if empty:
         raise DataError(f"{uri}: {len(empty)} values of `generator` are empty, such as that of {empty[0]!r}")
     return answers
 
 
-def _read(uri: str, images: Catalog, column: str) -> dict[str, str] | None:
+def _read(data: str, uri: str, images: Catalog, column: str) -> dict[str, str] | None:
     """Returns {image_id: value of the column} for all `images`, in their order, or None if there is no file."""
     if not store.exists(uri):
         return None
     columns = store.read_csv(uri, ("image_id", column))
     ids, names = images.ids.tolist(), images.column("name").tolist()
     counts = Counter(map(key, names))
-    id_of_key = {key(name): image_id for image_id, name in zip(ids, names, strict=True) if counts[key(name)] == 1}
+    paths = _paths(data, images)
+    id_of_key = {key(path): image_id for image_id, path in zip(ids, paths, strict=True)}
+    id_of_key |= {key(name): image_id for image_id, name in zip(ids, names, strict=True) if counts[key(name)] == 1}
     id_of_key |= {key(image_id): image_id for image_id in ids}
     file_ids = columns["image_id"]
     unmatched = [given for given in file_ids if key(given) not in id_of_key]
     _refuse(uri, "ids fit several test images, give their paths", [name for name in unmatched if counts[key(name)] > 1])
-    _refuse(uri, "ids fit no test image", unmatched, likely_reason(unmatched, [*ids, *names]))
+    _refuse(uri, "ids fit no test image", unmatched, likely_reason(unmatched, [*ids, *names, *paths]))
     resolved_ids = [id_of_key[key(given)] for given in file_ids]
     repeated = [image_id for image_id, count in Counter(resolved_ids).items() if count > 1]
     _refuse(uri, "ids are there more than once", repeated)
     answers = dict(zip(resolved_ids, columns[column], strict=True))
     _refuse(uri, "test images are missing", [image_id for image_id in ids if image_id not in answers])
     return {image_id: answers[image_id] for image_id in ids}
+
+
+def _paths(data: str, images: Catalog) -> list[str]:
+    """Returns the path of each image below DATA, without ending; with the slice's number in a file of several."""
+    places = zip(images.column("uri").tolist(), images.column("frame").tolist(), strict=True)
+    return [uri_below(data, uri) + (f"#{frame:04d}" if frame else "") for uri, frame in places]
 
 
 def _refuse(uri: str, problem: str, ids: list[str], reason: str = "") -> None:

@@ -94,8 +94,43 @@ def test_a_table_of_pandas_and_groups_of_a_spreadsheet_agree(data):
 def test_names_that_only_look_like_numbers_stay():
     assert plain_names(["12.0", "p1"]) == ["12.0", "p1"]
     assert plain_names(["12.5", "13.0"]) == ["12.5", "13.0"]
-    assert plain_names(["nan", "NaN", "<NA>", "Nan", "none", ""]) == ["", "", "", "Nan", "none", ""]
+    assert plain_names(["nano", "NA1", "#", "-", "0"]) == ["nano", "NA1", "#", "-", "0"]
     assert plain_names(["012", "12"]) == ["012", "12"]
+
+
+NO_GROUPS = ("nan", "NaN", "<NA>", "Nan", "NA", "n/a", "N/A", "#N/A", "None", "none", "null", "NULL", "#NV", "#REF!")
+
+
+@pytest.mark.parametrize("word", NO_GROUPS)
+@pytest.mark.parametrize("name", ["catalog.csv", "catalog.parquet"])
+def test_words_for_a_missing_value_are_no_group(data, name, word):
+    """R, Excel, databases and pandas write them; as a name, one of them would make one patient of all slices."""
+    frame = pd.DataFrame({**COLUMNS, "group": ["12.0", word, word]})
+    (frame.to_csv if name.endswith("csv") else frame.to_parquet)(data / name, index=False)
+    assert groups(data) == ["12", "", ""]
+    assert find_images(str(data))[1] == [f"{data}/{name}: 2 groups, such as {word!r}, were taken for no group"]
+
+
+def test_images_that_a_table_leaves_without_a_group_are_told(data):
+    write_parquet(data, group=["p1", None, None], role=["used", "not_used", "unknown"])
+    note = "catalog.parquet: 2 of 3 real images are left without a group, such as three"
+    assert note in read_catalog(str(data)).notes
+    write_parquet(data, group=["p1", None, None], role=["used", "generated", "unknown"])
+    assert note.replace("2 of 3", "1 of 2") in read_catalog(str(data)).notes
+    write_parquet(data, group=[None, "nan", ""])
+    assert not [note for note in read_catalog(str(data)).notes if "left without a group" in note]
+    (data / "groups.csv").write_text("image_id,group\none,p1\n")
+    write_parquet(data, group=[None, "p2", None])
+    notes = [note for note in read_catalog(str(data)).notes if "left without a group" in note]
+    assert notes == ["groups.csv: 1 of 3 real images are left without a group, such as three"]
+
+
+def test_uris_of_windows_are_told(data):
+    (data / "a").mkdir()
+    (data / "odd\\name.png").write_bytes(b"x")  # a name that Linux allows
+    write_parquet(data, uri=["a\\1.png", "a\\2.png", "odd\\name.png"])
+    note = f"{data}/catalog.parquet: 2 uris have \\ between folders, expected /, such as a\\1.png"
+    assert find_images(str(data))[1] == [note]
 
 
 def test_no_value_is_no_set_and_no_generator(data):
@@ -139,6 +174,9 @@ def test_local_files_of_a_table_have_change_times(data):
     [
         (b"image_id;uri;task\none;1.png;membership\n", "it has semicolons, save it with commas"),
         (b"image_id\turi\none\t1.png\n", "it has tabs, save it with commas"),
+        (b"sep=;\r\nimage_id;uri\r\none;1.png\r\n", "'image_id;uri'; it has semicolons, save it with commas"),
+        (b"PK\x03\x04rest", "cannot be read as a CSV file (an Excel workbook, not text; save it as CSV)"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook, not text; save it as CSV"),
         ("image_id,uri\none,1.png\n".encode("utf-16"), "probably UTF-16; save it as UTF-8"),
         ("image_id,uri\n\u00e9,1.png\n".encode("latin-1"), "probably Latin-1 or another encoding"),
     ],

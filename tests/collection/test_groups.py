@@ -74,7 +74,11 @@ def test_names_keep_the_dots_that_are_no_ending(tmp_path):
 
 def test_values_that_are_no_groups(tmp_path):
     place(tmp_path, "a.png", "b.png", "c.png")
-    assert read(tmp_path, "image_id,group\na,12.0\nb,nan\nc,\n") == ({"a": "12"}, [])
+    assert read(tmp_path, "image_id,group\na,12.0\nb,\nc,\n") == ({"a": "12"}, [])
+    for word in ("nan", "NA", "N/A", "None", "null", "NULL", "#N/A"):
+        groups, notes = read(tmp_path, f"image_id,group\na,12.0\nb,{word}\nc,{word}\n")
+        assert groups == {"a": "12"}
+        assert notes == [f"groups.csv: 2 groups, such as {word!r}, were taken for no group"]
 
 
 def test_a_column_that_is_there_twice(tmp_path):
@@ -88,6 +92,38 @@ def test_files_of_spreadsheets(tmp_path):
     assert "it has semicolons, save it with commas" in refused(tmp_path, "image_id;group\na;p\n")
     assert "probably UTF-16; save it as UTF-8" in refused(tmp_path, "image_id,group\na,p\n", "utf-16")
     assert "probably Latin-1" in refused(tmp_path, "image_id,group\na,\u00e9\n", "latin-1")
+
+
+@pytest.mark.parametrize("first", ["sep=,", "sep=,,,", '"sep=,"', "sep=;", "\ufeffsep=,"])
+def test_the_first_line_of_excel_is_no_header(tmp_path, first):
+    place(tmp_path, "a.png")
+    assert read(tmp_path, f"{first}\r\nimage_id,group\r\na,p\r\n") == ({"a": "p"}, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("1001.0", "a spreadsheet has made numbers of the ids"),
+        (
+            "996.0",
+            "a spreadsheet has made numbers of the ids; 996 may be 0996, whose zeros a spreadsheet has removed",
+        ),
+        ("attribution\\test\\1001", "write / between folders, not \\"),
+        ("C:\\scans\\Im7", "write / between folders, not \\; ids are file names, or paths below the data folder"),
+        ("IM7", "IM7 may be Im7, in other upper and lower case"),
+        ("im7.PNG", "ids have no file ending; im7 may be Im7, in other upper and lower case"),
+        ("attribution/test/Im7.png", "ids have no file ending"),
+        ("scans/Im7", "ids are file names, or paths below the data folder"),
+        ("Attribution/Test/Im7", "Attribution/Test/Im7 may be attribution/test/Im7, in other upper and lower case"),
+        ("other", "expected file names without ending, or paths below the data folder without ending"),
+    ],
+)
+def test_ids_that_nearly_fit_get_a_hint(tmp_path, given, hint):
+    place(tmp_path, "1001.png", "0996.png", "Im7.png")
+    assert refused(tmp_path, f"image_id,group\n{given},p\n").endswith(f"such as {given!r}; {hint}")
+    _, notes = read(tmp_path, f"image_id,group\n1001,p\n{given},p\n")
+    hint = "" if given == "other" else f" ({hint})"
+    assert notes[0] == f"groups.csv: 1 ids fit no image, such as {given}{hint}"
 
 
 def test_the_file_may_lie_beside_the_folders_of_the_layout(tmp_path):

@@ -63,7 +63,26 @@ def test_a_loop_of_links_changes_nothing(tmp_path):
     images, notes = find_images(str(tmp_path))
     assert images == before
     assert notes == [
-        "a symbolic link that leads back was left out: attribution/train/gan/up",
-        "a symbolic link that leads back was left out: attribution/train/vae/all",
+        "2 symbolic links that lead back were left out, such as attribution/train/gan/up",
         "ignored 1 files that are not images, such as attribution/loop",
     ]
+
+
+@pytest.mark.parametrize("links", [{"b": "a"}, {"b/train": "../a/train", "b/test": "../a/test"}])
+def test_two_sets_that_are_one_folder(tmp_path, links):
+    sets = tmp_path / "membership"
+    for folder in ("train/generated", "train/used", "train/not_used", "test/unknown"):
+        place(sets, f"a/{folder}/1.png", f"c/{folder}/1.png")
+    assert find_images(str(tmp_path))[1] == []
+    for link, target in links.items():
+        (sets / link).parent.mkdir(exist_ok=True)
+        (sets / link).symlink_to(target)
+    images, notes = find_images(str(tmp_path))
+    assert len(images) == 12
+    assert notes == ["the sets a, b are the same folder, by a symbolic link; remove it if it is a mistake"]
+
+
+def test_sets_may_share_their_training_images(tmp_path):
+    place(tmp_path / "membership", "a/train/used/1.png", "a/test/unknown/2.png", "b/test/unknown/3.png")
+    (tmp_path / "membership/b/train").symlink_to("../a/train")
+    assert find_images(str(tmp_path))[1] == []

@@ -75,9 +75,8 @@ def test_folders_that_link_to_each_other_are_read_once(tmp_path, around):
     listing = list_below(str(tmp_path), class_of=first_folder)
     expected = [os.path.join(around, name, f"{name}.png") for name in names]
     assert [entry.path for entry in listing.entries if not entry.is_folder] == expected
-    assert len(listing.notes) == 56
     link = os.path.join(around, "f0/to f1")
-    assert f"a symbolic link that leads back was left out: {link}" in listing.notes
+    assert listing.notes == [f"56 symbolic links that lead back were left out, such as {link}"]
 
 
 def test_a_loop_over_three_classes(tmp_path):
@@ -89,7 +88,7 @@ def test_a_loop_over_three_classes(tmp_path):
     listing = list_below(str(tmp_path), class_of=first_folder)
     found = [entry.path for entry in listing.entries if not entry.is_folder]
     assert found == ["a/1.png", "b/x/2.png", "c/3.png", "d/4.png", "d/to/1.png"]
-    assert [note.rpartition(" ")[2] for note in listing.notes[:3]] == ["a/to", "b/x/to", "c/to"]
+    assert listing.notes == ["4 symbolic links that lead back were left out, such as a/to"]
 
 
 def test_a_folder_is_read_once_in_a_class(tmp_path):
@@ -100,7 +99,7 @@ def test_a_folder_is_read_once_in_a_class(tmp_path):
     listing = list_below(str(tmp_path / "data"), class_of=first_folder)
     assert [entry.path for entry in listing.entries if not entry.is_folder] == ["class/a/2.png", "class/c/1.png"]
     assert listing.notes == [
-        f"a symbolic link to a folder that its class holds already was left out: class/{name}" for name in "bd"
+        "2 symbolic links to folders that their classes hold already were left out, such as class/b"
     ]
 
 

@@ -56,6 +56,11 @@ def test_correct_files(content):
         ("\u00e9,1\n".encode("latin-1"), ["not text in UTF-8, probably Latin-1"]),
         (RIGHT.replace(b"\n", b"\r"), ["line 1: got 'a,1\\rb,0", "2 ids are missing"]),
         (b"\xff\xfea\x00", ["the file is not text in UTF-8"]),
+        (b"PK\x03\x04rest", ["the file is an Excel workbook, not text; save it as CSV"]),
+        (
+            b"sep=,\n" + RIGHT,
+            ["line 1: got id 'sep=', expected an id of the set (the file must not have a header line)"],
+        ),
     ],
 )
 def test_wrong_files(content, expected):
@@ -177,7 +182,7 @@ def test_no_ids(tmp_path):
     for name, message in (
         ("empty.txt", "has no ids"),
         ("folder", "has no ids"),
-        ("nothing", "has no ids"),
+        ("nothing", "does not exist, expected a folder of images or a list of ids"),
         ("picture", "not a text file"),
         ("twice.txt", "has 'a' twice"),
     ):

@@ -60,6 +60,7 @@ def test_names_and_ids(data):
     expected = {"membership/a/test/unknown/x": 1, "y": 0}
     assert membership(data, "image_id,used\nx,1\ny,0\n") == expected
     assert membership(data, "used,image_id\n0,y\n1,membership/a/test/unknown/x\n") == expected
+    assert membership(data, "sep=,\nimage_id,used\nmembership/a/test/unknown/y,0\nx,1\n") == expected
     assert membership(data, "image_id,used\nx,0\n", "b") == {"membership/b/test/unknown/x": 0}
     assert attribution(data, "image_id,generator\nt2,gan\nt1,vae\n") == {"t1": "vae", "t2": "gan"}
 
@@ -115,6 +116,10 @@ def test_truth_in_another_unicode_form_and_with_blanks(data):
         ("image_id,used\nx.png,1\ny.png,0\n", "2 ids fit no test image, such as 'x.png' (ids have no file ending)"),
         ("image_id,used,used\nx,1,0\ny,0,0\n", "has the column 'used' twice"),
         ("image_id;used\nx;1\ny;0\n", "it has semicolons, save it with commas"),
+        ("image_id,used\nX,1\ny,0\n", "such as 'X' (X may be x, in other upper and lower case)"),
+        ("image_id,used\nx,1\nunknown\\y,0\n", "(write / between folders, not \\; ids are file names, or paths below"),
+        ("image_id,used\nx,1\nother/y,0\n", "(ids are file names, or paths below the data folder)"),
+        ("PK\x03\x04", "cannot be read as a CSV file (an Excel workbook, not text; save it as CSV)"),
     ],
 )
 def test_bad_truth_gets_a_hint(data, text, message):
@@ -142,6 +147,15 @@ def test_mistakes_are_found_without_an_answer(data):
     (data / "attribution/test/truth.csv").write_text("image_id,generator\nt1,vae\n")
     with pytest.raises(DataError, match="1 test images are missing, such as 't2'"):
         check_truth_files(str(data), catalog)
+
+
+def test_slices_of_one_file_have_truth_by_id_or_by_path(data):
+    pages = [Image.new("L", (8, 8), number) for number in (10, 20)]
+    pages[0].save(data / "attribution/test/stack.tif", save_all=True, append_images=pages[1:])
+    expected = {"stack#0001": "gan", "stack#0002": "vae", "t1": "a", "t2": "b"}
+    for stack in ("stack", "attribution/test/stack"):
+        text = f"image_id,generator\nt1,a\nt2,b\n{stack}#0001,gan\n{stack}#0002,vae\n"
+        assert attribution(data, text) == expected
 
 
 def test_truth_beside_the_folders_of_the_layout(data):
