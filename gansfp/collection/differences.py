@@ -66,7 +66,8 @@ def _differences_of_files(used: Sequence[Labelled], not_used: Sequence[Labelled]
         _difference(what, Counter(map(value, used)), Counter(map(value, not_used)))
         for what, value in _PROPERTIES.items()
     ]
-    evidence = [[one.content.evidence for one in of_class if one.content.evidence] for of_class in (used, not_used)]
+    files = [{one.source.uri: one.content.evidence for one in of_class}.values() for of_class in (used, not_used)]
+    evidence = [[one for one in of_class if one] for of_class in files]  # one of a file, however many slices it has
     if min(map(len, evidence)) >= _ENOUGH:
         for what, field in (("lowest number", "low"), ("highest number", "high")):
             counts = [Counter(f"{getattr(one, field):g}" for one in of_class) for of_class in evidence]
