@@ -11,6 +11,7 @@ import numpy as np
 from gansfp import store
 from gansfp.collection.folders import FolderFile, list_images, read_files
 from gansfp.collection.names import key
+from gansfp.collection.table import plain_names
 from gansfp.errors import DataError
 from gansfp.images import slices
 from gansfp.images.slices import ENDINGS, without_ending
@@ -73,7 +74,7 @@ def _owners(folder: str, stems: Sequence[str], files: Sequence[FolderFile]) -> l
     if store.exists(store.join(folder, "groups.csv")):
         columns = store.read_csv(store.join(folder, "groups.csv"), ("image_id", "group"))
         ids = (key(image_id) for image_id in columns["image_id"])
-        groups = dict(zip(ids, columns["group"], strict=True))
+        groups = dict(zip(ids, plain_names(columns["group"]), strict=True))
     numbers: dict[str, int] = {}
     owners = []
     for stem, file in zip(stems, files, strict=True):
