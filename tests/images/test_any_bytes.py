@@ -42,7 +42,9 @@ def dicom(bits=16, preamble=True):
     dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
     if bits == 16:
         dataset.RescaleIntercept, dataset.RescaleSlope = -1024, 1
-    dataset.PixelData = np.arange(16 * 20, dtype=np.uint8 if bits == 8 else np.uint16).tobytes()
+    units = np.random.default_rng(0).choice([-1000, -850, 40, 300], 16 * 20)  # numbers that HU can be
+    grey = np.arange(16 * 20).astype(np.uint8)
+    dataset.PixelData = (grey if bits == 8 else (units + 1024).astype(np.uint16)).tobytes()
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
