@@ -5,16 +5,20 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gansfp.images.dicom_elements import Dataset, read, read_text, read_whole_number
 from gansfp.images.dicom_pixels import Layout, StoredPixels
 from gansfp.images.dicom_syntax import Writing, find_pixel_data, read_writing
-from gansfp.images.dicom_values import interpret, read_meaning, read_padding
-from gansfp.images.image_file import ImageFile, MissingPackageError, NoSliceError, Numbers
+from gansfp.images.dicom_values import Meaning, interpret, read_meaning, read_padding, shows_hu
+from gansfp.images.image_file import HU, ImageFile, MissingPackageError, NoSliceError, Numbers
 
 if TYPE_CHECKING:
     from pydicom.tag import BaseTag
 
+_CUT_OFF = "the file is cut off: its data set ends inside an element"
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # FloatPixelData, DoubleFloatPixelData, PixelData
+_MOST_OTHERS, _MOST_PIXELS = 16, 16 << 20  # frames that are asked about another one, and their pixels together
 _READ = (  # other elements are skipped
     *("ImageType", "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID"),
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
@@ -51,21 +55,15 @@ def open_dicom(data: bytes) -> ImageFile:
     tables = (offsets, lengths) if isinstance(offsets, bytes) and isinstance(lengths, bytes) else None
     pixels = StoredPixels(data, writing, where, layout, tables)
     pixels.check()
-    padding = read_padding(dataset, layout)
-    first_meaning = read_meaning(dataset, 0, layout)
-
-    def numbers(frame: int) -> Numbers:
-        meaning = first_meaning if frame == 0 else read_meaning(dataset, frame, layout)
-        return interpret(pixels.cells(frame), layout, meaning, padding)
-
+    frames = _Frames(dataset, pixels)
     return ImageFile(
         "DICOM",
         layout.photometric,
         layout.columns,
         layout.rows,
         layout.bits_stored,
-        first_meaning.scale,
-        numbers,
+        frames.meaning(0).scale,
+        frames.numbers,
         layout.frames,
         quick=not pixels.compressed,
         patient=read_text(dataset, "PatientID"),
@@ -73,11 +71,52 @@ def open_dicom(data: bytes) -> ImageFile:
     )
 
 
+class _Frames:
+    """The frames of a file, counted from 0."""
+
+    def __init__(self, dataset: Dataset, pixels: StoredPixels) -> None:
+        self._dataset, self._pixels, self._layout = dataset, pixels, pixels.layout
+        self._padding = read_padding(dataset, pixels.layout)
+        self._first_meaning = read_meaning(dataset, 0, pixels.layout)
+        self._shown: dict[tuple[float, float], bool] = {}  # slope and intercept -> some frame shows that they give HU
+
+    def meaning(self, frame: int) -> Meaning:
+        """Returns what the header says of a frame. Raises NoSliceError as read_meaning does."""
+        return self._first_meaning if frame == 0 else read_meaning(self._dataset, frame, self._layout)
+
+    def numbers(self, frame: int) -> Numbers:
+        """Decodes a frame: see ImageFile."""
+        meaning = self.meaning(frame)
+        cells = self._pixels.cells(frame)
+        return interpret(cells, self._layout, meaning, self._padding, lambda: self._others_are_hu(frame, meaning))
+
+    def _others_are_hu(self, frame: int, meaning: Meaning) -> bool:
+        """Returns True where another frame with the same rescale shows that it gives HU: a frame may have no air.
+
+        A frame that cannot be decoded ends the search, so that a damaged file does not take long.
+        """
+        rescale = meaning.slope, meaning.intercept
+        if rescale not in self._shown:
+            most = min(_MOST_OTHERS, max(1, _MOST_PIXELS // self._layout.pixels))
+            others = sorted({round(index) for index in np.linspace(0, self._layout.frames - 1, most)} - {frame})
+            try:
+                self._shown[rescale] = any(self._shows_hu(other, rescale) for other in others)
+            except Exception:  # decoders raise any
+                self._shown[rescale] = False
+        return self._shown[rescale]
+
+    def _shows_hu(self, frame: int, rescale: tuple[float, float]) -> bool:
+        meaning = self.meaning(frame)
+        if meaning.scale != HU or (meaning.slope, meaning.intercept) != rescale:
+            return False
+        return shows_hu(self._pixels.cells(frame), self._layout, meaning, self._padding)
+
+
 def _read_header(data: bytes, writing: Writing) -> tuple[Dataset, int]:
     """Returns the elements of a data set before its pixels, and the position of the pixels' element."""
     from pydicom.filereader import read_dataset
 
-    file = io.BytesIO(data)
+    file = _ElementsFile(data)
     file.seek(writing.start)
     try:
         dataset = read_dataset(
@@ -88,8 +127,29 @@ def _read_header(data: bytes, writing: Writing) -> tuple[Dataset, int]:
             specific_tags=_tags(),
         )
     except Exception as error:  # any, on a damaged file, and its text may hold bytes of the file: names of patients
+        if file.is_cut_off:
+            raise NoSliceError(_CUT_OFF) from None
         raise NoSliceError(f"damaged DICOM: its elements cannot be read ({type(error).__name__})") from None
+    if file.is_cut_off and file.tell() >= len(data) and (dataset or data[128:132] == b"DICM"):
+        raise NoSliceError(_CUT_OFF)
     return dataset, file.tell()
+
+
+class _ElementsFile(io.BytesIO):
+    """A data set in memory that knows whether it ended inside an element when it was read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._size, self._reads_at_the_end, self.is_cut_off = len(data), 0, False
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads bytes. Behind the last element there is nothing to read: once, and not behind the end of the file."""
+        start = self.tell()
+        found = super().read(size)
+        if size is not None and len(found) < size:
+            self._reads_at_the_end += 1
+            self.is_cut_off |= bool(found) or start > self._size or self._reads_at_the_end > 1
+        return found
 
 
 @cache

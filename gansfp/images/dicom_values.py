@@ -5,20 +5,20 @@ Sources: DICOM PS3.3, C.11.1 (modality LUT and rescale), C.7.6.16.2.9 (the same 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from gansfp.images.dicom_elements import Dataset, items, read, read_text, read_whole_number, short
+from gansfp.images.dicom_hu import establishes_hu, why_not_hu
 from gansfp.images.dicom_pixels import Layout
-from gansfp.images.grey_levels import AIR, POSSIBLE, SOFT_TISSUE, is_hu
 from gansfp.images.image_file import GREY, HU, UNKNOWN, NoSliceError, Numbers
 
 _UNSPECIFIC = ("", "OT", "SC")  # modalities that do not tell what was measured
 _CT_OR_CAPTURE = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.7.")  # storage classes, and what begins so
-_MOST_METAL = 0.05  # share of pixels above what a patient can have, other than metal
-_NOISE = 127  # the largest number that a slice of nothing but air may have above its lowest
+_Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class _UnknownScaleError(Exception):
@@ -127,7 +127,7 @@ def _read_float(places: Sequence[Dataset], keyword: str) -> float | None:
 
 def _check_that_it_is_ct(dataset: Dataset) -> None:
     """Raises _UnknownScaleError where modality or storage class say that the numbers were not measured by CT."""
-    modality = read_text(dataset, "Modality")
+    modality = read_text(dataset, "Modality").upper()
     if modality == "CT":
         return
     if modality not in _UNSPECIFIC:
@@ -160,29 +160,35 @@ def _read_lut(item: Dataset, dataset: Dataset, layout: Layout) -> tuple[int, np.
     return first - 0x10000 if layout.signed and first > 0x7FFF else first, table
 
 
-def read_padding(dataset: Dataset, layout: Layout) -> tuple[int, int] | None:
-    """Returns the smallest and the largest number that mean padding, None where there is none.
+def read_padding(dataset: Dataset, layout: Layout) -> _Ranges:
+    """Returns the ranges of numbers that mean padding, as (smallest, largest); () where there is none.
 
     Both values have 16 bits, and many files give them with the other sign than the pixels: 63536 for -2000.
     """
     if read(dataset, "PixelPaddingValue") is None:
-        return None
+        return ()
     value = read_whole_number(dataset, "PixelPaddingValue")
-    low, high = sorted((value, read_whole_number(dataset, "PixelPaddingRangeLimit", value)))
-    if layout.signed and low > 0x7FFF:
-        return low - 0x10000, high - 0x10000
-    if not layout.signed and high < 0:
-        return low + 0x10000, high + 0x10000
-    return low, high
+    values = value, read_whole_number(dataset, "PixelPaddingRangeLimit", value)
+    if layout.signed:
+        low, high = sorted(number - 0x10000 if number > 0x7FFF else number for number in values)
+        return ((low, high),)
+    low, high = sorted(values)
+    if high < 0:
+        return ((low + 0x10000, high + 0x10000),)
+    return ((0, high), (low + 0x10000, 0xFFFF)) if low < 0 else ((low, high),)
 
 
-def interpret(cells: np.ndarray, layout: Layout, meaning: Meaning, padding: tuple[int, int] | None) -> Numbers:
+def interpret(
+    cells: np.ndarray, layout: Layout, meaning: Meaning, padding: _Ranges, others_are_hu: Callable[[], bool]
+) -> Numbers:
     """Returns the numbers of a frame with what they mean. HU that the header claims are confirmed by the numbers.
 
-    cells: (rows, columns) of the layout's dtype. Raises NoSliceError for 8 bits that are neither grey levels nor HU.
+    cells: (rows, columns) of the layout's dtype. others_are_hu: whether other frames of the file show that numbers of
+    this meaning are HU; it is asked where this frame does not. Raises NoSliceError for 8 bits that are neither grey
+    levels nor HU.
     """
     stored = layout.numbers(cells)
-    padded = None if padding is None else _padded(cells, stored, layout, padding)
+    padded = _padded(cells, stored, layout, padding)
     opacity = None if padded is None else np.where(padded, np.uint8(0), np.uint8(255))
     inverted = layout.photometric == "MONOCHROME1"
     if meaning.scale == GREY:
@@ -190,11 +196,19 @@ def interpret(cells: np.ndarray, layout: Layout, meaning: Meaning, padding: tupl
     because = meaning.because
     if meaning.scale == HU:
         units = meaning.units(stored)
-        because = _why_not_hu(units, stored, padded, layout)
-        if not because:
+        because = why_not_hu(units, stored, padded, layout)
+        if not because or others_are_hu():
             return Numbers(units, HU, inverted, opacity)
     _refuse_8_bits(layout, because)
     return Numbers(stored, UNKNOWN, inverted, opacity, because)
+
+
+def shows_hu(cells: np.ndarray, layout: Layout, meaning: Meaning, padding: _Ranges) -> bool:
+    """Returns True where a frame has the air and the soft tissue of a CT slice. Parameters: as in `interpret`."""
+    stored = layout.numbers(cells)
+    padded = _padded(cells, stored, layout, padding)
+    units = meaning.units(stored)
+    return establishes_hu(units, padded) and not why_not_hu(units, stored, padded, layout)
 
 
 def _refuse_8_bits(layout: Layout, because: str) -> None:
@@ -203,16 +217,20 @@ def _refuse_8_bits(layout: Layout, because: str) -> None:
         raise NoSliceError(f"{layout.bits_stored}-bit numbers that are neither grey levels nor HU: {because}")
 
 
-def _padded(cells: np.ndarray, stored: np.ndarray, layout: Layout, padding: tuple[int, int]) -> np.ndarray | None:
+def _padded(cells: np.ndarray, stored: np.ndarray, layout: Layout, padding: _Ranges) -> np.ndarray | None:
     """Returns where padding is, (rows, columns) of bool, or None if it is nowhere."""
-    low, high = padding
-    padded = (stored >= low) & (stored <= high)
-    if low < layout.range[0] or high > layout.range[1]:  # padding that needs more bits than are stored
-        padded |= (cells >= low) & (cells <= high)
+    if not padding:
+        return None
+    padded = np.zeros(stored.shape, bool)
+    for low, high in padding:
+        padded |= (stored >= low) & (stored <= high)
+        if low < layout.range[0] or high > layout.range[1]:  # padding that needs more bits than are stored
+            padded |= (cells >= low) & (cells <= high)
     if not padded.any():
         return None
     if padded.all() and stored.min() != stored.max():
-        raise NoSliceError(f"padding from {low} to {high} (PixelPaddingValue) covers all pixels")
+        ranges = " and ".join(f"from {low} to {high}" for low, high in padding)
+        raise NoSliceError(f"padding {ranges} (PixelPaddingValue) covers all pixels")
     return padded
 
 
@@ -221,26 +239,3 @@ def _grey_levels(stored: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.bits_stored == 8:
         return stored.astype(np.uint8)
     return np.rint(stored * (255 / layout.range[1])).astype(np.uint8)
-
-
-def _why_not_hu(units: np.ndarray, stored: np.ndarray, padded: np.ndarray | None, layout: Layout) -> str:
-    """Returns "" where numbers can be the HU of a CT slice, else the reason why they cannot."""
-    seen = units if padded is None else units[~padded]
-    because = is_hu(seen)
-    if because and padded is not None:
-        padding = units[padded]
-        if padding.min() >= AIR[0] and padding.max() <= AIR[1]:  # air was taken for padding
-            because = is_hu(units)
-    if because or not seen.size:
-        return because
-    low, high = seen.min(), seen.max()
-    if low < high < AIR[0]:
-        return f"values are from {low:g} to {high:g} HU, and none is that of air, about -1000"
-    if high < SOFT_TISSUE[0]:  # a conversion to grey levels that kept the intercept of the scanner has no tissue
-        numbers = stored if padded is None else stored[~padded]
-        lowest, largest = numbers.min(), numbers.max()
-        if layout.bits_stored <= 8 or (lowest >= 0 and _NOISE < largest <= 0xFF):
-            return f"no value is above {high:g} HU; stored numbers from {lowest} to {largest} look like grey levels"
-    if high > POSSIBLE[1] and (share := (seen > POSSIBLE[1]).mean()) > _MOST_METAL:
-        return f"{share:.0%} of the values are above {POSSIBLE[1]:g} HU; no patient has that"
-    return ""

@@ -37,8 +37,11 @@ class FrameDecoder:
         with self._lock:
             if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
                 self._start()
-            length = self._exchange(request, 8, SECONDS)
-            cells = self._exchange(b"", int.from_bytes(length, "big"), SECONDS)
+            try:
+                length = self._exchange(request, 8, SECONDS)
+                cells = self._exchange(b"", int.from_bytes(length, "big"), SECONDS)
+            except TimeoutError:
+                raise NoSliceError(f"a compressed frame that took longer than {SECONDS:g} s to decode") from None
         if not cells:
             raise NoSliceError(f"a compressed frame that {options['decoding_plugin']} cannot decode")
         return cells
@@ -61,16 +64,28 @@ class FrameDecoder:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        if not self._exchange(b"", 1, _SECONDS_TO_START):
+        try:
+            started = self._exchange(b"", 1, _SECONDS_TO_START)
+        except TimeoutError:
+            started = b""
+        if not started:
             raise NoSliceError("the process that decodes compressed frames does not start")
 
     def _exchange(self, request: bytes, length: int, seconds: float) -> bytes:
-        """Writes a request, and returns a reply of some bytes: b"" if the process ends, or takes too long and is
-        ended."""
+        """Writes a request, and returns a reply of some bytes, b"" if the process ends.
+
+        Raises TimeoutError where the process takes too long; it is ended.
+        """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             return b""
-        timer = threading.Timer(seconds, process.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, end)
         timer.start()
         try:
             process.stdin.write(request)
@@ -83,6 +98,8 @@ class FrameDecoder:
         if len(reply) == length:
             return reply
         self.stop()
+        if late.is_set():
+            raise TimeoutError
         return b""
 
 

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from dicom_files import chest, claiming, dataset, dicom, encode
+from dicom_files import NAME, SERIES, chest, claiming, dataset, dicom, encode
 from PIL import Image
 
 from gansfp.images.slices import decode, examine
@@ -101,9 +101,17 @@ def test_padding_everywhere():
     assert "covers all pixels" in decode(padded_file(STORED, 0, limit=65535)).error
 
 
-def test_padding_that_no_element_declares_is_not_shown_white():
-    pixels = np.where(OUTSIDE, 63536, STORED).astype(np.uint16)
-    assert "above 3100 HU" in decode(dicom(pixels)).error
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG])
+def test_padding_of_a_range_whose_values_have_different_signs(syntax):
+    noise = np.random.default_rng(0).integers(-2000, 1, UNITS.shape)
+    pixels = np.where(OUTSIDE, noise, (UNITS + 1024).clip(1)).astype(np.int16)
+    expected = np.where(OUTSIDE, 0, window((UNITS + 1024).clip(1) - 1024))
+    for value, limit in ((63536, 0), (0, 63536)):
+        check(padded_file(pixels, value, "US", limit, syntax), expected)
+    for value, limit in ((-2000, 0), (0, -2000)):
+        check(padded_file(pixels, value, "SS", limit, syntax), expected)
+        if syntax != IMPLICIT:  # which does not tell that the values have a sign
+            check(padded_file(pixels.view(np.uint16), value, "SS", limit, syntax), expected)
 
 
 def test_12_bits():
@@ -184,6 +192,19 @@ def test_the_transfer_syntax_is_read_not_searched_for():
     image.file_meta.PrivateInformationCreatorUID = deflated
     image.file_meta.PrivateInformation = b"\x02\0\x10\0UI\x16\0" + deflated.encode()
     check(encode(image), window(UNITS))
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG])
+def test_a_file_that_is_cut_off_inside_an_element(syntax):
+    whole = dicom(STORED, syntax)
+    place = whole.index(SERIES.encode())
+    for length in (place + 3, place - 2, place - 5, whole.index(NAME.encode()) + 2):
+        for data in (whole[:length], whole[132:length]):
+            for error in (decode(data, "a.dcm").error, examine(data, "a.dcm").error):
+                assert error == "the file is cut off: its data set ends inside an element"
+    assert "bytes of pixels" in decode(whole[:-5]).error
+    assert decode(dicom(STORED, syntax, PixelData=None)).error == "not a DICOM image: no PixelData"
+    assert decode(b"some text, and no DICOM", "a.dcm").error == "not a DICOM image: no Rows"
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"])
