@@ -14,10 +14,16 @@ from gansfp.images.pillow_files import numbers_of, numbers_of_wide_colour
 from gansfp.images.tiff_pages import Page, count_frames, read_pages
 from gansfp.quiet import discard_stderr
 
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2  # photometric interpretations
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # sample formats
-_PREMULTIPLIED = 1  # kind of extra sample
-_RAW = 1  # compression
+# Photometric interpretations that Pillow reads: their names, and how many channels they need.
+_COLOURS = {
+    tags.MIN_IS_WHITE: ("grey", 1),
+    tags.MIN_IS_BLACK: ("grey", 1),
+    tags.RGB: ("RGB", 3),
+    tags.PALETTE: ("palette", 1),
+    tags.CMYK: ("CMYK", 4),
+    tags.YCBCR: ("YCbCr", 3),
+}
 _SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # ends of Pillow's raw modes
 
 
@@ -77,20 +83,49 @@ def _why_not_read(page: Page) -> str:
         return f"pixels are signed numbers of {bits} bits, which is not read; save them unsigned"
     if formats - {_UNSIGNED, _SIGNED}:
         return f"TIFF of sample format {max(formats)}, expected unsigned or signed integers"
-    if bits == 32 and page.order == ">" and (compression != _RAW or _SIGNED not in formats):
+    if bits == 32 and page.order == ">" and (compression != tags.RAW or _SIGNED not in formats):
         return "big-endian TIFF of 32 bits, which is not read; save it in 16 bits"
     if bits > 8 and samples > 1 and not _is_plain_rgb(page):
         return f"TIFF of {samples} channels of {bits} bits that is not plain RGB; save it as PNG"
+    return _why_colours_are_not_read(page)
+
+
+def _why_colours_are_not_read(page: Page) -> str:
+    """Returns the reason why a page of this photometric interpretation, with these extra channels, is not read."""
+    photometric, samples = page.number(tags.PHOTOMETRIC, -1), page.number(tags.SAMPLES, 1)
+    if photometric not in _COLOURS:
+        return f"TIFF of photometric interpretation {photometric}, which is not read; save it as PNG"
+    name, needed = _COLOURS[photometric]
+    if photometric == tags.PALETTE and page.number(tags.BITS, 1) > 8:
+        return f"TIFF with a palette of {page.number(tags.BITS, 1)} bits, which is not read; save it as PNG"
+    if samples > needed and not _are_extra_channels_read(page):
+        kind = "alpha" if page.alpha else "unspecified"
+        where = " in separate planes" if page.number(tags.PLANAR, 1) == tags.SEPARATE else ""
+        channels = f"{needed} + {samples - needed} channels{where} ({name} + {kind})"
+        return f"TIFF of {channels}, which is not read; save it as PNG"
     return ""
+
+
+def _are_extra_channels_read(page: Page) -> bool:
+    """Returns True where Pillow reads the colours of a page right that has extra channels of 8 bits."""
+    photometric, samples = page.number(tags.PHOTOMETRIC, -1), page.number(tags.SAMPLES, 1)
+    in_one_plane = page.number(tags.PLANAR, 1) != tags.SEPARATE
+    by_libtiff = page.number(tags.COMPRESSION, 1) != tags.RAW
+    if not page.alpha:
+        return photometric in (tags.RGB, tags.CMYK) and (in_one_plane or by_libtiff)
+    if photometric == tags.RGB:
+        return in_one_plane or (samples == 4 and (by_libtiff or page.alpha == tags.UNASSOCIATED))
+    return photometric in (tags.MIN_IS_BLACK, tags.PALETTE) and in_one_plane and samples == 2
 
 
 def _is_plain_rgb(page: Page) -> bool:
     """Returns True for RGB of 16 bits, with or without an alpha that has not been multiplied with the colours."""
     return (
         page.number(tags.BITS, 1) == 16
-        and page.number(tags.PHOTOMETRIC, -1) == _RGB
-        and page.number(tags.PLANAR, 1) == 1
-        and page.number(tags.EXTRA_SAMPLES, 0) != _PREMULTIPLIED
+        and page.number(tags.SAMPLES, 1) <= 4
+        and page.number(tags.PHOTOMETRIC, -1) == tags.RGB
+        and page.number(tags.PLANAR, 1) != tags.SEPARATE
+        and page.alpha != tags.ASSOCIATED
     )
 
 
@@ -107,8 +142,8 @@ class _Reader:
         stream = io.BytesIO(data)
         for page in pages:
             if page.number(tags.BITS, 1) > 8 and page.number(tags.SAMPLES, 1) == 1:
-                if page.number(tags.PHOTOMETRIC, -1) == _MIN_IS_WHITE:
-                    _overwrite(stream, page, tags.PHOTOMETRIC, _MIN_IS_BLACK)
+                if page.number(tags.PHOTOMETRIC, -1) == tags.MIN_IS_WHITE:
+                    _overwrite(stream, page, tags.PHOTOMETRIC, tags.MIN_IS_BLACK)
                 if page.number(tags.BITS, 1) == 16 and page.number(tags.SAMPLE_FORMAT, 1) == _SIGNED:
                     _overwrite(stream, page, tags.SAMPLE_FORMAT, _UNSIGNED)
         self._data = stream.getvalue()  # this copies nothing, nor does BytesIO, as long as nothing is written
@@ -155,7 +190,7 @@ class _Reader:
             values = values.astype(np.uint16).view(np.int16)
         elif values.dtype.itemsize == 4 and not signed:
             values = values.view(np.uint32)
-        return Numbers(values, UNKNOWN, page.number(tags.PHOTOMETRIC, -1) == _MIN_IS_WHITE)
+        return Numbers(values, UNKNOWN, page.number(tags.PHOTOMETRIC, -1) == tags.MIN_IS_WHITE)
 
 
 def _overwrite(stream: io.BytesIO, page: Page, tag: int, number: int) -> None:

@@ -21,9 +21,19 @@ PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS = 284, 320, 322, 323, 
 EXTRA_SAMPLES, SAMPLE_FORMAT, DEPTH = 338, 339, 32997
 _METAMORPH_PLANES = 33629  # UIC2Tag of MetaMorph's STK; its count is the number of planes
 
+# Values of tags.
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # PhotometricInterpretation
+ASSOCIATED, UNASSOCIATED = 1, 2  # ExtraSamples: an alpha channel, with which the colours have been multiplied or not
+RAW = 1  # Compression
+SEPARATE = 2  # PlanarConfiguration: all numbers of a channel, then those of the next one
+
 # Types of tags that hold integers or text.
 _TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _OTHER_SIZES = {5: 8, 7: 1, 10: 8, 11: 4, 12: 8}  # bytes of one value of the types that are not read here
+
+_OME = re.compile(r"<(?:\w+:)?OME\b")
+_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b([^>]*)")
+_OME_SIZE = re.compile(r"""\bSize([XYZCT])\s*=\s*["']\s*(\d{1,9})\s*["']""")
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,12 @@ class Page:
     def size(self) -> tuple[int, int]:
         """Width and height as stored, in pixels."""
         return self.number(WIDTH, 0), self.number(HEIGHT, 0)
+
+    @property
+    def alpha(self) -> int:
+        """ASSOCIATED or UNASSOCIATED where the first extra sample is an alpha channel, else 0."""
+        kind = self.number(EXTRA_SAMPLES, 0)
+        return kind if kind in (ASSOCIATED, UNASSOCIATED) else 0
 
     @property
     def is_slice(self) -> bool:
@@ -116,13 +132,21 @@ def _read_page(data: bytes, order: str, big: bool, position: int) -> tuple[Page,
 def count_frames(pages: Sequence[Page]) -> int:
     """Returns how many slices some pages of one size hold.
 
-    A page may hold a stack: its depth, its strips, or the description that ImageJ or tifffile wrote say so.
+    A page may hold a stack: its depth, its channels, its strips, or the description that ImageJ or tifffile wrote say
+    so, or OME-XML. The other slices that OME-XML tells of may be in other files; they count too.
     """
-    in_pages = sum(max(1, page.number(DEPTH, 1), *_planes(page)) for page in pages)
+    in_pages = sum(max(1, page.number(DEPTH, 1), *_planes(page)) * _grey_channels(page) for page in pages)
     width, height = pages[0].size
     pixels = max(1, width * height * pages[0].number(SAMPLES, 1))
     described = -(-sum(_tifffile_pixels(page) for page in pages) // pixels)
-    return max(in_pages, described, *map(_imagej_images, pages))
+    return max(in_pages, described, *map(_imagej_images, pages), *map(_ome_planes, pages))
+
+
+def _grey_channels(page: Page) -> int:
+    """Returns how many slices are side by side in the channels of a page; 1 for colours, and for grey with alpha."""
+    samples = page.number(SAMPLES, 1)
+    is_grey = page.number(PHOTOMETRIC, -1) in (MIN_IS_WHITE, MIN_IS_BLACK)
+    return samples if is_grey and not (samples == 2 and page.alpha) else 1
 
 
 def _planes(page: Page) -> tuple[int, int, int]:
@@ -130,7 +154,7 @@ def _planes(page: Page) -> tuple[int, int, int]:
     _, metamorph, _ = page.entries.get(_METAMORPH_PLANES, (0, 0, 0))
     width, height = page.size
     samples = page.number(SAMPLES, 1)
-    layers = samples if page.number(PLANAR, 1) == 2 else 1
+    layers = samples if page.number(PLANAR, 1) == SEPARATE else 1
     by_number = by_bytes = 0
     if TILE_OFFSETS in page.entries:
         across, down = (
@@ -140,7 +164,7 @@ def _planes(page: Page) -> tuple[int, int, int]:
     elif ROWS_A_STRIP in page.entries:
         strips = -(-height // max(1, page.number(ROWS_A_STRIP, height)))
         by_number = len(page.numbers(STRIP_OFFSETS)) // max(1, strips * layers)
-    if page.number(COMPRESSION, 1) == 1:
+    if page.number(COMPRESSION, 1) == RAW:
         row = -(-width * page.number(BITS, 1) * samples // 8)
         by_bytes = int(page.numbers(STRIP_BYTES).sum(dtype=np.float64)) // max(1, row * height)
     return metamorph, by_number, by_bytes
@@ -151,6 +175,24 @@ def _imagej_images(page: Page) -> int:
     text = page.text(DESCRIPTION)
     found = re.search(r"^images=(\d{1,9})\s*$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
     return int(found[1]) if found else 0
+
+
+def _ome_planes(page: Page) -> int:
+    """Returns how many slices of the page's size OME-XML tells of, 0 for another description.
+
+    Source: the OME data model, 2016-06. The channels of a colour are one slice.
+    """
+    text = page.text(DESCRIPTION)
+    if not _OME.search(text):
+        return 0
+    width, height = page.size
+    planes = 0
+    for attributes in _OME_PIXELS.findall(text):
+        sizes = {axis: int(size) for axis, size in _OME_SIZE.findall(attributes)}
+        if (sizes.get("X", width), sizes.get("Y", height)) == page.size:
+            colours = -(-sizes.get("C", 1) // max(1, page.number(SAMPLES, 1)))
+            planes += sizes.get("Z", 1) * sizes.get("T", 1) * colours
+    return planes
 
 
 def _tifffile_pixels(page: Page) -> int:

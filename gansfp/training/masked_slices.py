@@ -16,11 +16,14 @@ import numpy as np
 from gansfp import store
 from gansfp.errors import DataError, UsageError
 from gansfp.images.grey_levels import AUTO, Evidence, choose_rule
-from gansfp.images.image_file import GREY, UNKNOWN, NoSliceError
+from gansfp.images.image_file import GREY, UNKNOWN, NoSliceError, Numbers
 from gansfp.images.slices import MAX_BYTES, Source, decode, examine, numbers_of_file, recognise, resize
+from gansfp.images.tiff_pages import MIN_IS_BLACK, MIN_IS_WHITE, PHOTOMETRIC, read_pages
 
 READERS = 8  # threads that read files: a store answers slowly, but answers many requests at once
 MOST_LABELS = 32  # different numbers in a mask; a slice has more
+MOST_LUNG = 0.6  # of a slice; lungs that radiologists marked fill at most 0.25 of any of 278 slices
+MOST_LUNG_AT_BORDER = 0.5  # of the pixels at the sides of a slice; a CT reader expects air around a body
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +54,16 @@ class MaskedSlices:
 def pair_folders(images: str, masks: str) -> MaskedSlices:
     """Reads the slices of one folder (a path or a URI) and the masks of another, whose files have the same names.
 
-    A mask is 0, and has a label above 0 where lung is; it may have any size. Outlines of a mask may have other numbers
-    in between; half of the highest and more is lung there. All numbers of 16 bits of slices are read by the rule of
+    A mask is 0, and has a label above 0 where lung is; it may have another size than the slice, of the
+    same shape. Outlines of a mask may have other numbers in between; half of the highest and more is lung there. All
+    numbers of 16 bits of slices are read by the rule of
     grey_levels.SIXTEEN_BITS that fits the whole folder. The volume of a slice is its group in groups.csv
     (image_id,group) in the image folder. Without that table it is the part of the slice's name before `_z`, or else the
     whole name. All files are read once. Slices that cannot be read are left out, with a warning.
 
     Raises UsageError where both folders are the same, DataError where names do not match, a file is not a mask (it has
-    more than 32 labels, or no 0, or is the slice itself), the table lacks a slice, all masks are empty, or a folder has
-    no files.
+    more than 32 labels, or no 0, or is the slice itself, is inverted, or has other proportions than its slice), the
+    table lacks a slice, all masks are empty, or a folder has no files.
     """
     image_files, mask_files = _files_by_name(images, masks)
     volumes = _volumes(images, sorted(image_files))
@@ -159,15 +163,17 @@ def _inspect(image: str, mask: str) -> _Pair | str:
         error = header.error or ("" if undecided else decode(files[0], image).error)
         if error:
             return error
-        lungs = _lungs(files[1], mask, files[0], image)
+        lungs = _lungs(files[1], mask, files[0], image, (header.height, header.width))
     except (OSError, NoSliceError) as error:
         return store.one_line(error)
     digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in files)).hexdigest()
     return _Pair(digest, int(lungs.sum()), header.evidence if undecided else None)
 
 
-def _lungs(mask: bytes, mask_uri: str, image: bytes, image_uri: str) -> np.ndarray:
+def _lungs(mask: bytes, mask_uri: str, image: bytes, image_uri: str, shape: tuple[int, int]) -> np.ndarray:
     """Returns where a mask shows lung: (256, 256) bool, at least half of a pixel's area.
+
+    shape: height and width of the image.
 
     Raises NoSliceError for a file that cannot be read, DataError for one that is not a mask.
     """
@@ -188,7 +194,15 @@ def _lungs(mask: bytes, mask_uri: str, image: bytes, image_uri: str) -> np.ndarr
                 reason = "the same picture as the slice"
         if reason:
             raise DataError(f"{mask_uri}: got {reason}, expected 0, and 255 (or another label) where lung is")
+    if not _are_proportional(labels.shape, shape):
+        sizes = [f"{width}x{height}" for height, width in (labels.shape, shape)]
+        raise DataError(
+            f"{mask_uri}: got a mask of {sizes[0]} pixels, expected the proportions of its slice, {sizes[1]}"
+        )
     lungs = labels >= levels[-1] / 2 if has_outlines else labels > 0
+    reason = _why_no_lungs(lungs)
+    if reason:
+        raise DataError(f"{mask_uri}: got {reason}; is it inverted?{_hint_at_inversion(numbers, mask, mask_uri)}")
     return resize(lungs.astype(np.uint8) * 0xFF) > 0x7F
 
 
@@ -197,8 +211,34 @@ def _why_no_mask(levels: np.ndarray) -> str:
     middle = levels[len(levels) // 2]
     if len(levels) > MOST_LABELS or levels[0] < 0 or (levels != np.rint(levels)).any():
         return f"a mask of {len(levels)} grey levels, such as {middle:g}"
-    if levels[0] > 0 and levels.tolist() not in ([1], [255]):  # a slice may be lung in all its pixels
+    if levels[0] > 0 and len(levels) > 1:  # _why_no_lungs tells of the other ones
         return f"a mask without 0, with grey levels such as {middle:g}"
+    return ""
+
+
+def _are_proportional(mask: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Returns True where two (height, width) differ by a factor only; sides were rounded to whole pixels."""
+    factor = max(mask) / max(image)
+    return all(abs(side * factor - mask_side) < 1 for mask_side, side in zip(mask, image, strict=True))
+
+
+def _why_no_lungs(lungs: np.ndarray) -> str:
+    """Returns why (height, width) bool cannot be the lungs of a slice, with figures; "" if it can be."""
+    border = np.concatenate([lungs[0], lungs[-1], lungs[:, 0], lungs[:, -1]])
+    corners = int(lungs[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
+    if lungs.mean() <= MOST_LUNG and border.mean() <= MOST_LUNG_AT_BORDER and corners < 4:
+        return ""
+    return (
+        f"lung in {lungs.mean():.1%} of the slice, {border.mean():.1%} of its border and {corners} of its corners, "
+        f"expected at most {MOST_LUNG:.0%}, {MOST_LUNG_AT_BORDER:.0%} and 3"
+    )
+
+
+def _hint_at_inversion(numbers: Numbers, mask: bytes, uri: str) -> str:
+    """Returns what to do about a mask whose file says that 0 is white. tifffile writes masks of bool so."""
+    is_tiff = getattr(recognise(mask, uri), "name", "") == "TIFF"
+    if numbers.inverted or (is_tiff and read_pages(mask)[0].number(PHOTOMETRIC, MIN_IS_BLACK) == MIN_IS_WHITE):
+        return " Its file says that 0 is white (MinIsWhite, MONOCHROME1); save it as PNG"
     return ""
 
 
@@ -220,11 +260,10 @@ def read_pair(image: Source, mask: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         files = store.read_bytes(image.uri, MAX_BYTES), store.read_bytes(mask, MAX_BYTES)
         decoded = decode(files[0], image.uri, image.frame, image.rule)
-        lungs = _lungs(files[1], mask, files[0], image.uri)
+        if decoded.pixels is not None:
+            shape = decoded.height, decoded.width
+            return decoded.pixels, _lungs(files[1], mask, files[0], image.uri, shape)
+        reason = decoded.error
     except (OSError, NoSliceError) as error:
         reason = store.one_line(error)
-    else:
-        if decoded.pixels is not None:
-            return decoded.pixels, lungs
-        reason = decoded.error
     raise DataError(f"{image.uri}: could be read before and now cannot be read ({reason})")

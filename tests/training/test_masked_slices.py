@@ -79,6 +79,78 @@ def test_a_mask_that_is_no_square_is_padded_as_its_slice_is(tmp_path):
     np.testing.assert_array_equal(pair(tmp_path, labels, np.ascontiguousarray(SLICE[:, 20:220]))[1], expected)
 
 
+OTHER_PROPORTIONS = [
+    ((512, 512), (400, 512)),
+    ((512, 512), (512, 400)),
+    ((512, 512), (256, 255)),
+    ((256, 256), (255, 256)),
+    ((300, 512), (512, 300)),
+]
+
+
+@pytest.mark.parametrize(("image", "mask"), OTHER_PROPORTIONS)
+def test_a_mask_of_other_proportions_is_refused(tmp_path, image, mask):
+    labels = np.resize(two_lungs(512), (512, 512))[: mask[0], : mask[1]]
+    picture = RNG.integers(0, 256, image, dtype=np.uint8)
+    sizes = f"{mask[1]}x{mask[0]} pixels, expected the proportions of its slice, {image[1]}x{image[0]}$"
+    with pytest.raises(DataError, match=f"a.png: got a mask of {sizes}"):
+        pair(tmp_path, labels, picture)
+
+
+SAME_PROPORTIONS = [
+    ((512, 400), (256, 200)),
+    ((511, 400), (256, 200)),
+    ((333, 500), (111, 166)),
+    ((100, 80), (500, 400)),
+    ((512, 512), (2, 2)),
+]
+
+
+@pytest.mark.parametrize(("image", "mask"), SAME_PROPORTIONS)
+def test_a_mask_of_another_size_and_the_same_proportions_is_read(tmp_path, image, mask):
+    labels = np.zeros(mask, np.uint8)
+    labels[mask[0] // 2 :, : mask[1] // 2] = 1
+    found = pair(tmp_path, labels, RNG.integers(0, 256, image, dtype=np.uint8))[1]
+    quarter = min(image) / max(image) / 4  # of the slice, in the padded square
+    assert found.mean() == pytest.approx(quarter, abs=0.01)
+
+
+def tiff(pixels, **options):
+    file = io.BytesIO()
+    pytest.importorskip("tifffile").imwrite(file, pixels, **options)
+    return file.getvalue()
+
+
+CORNERS = np.array([1, 0, 0, 0, 1], np.uint8).repeat(20)
+INVERTED = {
+    "8 bits": (255 - (two_lungs() > 0) * np.uint8(255), r"69\.\d% of the slice, 100\.0% of its border and 4"),
+    "ones": (1 - (two_lungs(512) > 0).astype(np.uint8), r"69\.\d% of the slice, 100\.0% of its border and 4"),
+    "all 255": (np.full((256, 256), 255, np.uint8), r"100\.0% of the slice, 100\.0% of its border and 4"),
+    "all 1": (np.ones((256, 256), np.uint8), r"100\.0% of the slice"),
+    "large lungs": (np.pad(np.zeros((230, 230), np.uint8), 13, constant_values=1), r"19\.3% of the slice, 100\.0%"),
+    "corners": (np.outer(CORNERS, CORNERS), r"16\.0% of the slice, 40\.0% of its border and 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INVERTED)
+def test_an_inverted_mask_is_refused(tmp_path, name):
+    mask, shares = INVERTED[name]
+    with pytest.raises(DataError, match=rf"a.png: got lung in {shares}.*at most 60%, 50% and 3; is it inverted\?$"):
+        pair(tmp_path, mask)
+
+
+def test_a_mask_that_is_stored_with_white_zeros_is_refused_where_it_is_inverted(tmp_path):
+    """tifffile writes bool so; every reader shows False as white."""
+    lung = two_lungs() > 0
+    hint = r"is it inverted\? Its file says that 0 is white \(MinIsWhite, MONOCHROME1\); save it as PNG$"
+    for stored in (lung, lung * np.uint8(255), lung * np.uint16(3)):
+        with pytest.raises(DataError, match=hint):
+            pair(tmp_path, tiff(stored, photometric="miniswhite"))
+        shown = stored == 0 if stored.dtype == bool else stored.max() - stored
+        np.testing.assert_array_equal(pair(tmp_path, tiff(shown, photometric="miniswhite"))[1], lung)
+    np.testing.assert_array_equal(pair(tmp_path, tiff(lung, photometric="minisblack"))[1], lung)
+
+
 def test_labels_in_colours_and_in_other_files(tmp_path):
     drawn = two_lungs()
     palette = Image.frombytes("P", (256, 256), drawn.tobytes())
