@@ -34,7 +34,7 @@ def read_collection(data: str, work: str, config: CollectionConfig) -> Catalog:
     unreadable = len(catalog.select(status="unreadable"))
     record_stage(work, "catalog", progress.seconds, {"done": len(catalog), "failed": unreadable}, {"data": data})
     for line in catalog.readings():
-        log.info("read as %s", line)
+        log.info("catalog: read as %s", line)
     for note in catalog.notes:
         log.warning("%s", note)
     for finding in catalog.findings:
