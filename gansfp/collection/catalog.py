@@ -20,6 +20,7 @@ from gansfp.collection.differences import Labelled, find_differences
 from gansfp.collection.duplicates import Duplicates, find_duplicates, first_of_same
 from gansfp.collection.groups import path_below, read_groups
 from gansfp.collection.layout import Image, find_images
+from gansfp.collection.names import frame_ending
 from gansfp.collection.readings import (
     Reading,
     ReadingCount,
@@ -284,7 +285,7 @@ def _slices_of(data: str, image: Image, content: Content, reading: Reading, grou
         return [_Row(image.image_id, 0, image, content, reading, group, Origin(content.patient, content.series, ""))]
     origin = Origin(content.patient, content.series, path_below(data, image))
     return [
-        _Row(f"{image.image_id}#{frame:04d}", frame, image, content, reading, group, origin)
+        _Row(image.image_id + frame_ending(frame), frame, image, content, reading, group, origin)
         for frame in range(1, content.frames + 1)
     ]
 

@@ -55,15 +55,10 @@ class Content(NamedTuple):
     @property
     def evidence(self) -> Evidence | None:
         """What the numbers say; None where they were not looked at."""
-        return evidence_of(self.numbers)
-
-
-def evidence_of(text: str) -> Evidence | None:
-    """Reads the column `numbers` of a catalog."""
-    if not text:
-        return None
-    low, high, fits, poor, exact, blank = json.loads(text)
-    return Evidence(low, high, tuple(fits), tuple(poor), exact, blank)
+        if not self.numbers:
+            return None
+        low, high, fits, poor, exact, blank = json.loads(self.numbers)
+        return Evidence(low, high, tuple(fits), tuple(poor), exact, blank)
 
 
 class Pseudonyms:

@@ -12,7 +12,7 @@ from gansfp import store
 from gansfp.collection.catalog import Catalog, catalog_of
 from gansfp.collection.contents import Pseudonyms, examine_all
 from gansfp.collection.groups import read_groups
-from gansfp.collection.layout import Image, Purpose, find_images
+from gansfp.collection.layout import Image, Purpose, describe_layout, find_images
 from gansfp.collection.readings import describe as class_name
 
 OPENED = 100  # files of a class that are opened at most
@@ -49,8 +49,8 @@ def _sample(images: Sequence[Image], rows: Sequence[int]) -> list[int]:
 
 def _describe_class(purpose: Purpose, images: Sequence[Image], groups: Sequence[str], catalog: Catalog) -> list[str]:
     """Returns the lines about one class. images, groups: of all its files; catalog: of the files that were opened."""
-    folders = Counter(image.folder for image in images)
-    (place, _), others = folders.most_common(1)[0], len(folders) - 1
+    folders = describe_layout(images)
+    place, others = max(folders, key=lambda count: count.files).folder, len(folders) - 1
     more = f" and {others} more folders" if others else ""
     lines = [f"{class_name(purpose)}: {len(images):,} files, from {place}{more}"]
     of_class = catalog.select(task=purpose.task, set=purpose.set, split=purpose.split, role=purpose.role)

@@ -53,9 +53,9 @@ def list_below(folder: str, part: str = "", class_of: ClassOf = lambda names: ""
 
     Symbolic links on a local disk are followed, but not in a loop: not to a folder that holds the link, and not to one
     from which folders and links lead back to it. Nor is a folder read twice as a part of one class; a folder that is
-    linked into two classes is read in both. A broken link,
-    and an empty folder with a name like an image, are listed as files of -1 bytes, so that they become unreadable rows
-    of the catalog instead of missing without notice. A folder that does not exist holds nothing.
+    linked into two classes is read in both. A broken link, and an empty folder with a name like an image, are listed as
+    files of -1 bytes, so that they become unreadable rows of the catalog instead of missing without notice. A folder
+    that does not exist holds nothing.
 
     Raises OSError where a folder cannot be listed.
     """

@@ -52,6 +52,11 @@ def fits_csv(name: str) -> bool:
     return not (set(',"\x7f') & set(name) or any(character < " " for character in name) or name.startswith("\ufeff"))
 
 
+def frame_ending(frame: int) -> str:
+    """Returns what the id of a slice ends in: its number in a file of several slices, "" for 0, the only slice."""
+    return f"#{frame:04d}" if frame else ""
+
+
 class KnownIds:
     """The ids and names of images, without ending, to which the ids of a table are compared."""
 

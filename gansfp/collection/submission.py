@@ -12,7 +12,7 @@ from contextlib import suppress
 from gansfp import store
 from gansfp.collection.folders import read_files
 from gansfp.collection.listing import list_below, recognise_images
-from gansfp.collection.names import KnownIds, is_utf8, normal, shown
+from gansfp.collection.names import KnownIds, frame_ending, is_utf8, normal, shown
 from gansfp.errors import DataError
 from gansfp.images.slices import ENDINGS, without_ending
 
@@ -180,11 +180,10 @@ def _frames(uri: str, images: Sequence[str]) -> list[list[str]]:
     """
     to_open = [path for path in images if not path.lower().endswith(_ONE_SLICE)]
     files = read_files([store.join(uri, path) for path in to_open])
-    numbers = {
-        path: [f"#{source.frame:04d}" for source in file.sources if source.frame]
-        for path, file in zip(to_open, files, strict=True)
+    endings = {
+        path: [frame_ending(source.frame) for source in file.sources] for path, file in zip(to_open, files, strict=True)
     }
-    return [numbers.get(path) or [""] for path in images]
+    return [endings.get(path, [""]) for path in images]
 
 
 def _with_frames(ids: Sequence[str], frames: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.groups import uri_below
 from gansfp.collection.layout import collection_folder
-from gansfp.collection.names import key, likely_reason
+from gansfp.collection.names import frame_ending, key, likely_reason
 from gansfp.errors import DataError
 
 
@@ -83,7 +83,7 @@ def _read(data: str, uri: str, images: Catalog, column: str) -> dict[str, str] |
 def _paths(data: str, images: Catalog) -> list[str]:
     """Returns the path of each image below DATA, without ending; with the slice's number in a file of several."""
     places = zip(images.column("uri").tolist(), images.column("frame").tolist(), strict=True)
-    return [uri_below(data, uri) + (f"#{frame:04d}" if frame else "") for uri, frame in places]
+    return [uri_below(data, uri) + frame_ending(frame) for uri, frame in places]
 
 
 def _refuse(uri: str, problem: str, ids: list[str], reason: str = "") -> None:

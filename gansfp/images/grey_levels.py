@@ -74,7 +74,7 @@ def to_grey(numbers: Numbers, rule: str = AUTO) -> np.ndarray:
         if rule == AUTO:
             rule = choose_rule([evidence([numbers])]).rule
         if not rule:
-            raise NoSliceError(what_is_unclear(numbers.values))
+            raise NoSliceError(_what_is_unclear(numbers.values))
         grey = SIXTEEN_BITS[rule](numbers.values)
     if numbers.inverted:
         grey = 255 - grey
@@ -85,7 +85,7 @@ def to_grey(numbers: Numbers, rule: str = AUTO) -> np.ndarray:
     return grey
 
 
-def what_is_unclear(values: np.ndarray) -> str:
+def _what_is_unclear(values: np.ndarray) -> str:
     """Returns the reason why a file of 16 bits cannot be read without --sixteen-bit."""
     return (
         f"numbers from {values.min():g} to {values.max():g} are neither 8-bit grey levels nor the full range of 16 "

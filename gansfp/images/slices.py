@@ -192,7 +192,8 @@ def _header(image: ImageFile, scale: str) -> Header:
 def _look_at_numbers(image: ImageFile) -> tuple[str, str, Evidence | None]:
     """Returns the scale of a file's numbers, why it is unknown, and what they say. Raises what ImageFile.numbers does.
 
-    A file whose numbers are said to be HU, and of which no frame has HU, is of unknown scale.
+    A file whose numbers are said to be HU, and of which most frames have none, is of unknown scale: a black frame can
+    be HU whatever the others are.
     """
     if image.scale == GREY or (image.scale == HU and not image.quick):
         return image.scale, "", None
@@ -202,9 +203,10 @@ def _look_at_numbers(image: ImageFile) -> tuple[str, str, Evidence | None]:
     if not frames:
         raise next(result for result in results if isinstance(result, Exception))
     units = [frame for frame in frames if frame.scale == HU]
-    if units:
+    if 2 * len(units) >= len(frames):
         return HU, "", evidence_of_range(units)
-    return frames[0].scale, frames[0].unknown_because, evidence(frames)
+    unknown = [frame for frame in frames if frame.scale != HU]
+    return unknown[0].scale, unknown[0].unknown_because, evidence(unknown)
 
 
 def _numbers_or_error(image: ImageFile, frame: int) -> Numbers | Exception:

@@ -54,12 +54,12 @@ class MaskedSlices:
 def pair_folders(images: str, masks: str) -> MaskedSlices:
     """Reads the slices of one folder (a path or a URI) and the masks of another, whose files have the same names.
 
-    A mask is 0, and has a label above 0 where lung is; it may have another size than the slice, of the
-    same shape. Outlines of a mask may have other numbers in between; half of the highest and more is lung there. All
-    numbers of 16 bits of slices are read by the rule of
-    grey_levels.SIXTEEN_BITS that fits the whole folder. The volume of a slice is its group in groups.csv
-    (image_id,group) in the image folder. Without that table it is the part of the slice's name before `_z`, or else the
-    whole name. All files are read once. Slices that cannot be read are left out, with a warning.
+    A mask is 0, and has a label above 0 where lung is; it may have another size than the slice, of the same shape.
+    Outlines of a mask may have other numbers in between; half of the highest and more is lung there. All numbers of 16
+    bits of slices are read by the rule of grey_levels.SIXTEEN_BITS that fits the whole folder. The volume of a slice is
+    its group in groups.csv (image_id,group) in the image folder. Without that table it is the part of the slice's name
+    before `_z`, or else the whole name. All files are read once. Slices that cannot be read are left out, with a
+    warning.
 
     Raises UsageError where both folders are the same, DataError where names do not match, a file is not a mask (it has
     more than 32 labels, or no 0, or is the slice itself, is inverted, or has other proportions than its slice), the

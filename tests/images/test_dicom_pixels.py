@@ -227,3 +227,12 @@ def test_a_wrong_transfer_syntax():
     check(claiming(dicom(STORED, IMPLICIT), EXPLICIT), window(UNITS))
     expected = "the transfer syntax says that pixels are compressed, and they are not compressed"
     assert decode(claiming(dicom(STORED), "1.2.840.10008.1.2.4.70")).error == expected
+
+
+def test_a_black_frame_does_not_make_a_stack_hu():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(2000, 3000, (6, 32, 32)).astype(np.uint16)  # 976 to 1976 HU, as no slice has
+    frames[0] = frames[5] = 24  # air
+    header = examine(dicom(frames))
+    assert header.scale == "unknown"
+    assert "HU" in header.unknown_because
