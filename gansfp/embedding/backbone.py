@@ -31,8 +31,8 @@ class Backbone:
         name: the name as the user wrote it.
         kind: the kind of backbones that it belongs to.
         model: the network's name; "" for a kind without a network.
-        features: timm: "pooled", "flat" or "map"; lbp: "histogram" or "mean".
-        level: the feature level of a "map"; 0 is the finest.
+        features: timm: "pooled", "flat", "map" or "sketch"; lbp: "histogram" or "mean".
+        level: the feature level of a "map" or "sketch"; 0 is the finest.
         size: timm: the input size that the name asks for, 0 for the model's own; highpass: the side of its result.
         window: highpass: pixels a side of the local mean, 0 for none.
         random: True where the weights are random.
@@ -106,11 +106,11 @@ class DeviceKind(Kind):
     """A kind without weights whose features are computed on the device, many slices at once.
 
     Args:
-        compute: (backbone, slices, regions, boxes) -> (n, d) float32. slices: (n, 256, 256) float32 grey levels;
-            regions: (n, 256, 256) bool and boxes: (n, 4), of the view, see gansfp.images.views.
+        compute: (members, pixels, masks) -> one (n, d) float32 for each member, a backbone and a view. pixels: (n, 256,
+            256) uint8; masks: (n, 256, 256) bool, the lungs of those slices.
     """
 
-    compute: Callable[[Backbone, Tensor, Tensor, Tensor], Tensor]
+    compute: Callable[[Sequence[tuple[Backbone, View]], Tensor, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Names that a user may write:
     MODEL:map, MODEL:mapL   the feature map at level L of the model (0 is the finest; default 2): the mean of each
                             channel is subtracted, the map is flattened and scaled to norm 1. Pooled features lose the
                             positions of structures; feature maps keep them.
+    MODEL:sketch, :sketchL  the same map in at most 4,093 numbers, by a random projection that is the same each time and
+                            keeps the distances between maps; scaled to norm 1
     ...:SIZE                at another input size in pixels: the whole slice is resized to it, without a centre crop
     ...@random              with random weights
     ...@FOLDER              with the weights of a classifier that was trained here, at the input size of its training
@@ -104,17 +106,17 @@ def _read_timm(kind: Kind, match: re.Match[str]) -> Backbone:
     if match["size"] and not 16 <= size <= 1024:
         raise UsageError(f"backbone {name!r}: got input size {size}, expected 16 to 1024 pixels")
     features = (match["features"] or "pooled").rstrip("0123456789")
-    random = match["source"] == "random"
+    of_map, random = features in ("map", "sketch"), match["source"] == "random"
     return Backbone(
         name,
         kind,
         match["model"],
         features,
-        level=int(match["level"] or DEFAULT_LEVEL) if features == "map" else 0,
+        level=int(match["level"] or DEFAULT_LEVEL) if of_map else 0,
         size=size,
         random=random,
         trained="" if random else match["source"] or "",
-        unit_norm=features == "map",
+        unit_norm=of_map,
     )
 
 
@@ -157,16 +159,16 @@ def _read_plain(kind: Kind, match: re.Match[str]) -> Backbone:
     return Backbone(match[0], kind)
 
 
-def _highpass(backbone: Backbone, slices: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
+def _highpass(members: Sequence[tuple[Backbone, View]], pixels: Tensor, masks: Tensor) -> list[Tensor]:
     from gansfp.embedding.weight_free import highpass
 
-    return highpass(slices, regions, boxes, window=backbone.window, side=backbone.size)
+    return highpass([(backbone.window, backbone.size, view) for backbone, view in members], pixels, masks)
 
 
-def _residual(backbone: Backbone, slices: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
+def _residual(members: Sequence[tuple[Backbone, View]], pixels: Tensor, masks: Tensor) -> list[Tensor]:
     from gansfp.embedding.weight_free import residual
 
-    return residual(slices, regions)
+    return residual([view for _, view in members], pixels, masks)
 
 
 def _read_lbp(kind: Kind, match: re.Match[str]) -> Backbone:
@@ -200,7 +202,7 @@ KINDS: tuple[Kind, ...] = (
         "timm",
         ("a timm model", "MODEL@FOLDER"),
         re.compile(
-            r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|map(?P<level>\d+)?))?(?::(?P<size>\d+))?(?:@(?P<source>.+))?"
+            r"(?P<model>[A-Za-z0-9_.]+)(?::(?P<features>flat|(?:map|sketch)(?P<level>\d+)?))?(?::(?P<size>\d+))?(?:@(?P<source>.+))?"
         ),
         _read_timm,
         load_weights=_load_timm,

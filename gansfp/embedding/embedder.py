@@ -1,8 +1,8 @@
 """The device pass: uploads a batch of slices once and computes the vectors of all its (backbone, view) pairs.
 
-The device computes, in this order: the region and crop box of each view from the lung masks, the features without
-weights, the crop and resize to the network's input size, the normalisation, and one forward pass for each (network,
-input size, view), however many kinds of features it gives. CPUs compute the lung masks and `lbp` beforehand; the masks
+The device computes, in this order: the features without weights, of all views together; the region and crop box of each
+view from the lung masks, the crop and resize to the network's input size, the normalisation, and one forward pass for
+each (network, input size, view), however many kinds of features it gives. CPUs compute the lung masks and `lbp` beforehand; the masks
 of networks are the exception, see gansfp/embedding/network_masks.py.
 """
 
@@ -21,20 +21,25 @@ from gansfp.embedding.backbones import parse_backbone
 from gansfp.errors import UsageError
 from gansfp.images.lungs import check_mask, is_network, mask_kind
 from gansfp.images.slices import SIDE
-from gansfp.images.views import boxes, get_view, regions
+from gansfp.images.views import View, boxes, get_view, regions
 from gansfp.networks.weights import Weights, check_folder
 from gansfp.stopwatch import Stopwatch
 
-PRECISIONS = ("bfloat16", "float32")
+AUTO = "auto"  # bfloat16 where it is faster, else float32; see gansfp/runtime/precision.py
+COMPUTED_IN = ("bfloat16", "float32")
+PRECISIONS = (AUTO, *COMPUTED_IN)
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """What is embedded and how; every field is part of an embedding's identity. Raises UsageError for unknown names."""
+    """What is embedded and how; every field is part of an embedding's identity. Raises UsageError for unknown names.
 
-    pairs: tuple[tuple[str, str], ...]  # (backbone, view)
+    pairs: (backbone, view). precision: of the networks; "auto" must be settled before anything is computed or found.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
     mask: str = "threshold"
-    precision: str = "bfloat16"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for backbone, view in self.pairs:
@@ -48,6 +53,11 @@ class EmbedConfig:
     def backbones(self) -> list[str]:
         """The backbones among the pairs, each once."""
         return list(dict.fromkeys(backbone for backbone, _ in self.pairs))
+
+    @property
+    def network_pairs(self) -> list[tuple[str, str]]:
+        """The pairs whose vectors depend on the precision."""
+        return [pair for pair in self.pairs if parse_backbone(pair[0]).needs_weights]
 
     @property
     def network_mask(self) -> str:
@@ -81,8 +91,13 @@ def load_all_weights(names: Sequence[str], folder: str | None, mask: str = "") -
 
 
 def identity(pair: tuple[str, str], config: EmbedConfig, weights: Mapping[str, Weights]) -> dict[str, str]:
-    """Returns the values that two comparable embeddings share. Every shard holds them; other shards are not read."""
+    """Returns the values that two comparable embeddings share. Every shard holds them; other shards are not read.
+
+    Raises ValueError for a network whose precision is still "auto".
+    """
     backbone = parse_backbone(pair[0])
+    if backbone.needs_weights and config.precision not in COMPUTED_IN:
+        raise ValueError(f"precision: got {config.precision!r}, expected it to be settled as one of {COMPUTED_IN}")
     mask = config.mask if get_view(pair[1]).region != "all" else ""
     return {
         "backbone": pair[0],
@@ -110,11 +125,12 @@ class Embedder:
     pairs: Sequence[tuple[str, str]]
     weights: Mapping[str, Weights]
     device: str = "cpu"
-    precision: str = "bfloat16"
+    precision: str = "float32"
     batch_limit: int = 256
     seconds: Counter[str] = field(init=False, default_factory=Counter)  # by step, of all calls together
     _networks: dict[tuple[str, int], DeviceNetwork] = field(init=False, default_factory=dict)
-    _by_view: dict[str, list[Backbone]] = field(init=False, default_factory=dict)
+    _without_network: dict[DeviceKind, list[tuple[Backbone, View]]] = field(init=False, default_factory=dict)
+    _by_view: dict[str, list[Backbone]] = field(init=False, default_factory=dict)  # backbones with a network
 
     def __post_init__(self) -> None:
         for name, view in self.pairs:
@@ -126,7 +142,10 @@ class Embedder:
                 # One network for all views and all kinds of features.
                 weights = self.weights[backbone.network]
                 self._networks[key] = backbone.kind.create(backbone, weights, self.device, self.precision)
-            self._by_view.setdefault(view, []).append(backbone)
+            if isinstance(backbone.kind, DeviceKind):
+                self._without_network.setdefault(backbone.kind, []).append((backbone, get_view(view)))
+            else:
+                self._by_view.setdefault(view, []).append(backbone)
 
     def __call__(self, pixels: np.ndarray, masks: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         """pixels: (n, 256, 256) uint8; masks: (n, 256, 256) bool, all False where no lungs were found.
@@ -139,11 +158,15 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, pixels: np.ndarray, masks: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         watch = Stopwatch(self.device)
-        slices, lungs = self._upload(pixels).float(), self._upload(masks)
+        slices, lungs = self._upload(pixels), self._upload(masks)
         watch.mark("upload")
         on_device: dict[tuple[str, str], torch.Tensor] = {}
+        for kind, members in self._without_network.items():
+            of_members = kind.compute(members, slices, lungs)
+            on_device |= {(m[0].name, m[1].name): vectors for m, vectors in zip(members, of_members, strict=True)}
+        watch.mark("features")
         for view in self._by_view:
-            vectors = self._embed_view(view, slices, lungs, watch)
+            vectors = self._embed_view(view, slices.float(), lungs, watch)
             on_device |= {(backbone, view): vector for backbone, vector in vectors.items()}
         on_host = {pair: vectors.to("cpu", non_blocking=True) for pair, vectors in on_device.items()}
         watch.mark("download")
@@ -155,19 +178,14 @@ class Embedder:
     def _embed_view(
         self, name: str, slices: torch.Tensor, lungs: torch.Tensor, watch: Stopwatch
     ) -> dict[str, torch.Tensor]:
-        """Computes the vectors of one view, by backbone. slices: (n, 256, 256) float32; lungs: (n, 256, 256) bool."""
+        """Computes one view by networks, by backbone. slices: (n, 256, 256) float32; lungs: (n, 256, 256) bool."""
         view = get_view(name)
         region, box = regions(lungs, view), boxes(lungs, view)
         viewed = slices if view.region == "all" else slices * region
         vectors: dict[str, torch.Tensor] = {}
         by_network: dict[tuple[str, int], list[Backbone]] = {}
         for backbone in self._by_view[name]:
-            if isinstance(backbone.kind, DeviceKind):
-                watch.mark("view")
-                vectors[backbone.name] = backbone.kind.compute(backbone, slices, region, box)
-                watch.mark("features")
-            else:
-                by_network.setdefault((backbone.network, backbone.size), []).append(backbone)
+            by_network.setdefault((backbone.network, backbone.size), []).append(backbone)
         inputs: dict[tuple[int, int, str], torch.Tensor] = {}
         for key, backbones in by_network.items():
             network = self._networks[key]

@@ -18,6 +18,7 @@ from gansfp.errors import UsageError
 from gansfp.images.slices import SIDE
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Masks = TypeVar("Masks", "Tensor", np.ndarray)
@@ -58,10 +59,20 @@ def regions(masks: Masks, view: View) -> Masks:
 
     masks: (n, 256, 256) bool, the lungs.
     """
+    lungs = as_bytes(masks)
     if view.region == "all":
-        return masks | True
-    shown = masks if view.region == "lungs" else ~masks
-    return shown | ~masks.any((1, 2)).reshape(-1, 1, 1)
+        return (lungs | 1).view(masks.dtype)
+    shown = lungs if view.region == "lungs" else lungs ^ 1
+    return (shown | (lungs.any((1, 2)) == 0).reshape(-1, 1, 1)).view(masks.dtype)
+
+
+def as_bytes(masks: Masks) -> Masks:
+    """Returns bools as 0 and 1. On CPUs, PyTorch computes bytes ten to thirty times as fast as bools."""
+    if isinstance(masks, np.ndarray):
+        return masks.view(np.uint8)
+    import torch
+
+    return masks.view(torch.uint8)
 
 
 def boxes(masks: Tensor, view: View) -> Tensor:
@@ -76,7 +87,8 @@ def boxes(masks: Tensor, view: View) -> Tensor:
     if not view.crop:
         return whole.clone()
     positions = torch.arange(SIDE, device=masks.device)
-    occupied = torch.stack([masks.any(2), masks.any(1)], 1)  # (n, 2, 256): rows, columns
+    lungs = as_bytes(masks)
+    occupied = torch.stack([lungs.any(2), lungs.any(1)], 1).bool()  # (n, 2, 256): rows, columns
     low, high = positions.where(occupied, SIDE).amin(2).float(), positions.where(occupied, -1).amax(2).float() + 1
     side = ((high - low).amax(1, keepdim=True) + 2 * MARGIN).clamp(max=SIDE)
     # A square that would leave the slice is moved back into it, so that no pixels outside the slice are invented.
@@ -106,6 +118,14 @@ def resample(images: Tensor, boxes: Tensor, size: int, mode: str = "bicubic") ->
         if images.ndim == 4:
             rows, columns = rows[:, None], columns[:, None]
         return rows @ images.float() @ columns.mT
+
+
+def area_matrix(side: int, device: torch.device) -> Tensor:
+    """Returns (side, 256) float32: a row of means over each of `side` equal parts of 256 pixels."""
+    import torch
+
+    ends = torch.tensor([[0.0], [SIDE]], device=device)
+    return _matrix(ends[0], ends[1], side, _area_weights)[0]
 
 
 def _matrix(

@@ -51,7 +51,11 @@ def test_a_new_kind_is_one_entry_of_the_table(pixels, monkeypatch):
         create=lambda backbone, weights, device, precision: Halves(weights.tensors["weight"]),
     )
     mean = DeviceKind(
-        "mean", ("mean",), re.compile("mean"), read, compute=lambda backbone, slices, *_: slices.mean((1, 2))[:, None]
+        "mean",
+        ("mean",),
+        re.compile("mean"),
+        read,
+        compute=lambda members, pixels, masks: [pixels.float().mean((1, 2))[:, None] for _ in members],
     )
     largest = CpuKind(
         "largest",
@@ -93,6 +97,7 @@ def test_names_on_cpus_are_known_without_timm():
     [
         ("resnet50", False, True, False),
         ("resnet50:map1", True, True, False),
+        ("resnet50:sketch", True, True, False),
         ("highpass-w0-32", True, False, False),
         ("residual", False, False, False),
         ("lbp", False, False, True),

@@ -6,11 +6,11 @@ import torch
 
 from gansfp.device import is_out_of_memory
 from gansfp.embedding import weight_free
-from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_weights
+from gansfp.embedding.embedder import PRECISIONS, EmbedConfig, Embedder, identity, load_all_weights
 from gansfp.embedding.timm_network import TimmNetwork
 from gansfp.errors import UsageError
 from gansfp.images.lungs import threshold_mask
-from gansfp.images.views import VIEWS, boxes, get_view, regions
+from gansfp.images.views import VIEWS, get_view
 from gansfp.networks import weights as weights_module
 from gansfp.simulation.phantom import draw_patient, draw_slice
 
@@ -18,6 +18,7 @@ PAIRS = [
     ("test_resnet@random", "full"),
     ("test_resnet@random", "lungs"),
     ("test_resnet:map@random", "lungs"),
+    ("test_resnet:sketch1@random", "lungs"),
     ("test_resnet:flat@random", "lungs"),
     ("test_resnet@random", "outer"),
     ("test_convnext@random", "full"),
@@ -115,10 +116,10 @@ def test_weight_free_pairs_equal_the_functions(slices, weights):
     found = Embedder(PAIRS, weights)(*slices)
     pixels, masks = torch.from_numpy(slices[0]), torch.from_numpy(slices[1])
     view = get_view("lungs")
-    region, box = regions(masks, view), boxes(masks, view)
-    expected = weight_free.highpass(pixels, region, box, window=15, side=32).numpy()
+    expected = weight_free.highpass([(15, 32, view)], pixels, masks)[0].numpy()
     np.testing.assert_allclose(found["highpass-w15-32", "lungs"], expected, atol=1e-6)
-    np.testing.assert_allclose(found["residual", "lungs"], weight_free.residual(pixels, region).numpy(), atol=1e-5)
+    expected = weight_free.residual([view], pixels, masks)[0].numpy()
+    np.testing.assert_allclose(found["residual", "lungs"], expected, atol=1e-5)
 
 
 def test_lbp_is_not_for_the_device():
@@ -180,14 +181,22 @@ def test_identity_tells_apart_what_must_not_be_mixed(weights):
     config = EmbedConfig((pair,))
     base = identity(pair, config, weights)
     other_weights = {"test_resnet@random": weights["test_convnext@random"]}
-    assert identity(pair, EmbedConfig((pair,), precision="float32"), weights) != base
+    assert identity(pair, EmbedConfig((pair,), precision="bfloat16"), weights) != base
     assert identity(pair, config, other_weights) != base
     assert identity(("test_resnet@random", "outer"), config, weights) != base
     assert identity(("test_resnet:map@random", "lungs"), config, weights) != base
     assert all(isinstance(value, str) for value in base.values())
     # the precision does not change a weight-free vector, so it does not change its identity
     free = ("highpass", "full")
-    assert identity(free, EmbedConfig((free,), precision="float32"), {}) == identity(free, EmbedConfig((free,)), {})
+    expected = identity(free, EmbedConfig((free,), precision="float32"), {})
+    for precision in PRECISIONS:
+        assert identity(free, EmbedConfig((free,), precision=precision), {}) == expected
+
+
+def test_a_network_has_no_identity_before_its_precision_is_settled(weights):
+    pair = ("test_resnet@random", "full")
+    with pytest.raises(ValueError, match="got 'auto'"):
+        identity(pair, EmbedConfig((pair,), precision="auto"), weights)
 
 
 @pytest.mark.parametrize(

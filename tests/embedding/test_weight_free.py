@@ -1,6 +1,7 @@
 """Features without weights, compared with scipy and numpy, slice by slice and pixel by pixel or block by block."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from gansfp.embedding import weight_free
 from gansfp.errors import UsageError
-
-FULL = torch.tensor([[0.0, 0.0, 256.0, 256.0]])
+from gansfp.images.views import VIEWS, boxes, regions
 
 
 def some_slices(n=3):
@@ -45,35 +45,61 @@ def odd_slices():
     return slices
 
 
-@pytest.mark.parametrize("window", [1, 3, 31, 63, 255])
+@pytest.mark.parametrize("window", [1, 3, 31, 63, 127, 129, 255])
 def test_local_mean_equals_scipy(window):
     slices = some_slices()
     expected = ndimage.uniform_filter(slices.numpy().astype(float), (0, window, window), mode="reflect")
-    np.testing.assert_allclose(
-        weight_free._local_mean(slices.float(), window), expected, atol=1e-4 if window < 128 else 1e-3
+    np.testing.assert_allclose(weight_free._local_mean(slices.float(), window), expected, atol=1e-4)
+
+
+def plain_highpass(window, side, view, pixels, mask):
+    """Computes weight_free.highpass for one slice by its definition, in float64."""
+    pixels = pixels.astype(float)
+    detail = pixels - ndimage.uniform_filter(pixels, window, mode="reflect") if window else pixels
+    region = {"all": np.ones_like(mask), "lungs": mask, "outer": ~mask}[view.region if mask.any() else "all"]
+    y0, x0, y1, x1 = boxes(torch.from_numpy(mask)[None], view)[0].tolist()
+    small = parts(y0, y1, side) @ (detail * region) @ parts(x0, x1, side).T
+    small = (small - small.mean()).ravel()
+    norm = np.linalg.norm(small)
+    return small / norm if norm > weight_free.FLAT * side else np.zeros_like(small)
+
+
+def parts(start, end, side):
+    """Returns (side, 256): the share of each pixel in the mean of each equal part of start to end."""
+    edges, shares = np.linspace(start, end, side + 1), np.zeros((side, 256))
+    for row, (low, high) in enumerate(itertools.pairwise(edges)):
+        for pixel in range(256):
+            shares[row, pixel] = max(0.0, min(high, pixel + 1) - max(low, pixel)) / (high - low)
+    return shares
+
+
+SHAPES = [(0, 64), (7, 64), (31, 64), (63, 64), (7, 32), (15, 128), (3, 16), (255, 100), (0, 1), (5, 256)]
+HIGHPASS = [
+    *((*shape, VIEWS["full"]) for shape in SHAPES),
+    *((15, 64, view) for view in VIEWS.values()),
+    *((window, 32, VIEWS["lungs"]) for window in (0, 31)),
+]
+
+
+def test_highpass_equals_its_definition():
+    """All outputs together, of slices with many, few and no lungs, within 1e-5 of the norm."""
+    slices, masks = some_slices(), some_regions()
+    masks[0] = False
+    found = weight_free.highpass(HIGHPASS, slices, masks)
+    for (window, side, view), vectors in zip(HIGHPASS, found, strict=True):
+        assert (vectors.shape, vectors.dtype) == ((3, side * side), torch.float32)
+        for row, vector in enumerate(vectors):
+            expected = plain_highpass(window, side, view, slices[row].numpy(), masks[row].numpy())
+            assert np.linalg.norm(vector.numpy() - expected) < 1e-5, (window, side, view.name, row)
+
+
+def test_little_detail_on_a_bright_slice_keeps_its_digits():
+    ramp = np.round(np.linspace(200, 255, 256)) + np.zeros((256, 1))
+    found = weight_free.highpass(
+        [(3, 16, VIEWS["full"])], torch.from_numpy(ramp.astype(np.uint8))[None], some_regions(1)
     )
-
-
-@pytest.mark.parametrize(("window", "side"), [(31, 64), (15, 128), (7, 32), (0, 64), (63, 256)])
-def test_highpass_step_by_step(window, side):
-    slices, regions = some_slices(), some_regions()
-    found = weight_free.highpass(slices, regions, FULL.expand(3, 4), window, side)
-    assert found.shape == (3, side * side)
-    assert found.dtype == torch.float32
-    step = 256 // side
-    for pixels, region, row in zip(slices.numpy().astype(float), regions.numpy(), found, strict=True):
-        detail = pixels - ndimage.uniform_filter(pixels, window, mode="reflect") if window else pixels
-        small = (detail * region).reshape(side, step, side, step).mean((1, 3)).ravel()
-        small -= small.mean()
-        np.testing.assert_allclose(row, small / np.linalg.norm(small), atol=1e-5)
-
-
-def test_highpass_crops_to_the_box():
-    slices, regions = some_slices(1), some_regions(1)
-    found = weight_free.highpass(slices, regions, torch.tensor([[32.0, 64.0, 160.0, 192.0]]), 0, 64)[0]
-    small = slices[0, 32:160, 64:192].double().reshape(64, 2, 64, 2).mean((1, 3)).flatten()
-    small -= small.mean()
-    torch.testing.assert_close(found, (small / small.norm()).float(), atol=1e-5, rtol=0)
+    expected = plain_highpass(3, 16, VIEWS["full"], ramp, np.zeros(ramp.shape, bool))
+    assert np.linalg.norm(found[0][0].numpy() - expected) < 1e-5
 
 
 def test_the_outline_of_a_region_leaves_no_trace():
@@ -81,19 +107,20 @@ def test_the_outline_of_a_region_leaves_no_trace():
     slices, region = torch.full((1, 256, 256), 100, dtype=torch.uint8), torch.zeros(1, 256, 256, dtype=torch.bool)
     region[0, 96:160, 96:160] = True
     slices[0, 120:136, 120:136] = 200
-    small = weight_free.highpass(slices, region, FULL, 15, 256).reshape(256, 256)
+    small = weight_free.highpass([(15, 256, VIEWS["lungs_uncropped"])], slices, region)[0].reshape(256, 256)
     background = small[0, 0]
     torch.testing.assert_close(small[96:100, 96:160], background.expand(4, 64), atol=1e-6, rtol=0)
     assert (small - background).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("window", [0, 31])
-def test_highpass_of_odd_slices_is_finite_and_flat_ones_are_zero(window):
-    slices = odd_slices()
-    found = weight_free.highpass(slices, torch.ones_like(slices, dtype=torch.bool), FULL.expand(5, 4), window)
-    assert found.isfinite().all()
-    assert not found[:3].any()
-    assert found[3].norm() == pytest.approx(1, abs=1e-5)
+def test_highpass_of_odd_slices_is_finite_and_flat_ones_are_zero():
+    slices, no_lungs = odd_slices(), torch.zeros(5, 256, 256, dtype=torch.bool)
+    outputs = [*HIGHPASS, *((window, 60, VIEWS["full"]) for window in (0, 15, 127, 255))]
+    for output, found in zip(outputs, weight_free.highpass(outputs, slices, no_lungs), strict=True):
+        assert found.isfinite().all()
+        assert not found[:3].any(), output
+    found = weight_free.highpass([(window, 64, VIEWS["full"]) for window in (0, 31)], slices, no_lungs)
+    assert [vectors[3].norm().item() for vectors in found] == pytest.approx([1, 1], abs=1e-5)
 
 
 @pytest.mark.parametrize(("window", "side", "message"), [
@@ -102,7 +129,7 @@ def test_highpass_of_odd_slices_is_finite_and_flat_ones_are_zero(window):
 ])  # fmt: skip
 def test_highpass_with_wrong_values(window, side, message):
     with pytest.raises(UsageError, match=message):
-        weight_free.highpass(some_slices(1), some_regions(1), FULL, window, side)
+        weight_free.highpass([(window, side, VIEWS["full"])], some_slices(1), some_regions(1))
 
 
 def test_median_equals_scipy():
@@ -144,44 +171,50 @@ def plain_residual(pixels, region):
     return np.concatenate([correlations, radial, angular, np.log(blocks.ravel()[1:] + weight_free.FLOOR)])
 
 
+def test_mean_equals_scipy():
+    expected = ndimage.uniform_filter(some_slices().numpy().astype(float), (0, 3, 3), mode="nearest")
+    np.testing.assert_allclose(weight_free._mean3(some_slices()), expected, atol=1e-4)
+
+
 def test_residual_equals_its_definitions():
-    slices, regions = some_slices(), some_regions()
-    found = weight_free.residual(slices, regions)
-    assert found.shape == (3, 183)
-    assert found.dtype == torch.float32
-    for i in range(3):
-        expected = plain_residual(slices[i].numpy(), regions[i].numpy())
-        np.testing.assert_allclose(found[i], expected, atol=2e-3, rtol=1e-3)
+    slices, masks = some_slices(), some_regions()
+    views = [VIEWS["lungs"], VIEWS["outer"], VIEWS["full"]]
+    for view, found in zip(views, weight_free.residual(views, slices, masks), strict=True):
+        assert (found.shape, found.dtype) == ((3, 183), torch.float32)
+        for row, region in enumerate(regions(masks.numpy(), view)):
+            if region.any():  # the lungs of the first slice are all of it, so that nothing is outside
+                expected = plain_residual(slices[row].numpy(), region)
+                np.testing.assert_allclose(found[row], expected, atol=2e-3, rtol=1e-3)
 
 
 def test_residual_of_odd_slices_is_finite_and_constant_ones_are_alike():
     slices = odd_slices()
-    for regions in (torch.ones_like(slices, dtype=torch.bool), torch.zeros_like(slices, dtype=torch.bool)):
-        found = weight_free.residual(slices, regions)
-        assert found.isfinite().all()
-        torch.testing.assert_close(found[0], found[2], atol=1e-4, rtol=0)
+    found = weight_free.residual([VIEWS["full"], VIEWS["outer"]], slices, torch.ones_like(slices, dtype=torch.bool))
+    for vectors in found:
+        assert vectors.isfinite().all()
+        torch.testing.assert_close(vectors[0], vectors[2], atol=1e-4, rtol=0)
+
+
+def all_features(slices, masks):
+    """Computes all outputs of this file's functions, one after the other."""
+    views = [VIEWS["full"], VIEWS["lungs"]]
+    return [*weight_free.highpass(HIGHPASS, slices, masks), *weight_free.residual(views, slices, masks)]
 
 
 def test_rows_do_not_depend_on_the_batch():
-    slices, regions = some_slices(), some_regions()
-    boxes = torch.tensor([[0.0, 0.0, 256.0, 256.0], [30.5, 20.0, 210.5, 200.0], [0.0, 0.0, 256.0, 256.0]])
-    together = weight_free.highpass(slices, regions, boxes), weight_free.residual(slices, regions)
-    for i in range(3):
-        row = slice(i, i + 1)
-        alone = (
-            weight_free.highpass(slices[row], regions[row], boxes[row]),
-            weight_free.residual(slices[row], regions[row]),
-        )
+    slices, masks = some_slices(), some_regions()
+    together = all_features(slices, masks)
+    for row in range(3):
+        alone = all_features(slices[row : row + 1], masks[row : row + 1])
         for of_batch, of_slice in zip(together, alone, strict=True):
-            torch.testing.assert_close(of_slice[0], of_batch[i], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(of_slice[0], of_batch[row], atol=1e-5, rtol=1e-5)
 
 
 def test_autocast_changes_nothing():
-    slices, regions = some_slices(), some_regions()
+    slices, masks = some_slices(), some_regions()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = weight_free.highpass(slices, regions, FULL.expand(3, 4)), weight_free.residual(slices, regions)
-    assert torch.equal(inside[0], weight_free.highpass(slices, regions, FULL.expand(3, 4)))
-    assert torch.equal(inside[1], weight_free.residual(slices, regions))
+        inside = all_features(slices, masks)
+    assert all(map(torch.equal, inside, all_features(slices, masks)))
 
 
 @pytest.mark.slow
@@ -192,7 +225,8 @@ def test_residual_separates_generators(shared):
         truth = {row["image_id"]: row["generator"] for row in csv.DictReader(file)}
     pixels = np.stack([np.asarray(Image.open(folder / f"{name}.png").convert("L")) for name in truth])
     slices = torch.from_numpy(pixels)
-    found = torch.cat([weight_free.residual(s, torch.ones_like(s, dtype=torch.bool)) for s in slices.split(16)])
+    batches = [(part, torch.zeros_like(part, dtype=torch.bool)) for part in slices.split(16)]
+    found = torch.cat([weight_free.residual([VIEWS["full"]], *batch)[0] for batch in batches])
     whitened = PCA(0.95, random_state=0).fit_transform(StandardScaler().fit_transform(found))
     for method in (AgglomerativeClustering(4), KMeans(4, n_init=10, random_state=0)):
         assert adjusted_rand_score(list(truth.values()), method.fit_predict(whitened)) >= 0.97

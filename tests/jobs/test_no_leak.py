@@ -13,6 +13,7 @@ from gansfp.decision.decide import FinalConfig, decide_membership
 from gansfp.decision.evidence import cross_validated_evidence, membership_evidence
 from gansfp.decision.search_result import Trial
 from gansfp.embedding.weight_free import highpass
+from gansfp.images.views import VIEWS
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.membership import Sweep, learns_from_labels
 from gansfp.simulation.challenge import SETS, SimulationConfig, phantom_archive, simulated_set
@@ -32,10 +33,8 @@ def config(seed, leak):
 
 
 def vectors(pixels, window):
-    n = len(pixels)
-    whole = torch.tensor([0.0, 0, 256, 256]).expand(n, 4)
-    regions = torch.ones(n, 256, 256, dtype=torch.bool)
-    return highpass(torch.from_numpy(pixels), regions, whole, window=window, side=32).numpy()
+    masks = torch.zeros(len(pixels), 256, 256, dtype=torch.bool)
+    return highpass([(window, 32, VIEWS["full"])], torch.from_numpy(pixels), masks)[0].numpy()
 
 
 @pytest.fixture(scope="module")
