@@ -2,8 +2,8 @@
 
 The device computes, in this order: the features without weights, of all views together; the region and crop box of each
 view from the lung masks, the crop and resize to the network's input size, the normalisation, and one forward pass for
-each (network, input size, view), however many kinds of features it gives. CPUs compute the lung masks and `lbp` beforehand; the masks
-of networks are the exception, see gansfp/embedding/network_masks.py.
+each (network, input size, view), however many kinds of features it gives. CPUs compute the lung masks and `lbp`
+beforehand; the masks of networks are the exception, see gansfp/embedding/network_masks.py.
 """
 
 from __future__ import annotations
