@@ -26,6 +26,7 @@ LEAKS = (0, 3, 6)  # half widths of the gaps in the chest wall that are sealed i
 SUSPECT = 0.3  # if the lungs take a smaller share of the chest, air may have leaked out through a gap in its wall
 GAIN = 1.3  # sealing is accepted if it finds this many times more lung
 SURROUNDED = 3.4  # directions of four, averaged over a sealed piece, that must meet tissue; above a table it is 1 or 2
+_CROSS = ndimage.generate_binary_structure(2, 1)  # pixels that share an edge are connected
 _ROW, _COLUMN = np.mgrid[:128, :128] - 63.5
 _FIELD = _ROW**2 + _COLUMN**2 < 63**2  # a scanner's round field of view; the corners are black padding, not air
 
@@ -41,15 +42,15 @@ def threshold_mask(pixels: NDArray[np.uint8]) -> Mask:
 
     pixels: (256, 256) uint8. Returns (256, 256) bool, all False where it finds no lungs.
     """
-    half = (pixels[::2, ::2].astype(np.uint16) + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2]) // 4
-    half = half.astype(np.uint8)
+    pairs = pixels[::2].astype(np.uint16) + pixels[1::2]
+    half = ((pairs[:, ::2] + pairs[:, 1::2]) >> 2).astype(np.uint8)
     counts = np.bincount(half.ravel(), minlength=256)
     otsu = _otsu(counts)
     if not counts[otsu + 1 :].any():
         return np.zeros(pixels.shape, dtype=bool)
     dark, bright = _median(counts[: otsu + 1]), otsu + 1 + _median(counts[otsu + 1 :])
-    limit = (otsu + bright) / 2
-    pieces = _pieces(half, half <= limit, half <= (otsu + dark) / 2)
+    limit = (otsu + bright) // 2  # a half more would include the same grey levels
+    pieces = _pieces(half, half <= limit, half <= (otsu + dark) // 2)
     if not pieces.any():
         return np.zeros(pixels.shape, dtype=bool)
     lungs = _fill(_close(pieces, CLOSING))
@@ -145,14 +146,14 @@ def _enclosed(air: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64], Mask]:
 
     The area of a component that touches the border, and of label 0, is 0.
     """
-    labels, count = ndimage.label(air)
+    labels, count = ndimage.label(air, _CROSS)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     border = np.zeros(count + 1, dtype=bool)
     border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
     border[0] = False
     areas[border] = 0
     areas[0] = 0
-    return labels, areas, border[labels]
+    return labels, areas, border.take(labels)
 
 
 def _select_lungs(half: NDArray[np.uint8], labels: NDArray[np.int32], areas: NDArray[np.int64], outside: Mask) -> Mask:
@@ -160,12 +161,12 @@ def _select_lungs(half: NDArray[np.uint8], labels: NDArray[np.int32], areas: NDA
     is_lung = np.zeros(areas.size, dtype=bool)
     largest_first = [int(k) for k in np.argsort(-areas, kind="stable")[: 4 * PIECES] if areas[k] >= SMALLEST]
     if not largest_first:
-        return is_lung[labels]
+        return is_lung.take(labels)
     # The grey level of gas is nearer to the air outside than to the slice's typical lung. The comparison below is
     # strict: if a window clips all three to one level, nothing is gas.
     air_outside = half[outside & _FIELD]
     darkest = _middle(air_outside) if air_outside.size else -1.0
-    gas = (darkest + _middle(half[(areas > 0)[labels]])) / 2
+    gas = (darkest + _middle(half[(areas > 0).take(labels)])) / 2
     largest = 0
     for k in largest_first:
         if areas[k] < SMALLEST_SHARE * largest or np.count_nonzero(is_lung) == PIECES:
@@ -174,7 +175,7 @@ def _select_lungs(half: NDArray[np.uint8], labels: NDArray[np.int32], areas: NDA
             continue
         largest = largest or int(areas[k])
         is_lung[k] = True
-    return is_lung[labels]
+    return is_lung.take(labels)
 
 
 def _directions_with_tissue(tissue: Mask) -> NDArray[np.uint8]:
@@ -191,12 +192,12 @@ def _fill(mask: Mask) -> Mask:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     # All holes are inside the bounding box of the mask. The box has a margin of 1 pixel, which is not a hole.
     box = np.s_[max(0, rows[0] - 1) : rows[-1] + 2, max(0, columns[0] - 1) : columns[-1] + 2]
-    labels, count = ndimage.label(~mask[box])
+    labels, count = ndimage.label(~mask[box], _CROSS)
     filled = np.bincount(labels.ravel(), minlength=count + 1) <= LARGEST_HOLE
     filled[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
     filled[0] = True
     out = mask.copy()
-    out[box] = filled[labels]
+    out[box] = filled.take(labels)
     return out
 
 
@@ -227,4 +228,5 @@ def _close(mask: Mask, radius: int) -> Mask:
 
 def _double(mask: Mask) -> Mask:
     """Doubles the size: repeats each pixel in both directions."""
-    return mask.repeat(2, axis=0).repeat(2, axis=1)
+    pairs = mask.view(np.uint8) * np.uint16(0x0101)  # a byte for each of two pixels of a row
+    return pairs.view(bool).repeat(2, axis=0)
