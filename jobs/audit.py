@@ -42,6 +42,7 @@ from gansfp.runtime.options import (
 )
 from gansfp.simulation.challenge import SimulationConfig, simulate
 from jobs.final import decide
+from tune.embedding_size import check_embedding_sizes
 from tune.options import add_search_options, choose_pairs, search_config
 from tune.problem import SearchConfig
 from tune.search import SearchInputs, check_enough, embed_and_search
@@ -76,6 +77,7 @@ def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
         log.warning("left out: %s", line)
     for task in tasks:
         check_enough(catalog, config.searches[task])
+        check_embedding_sizes(catalog, config.searches[task], inputs[task].embedding.pairs, inputs[task].weights)
     for task in tasks:
         embed_and_search(catalog, config.work, config.searches[task], inputs[task], config.workers, config.cluster)
     return decide(config.data, config.work, config.final, catalog, tasks)

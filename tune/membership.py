@@ -218,7 +218,7 @@ MEMBERSHIP = Task(
         *((f"highpass-w{window}-32", "full") for window in (7, 15)),
         *(("highpass-w15-64", view) for view in ("lungs", "outer")),
         *((network, view) for network in NETWORKS for view in ("full", "lungs", "outer")),
-        *((f"{network}:map", "full") for network in NETWORKS),
+        *((f"{network}:sketch", "full") for network in NETWORKS),
     ),
     trials=_trials,
     find_slices=find_sets,

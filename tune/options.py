@@ -40,6 +40,11 @@ def add_search_options(parser: Parser) -> None:
         help="GB of a trial for distances and dendrograms (default %(default)g); if slices need more, clustering is "
         "approximated, and the log and the results say so",
     )
+    parser.add_argument(
+        "--allow-large-embeddings",
+        action="store_true",
+        help="search embeddings that are larger than --max-memory, such as raw feature maps (MODEL:map)",
+    )
 
 
 def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = ()) -> SearchConfig:
@@ -57,6 +62,7 @@ def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = 
         seed=options.seed,
         ks=ks,
         max_memory=options.max_memory,
+        allow_large=options.allow_large_embeddings,
     )
 
 

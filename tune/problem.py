@@ -40,7 +40,7 @@ class SearchConfig:
 
     gpus: how many to plan for, also those still to come; None: those that the Ray cluster has now. ks: numbers of
     clusters; empty: the default of the task. max_memory: GB of a trial for what grows with the square of the slices.
-    Raises UsageError for a value that the search does not take.
+    allow_large: take embeddings that are larger than that. Raises UsageError for a value that the search does not take.
     """
 
     task: str
@@ -51,6 +51,7 @@ class SearchConfig:
     seed: int = 0
     ks: tuple[int, ...] = ()
     max_memory: float = distances.MAX_MEMORY / 1e9
+    allow_large: bool = False
 
     def __post_init__(self) -> None:
         if self.gpus_per_trial <= 0:

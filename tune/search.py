@@ -62,6 +62,7 @@ from gansfp.runtime.options import (
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.record import record_stage
 from gansfp.scoring.membership import check_ks
+from tune.embedding_size import check_embedding_sizes
 from tune.options import add_search_options, choose_pairs, parse_ks, search_config
 from tune.problem import ForEachPair, Problem, Result, SearchConfig, TaskSlices, is_there, read_table
 from tune.rows import LONG_COLUMNS, SCHEMA
@@ -283,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = store.absolute(options.work)
         catalog = read_collection(options.data, work, collection_config(options))
         check_enough(catalog, config)
+        check_embedding_sizes(catalog, config, pairs, weights)
         embed_and_search(catalog, work, config, SearchInputs(embedding, weights, left_out), workers, cluster)
 
 

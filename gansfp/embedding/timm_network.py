@@ -10,10 +10,13 @@ import torch
 
 from gansfp.device import ieee_float32
 from gansfp.embedding.backbone import Backbone
+from gansfp.embedding.feature_maps import sketch, whole_map
 from gansfp.embedding.preparation import preparation
 from gansfp.errors import UsageError
 from gansfp.networks.weights import Weights, create, has_fixed_size, translate
 from gansfp.store import one_line
+
+FROM_MAPS = {"map": whole_map, "sketch": sketch}  # the kinds of features that are made of a feature map
 
 
 class TimmNetwork:
@@ -53,20 +56,20 @@ class TimmNetwork:
             pooled = self.model.forward_head(last) if any(b.features == "pooled" for b in backbones) else None
         vectors = {}
         for backbone in backbones:
-            features = {"pooled": pooled, "flat": last, "map": maps.get(backbone.level)}[backbone.features].float()
-            if backbone.features == "map":
-                features = (features - features.mean((2, 3), keepdim=True)).flatten(1)
-                features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            vectors[backbone.name] = features.flatten(1)
+            if backbone.features in FROM_MAPS:
+                vectors[backbone.name] = FROM_MAPS[backbone.features](maps[backbone.level].float())
+            else:
+                features: Any = pooled if backbone.features == "pooled" else last
+                vectors[backbone.name] = features.float().flatten(1)
         return vectors
 
     def _forward(self, images: torch.Tensor, backbones: Sequence[Backbone]) -> tuple[Any, dict[int, Any]]:
         """Returns the last feature map (None where the backbones use only earlier ones) and the maps by level."""
-        levels = sorted({b.level for b in backbones if b.features == "map"})
+        levels = sorted({b.level for b in backbones if b.features in FROM_MAPS})
         if not levels:
             return self.model.forward_features(images), {}
         self._check_levels(levels)
-        if all(b.features == "map" for b in backbones):
+        if all(b.features in FROM_MAPS for b in backbones):
             maps = self.model.forward_intermediates(images, indices=levels, intermediates_only=True, stop_early=True)
             return None, dict(zip(levels, maps, strict=True))
         last, maps = self.model.forward_intermediates(images, indices=levels)
@@ -75,7 +78,7 @@ class TimmNetwork:
     def _check_levels(self, levels: Sequence[int]) -> None:
         count = len(getattr(self.model, "feature_info", None) or ())
         if not count or not hasattr(self.model, "forward_intermediates"):
-            raise UsageError(f"got ':map', which timm does not offer for {type(self.model).__name__}")
+            raise UsageError(f"got a feature map, which timm does not offer for {type(self.model).__name__}")
         if levels[-1] >= count:
             raise UsageError(f"got feature map {levels[-1]}, expected 0 to {count - 1}")
 

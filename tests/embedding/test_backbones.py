@@ -122,6 +122,8 @@ def test_own_size_takes_the_whole_slice(pixels):
         ("resnet18@my, own/a", {"trained": "my, own/a", "size": 0}),
         ("resnet18@s3://bucket/a?b=c", {"trained": "s3://bucket/a?b=c", "network": "resnet18@s3://bucket/a?b=c"}),
         ("resnet18:map", {"features": "map", "level": 2}),
+        ("resnet18:sketch", {"features": "sketch", "level": 2}),
+        ("resnet18:sketch1:96", {"features": "sketch", "level": 1, "size": 96}),
         ("resnet18:map0:64", {"features": "map", "level": 0, "size": 64}),
         ("highpass", {"kind": "highpass", "window": 31, "size": 64}),
         ("highpass-w15-128", {"window": 15, "size": 128}),
@@ -189,6 +191,7 @@ def test_map_is_a_feature_map_mean_free_by_channel_of_unit_norm(pixels):
     ("name", "message"),
     [
         ("test_resnet:map5@random", "got feature map 5, expected 0 to 4"),
+        ("test_resnet:sketch5@random", "got feature map 5, expected 0 to 4"),
         ("test_vit:100@random", "100"),
         ("test_byobnet:map9@random", "got feature map 9, expected 0 to 4"),
         ("vit_base_patch16_sapiens2@random", "1024x768"),
@@ -208,7 +211,7 @@ def test_a_model_without_feature_maps():
         parse_backbone("test_resnet@random"), load_weights("test_resnet", None, True), "cpu", "float32"
     )
     network.model = Bare()
-    with pytest.raises(UsageError, match="':map', which timm does not offer for Bare"):
+    with pytest.raises(UsageError, match="a feature map, which timm does not offer for Bare"):
         network(torch.zeros(1, 160, 160), [parse_backbone("test_resnet:map@random")])
 
 
@@ -219,7 +222,7 @@ def test_vision_transformer_at_another_size(pixels):
 
 
 def test_one_forward_gives_all_kinds_of_features(pixels, monkeypatch):
-    names = ["test_resnet@random", "test_resnet:flat@random", "test_resnet:map1@random", "test_resnet:map@random"]
+    names = ["test_resnet@random", "test_resnet:flat@random", "test_resnet:map1@random", "test_resnet:sketch@random"]
     backbones = [parse_backbone(name) for name in names]
     network = TimmNetwork(backbones[0], load_weights("test_resnet", None, True), "cpu", "float32")
     stems = []
