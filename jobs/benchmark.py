@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from gansfp import store
+from gansfp.embedding.embedder import AUTO, PRECISIONS
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError, UsageError
 from gansfp.images.slices import ENDINGS
@@ -29,7 +30,7 @@ from gansfp.runtime.options import count, names, positive
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import versions
 from jobs.benchmarks import embedding, search
-from jobs.benchmarks.machine import describe_machine
+from jobs.benchmarks.machine import describe_machine, faster_precision
 from jobs.benchmarks.measure import Bench, Row, Sizes
 from jobs.benchmarks.report import Report
 from jobs.benchmarks.slices import image_files
@@ -97,10 +98,13 @@ def benchmark(config: BenchmarkConfig) -> Report:
         Place(BEGIN, END).read(config.readme)
     store.check_writable(config.out)
     machine, measured, started = describe_machine(), time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
+    sizes = config.sizes
+    if sizes.precision == AUTO:
+        sizes = replace(sizes, precision=faster_precision())
     with tempfile.TemporaryDirectory(prefix="gansfp-benchmark-") as folder:
-        bench = Bench(config.sizes, folder, config.data)
+        bench = Bench(sizes, folder, config.data)
         rows = measure(bench, [name for name in MEASUREMENTS if name in config.measurements])
-    report = Report(machine, versions(), measured, round(time.monotonic() - started, 1), config.sizes, rows)
+    report = Report(machine, versions(), measured, round(time.monotonic() - started, 1), sizes, rows)
     table = report.markdown()
     content = json.dumps(report.as_dict(), indent=1).encode()
     store.write_bytes_atomically(store.join(config.out, "benchmark.json"), content)
@@ -136,6 +140,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--repeats", type=positive, help="turns of everything; their median counts")
     parser.add_argument("--seconds", type=positive, help="how long each part of embedding repeats to find its rate")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of networks (default: the faster one of this machine)")
     parser.add_argument("--sweep", type=_numbers, help="numbers of generated slices to sweep k over, such as 2000,5000")
     parser.add_argument("--width", type=positive, help="numbers in a vector of that sweep")
     parser.add_argument("--trials", type=positive, help="trials of the search")

@@ -23,6 +23,7 @@ from gansfp.runtime.options import (
     embed_config,
     embed_workers,
 )
+from gansfp.runtime.precision import settle_precision
 
 DEFAULT_BACKBONES = ("mobilenetv2_100", "densenet121", "lbp")
 DEFAULT_VIEWS = ("full", "lungs", "outer")
@@ -49,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = embed_config(options, [(backbone, view) for backbone in backbones for view in views])
         weights = load_all_weights(config.backbones, options.weights, config.network_mask)
         work = store.absolute(options.work)
-        catalog = read_collection(options.data, work, collection_config(options))
-        embed(catalog, work, config, weights, workers, cluster_config(options))
+        catalog, cluster = read_collection(options.data, work, collection_config(options)), cluster_config(options)
+        config = settle_precision(config, dict.fromkeys(config.pairs, catalog.hashes()), work, weights, cluster)
+        embed(catalog, work, config, weights, workers, cluster)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
 from gansfp.decision.result_files import write_result
-from gansfp.embedding.embedder import PRECISIONS, EmbedConfig
+from gansfp.embedding.embedder import EmbedConfig
 from gansfp.images.lungs import MASK_NAMES
 from gansfp.networks.weights import WEIGHT_ENDINGS, check_folder
 from gansfp.published.recipe import Recipe
@@ -41,6 +41,7 @@ from gansfp.runtime.lock import held
 from gansfp.runtime.options import (
     add_cluster_options,
     add_collection_options,
+    add_precision_option,
     check_places,
     cluster_config,
     collection_config,
@@ -200,7 +201,7 @@ def parser() -> Parser:
         default="esrgan",
         help="how systems that enlarge slices do it (default: %(default)s)",
     )
-    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of {','.join(PRECISIONS)}")
+    add_precision_option(parser)
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default: %(default)s)")
     _add_scale_options(parser)
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def draw(folder: Path, n: int, seed: int = 0) -> None:
     for number in range(n):
         pixels = draw_slice(draw_patient(rng), rng.uniform(0.3, 0.7), rng)
         Image.fromarray(pixels).save(folder / f"{folder.name}_{number:03}.png")
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Adds one bad image of each kind. Returns the text that its reason must contain, by id."""
+    whole = next(folder.glob("*.png")).read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "nothing.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is no image")
+    bomb = bytearray(whole)
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header, which has a checksum
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(bytes(bomb))
+    (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
+    reasons = {"truncated": "trunc", "nothing": "empty", "text": "not a DICOM", "bomb": "60000"}
+    return reasons | {"dangling": "No such file"}
 
 
 def rows_on_disk(work: Path, pair: tuple[str, str]) -> list[str]:

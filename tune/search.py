@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,7 @@ from gansfp.runtime.options import (
     embed_workers,
     seed,
 )
+from gansfp.runtime.precision import settle_precision
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.record import record_stage
 from gansfp.scoring.membership import check_ks
@@ -257,6 +258,9 @@ def embed_and_search(
 ) -> SearchResult:
     """Embeds what the search lacks, then searches."""
     images, stage = catalog.select(task=config.task), f"embed-{config.task}"
+    hashes = dict.fromkeys(inputs.embedding.pairs, images.hashes())
+    settled = settle_precision(inputs.embedding, hashes, work, inputs.weights, cluster)
+    inputs = replace(inputs, embedding=settled)
     embed(images, work, inputs.embedding, inputs.weights, workers, cluster, stage)
     start_ray(cluster)
     return search(catalog, work, config, inputs)

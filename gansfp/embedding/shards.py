@@ -128,6 +128,18 @@ def repair_and_list_done(
     return done & images.keys()
 
 
+def count_done(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> int:
+    """Returns how many of `images` (sha256 by image id) have a row under an identity. Changes and logs nothing."""
+    paths = store.list_files(folder(work, (identity["backbone"], identity["view"])), ".parquet")
+    done: set[str] = set()
+    with ThreadPoolExecutor(READERS) as pool:
+        for table in pool.map(lambda path: _read(path, identity, ["image_id", "sha256"]), paths):
+            if isinstance(table, pa.Table):
+                rows = zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+                done |= {image_id for image_id, sha256 in rows if not sha256 or images.get(image_id) == sha256}
+    return len(done & images.keys())
+
+
 def read_embeddings(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> Embeddings:
     """Returns the embeddings of `images` (sha256 by image id) under one identity.
 

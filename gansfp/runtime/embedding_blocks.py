@@ -18,7 +18,7 @@ import numpy as np
 
 from gansfp import store
 from gansfp.embedding import shards
-from gansfp.embedding.backbones import cpu_features, is_on_cpu
+from gansfp.embedding.backbones import cpu_features, is_on_cpu, parse_backbone
 from gansfp.embedding.shards import Pair
 from gansfp.images.lungs import get_mask, is_network
 from gansfp.images.slices import MAX_BYTES, SIDE, Source, decode_frames
@@ -151,7 +151,7 @@ class EmbedActor:
         import ray
         import torch
 
-        from gansfp.device import keep_memory
+        from gansfp.device import is_bfloat16_fast, keep_memory
         from gansfp.embedding.embedder import Embedder
 
         self.no_cuda = gpu and not torch.cuda.is_available()
@@ -168,6 +168,8 @@ class EmbedActor:
             self.segmenter = Segmenter(mask_name, loaded[mask_name], device, self.batch)
         on_device = [pair for pair in pairs if not is_on_cpu(pair[0])]
         self.embedder = Embedder(on_device, loaded, device, precision, self.batch)
+        in_bfloat16 = precision == "bfloat16" and any(parse_backbone(name).needs_weights for name, _ in pairs)
+        self.slow_bfloat16 = in_bfloat16 and not is_bfloat16_fast(device)
 
     def __call__(self, batch: Batch) -> Batch:
         """Adds the columns of the pairs that run on the device, and removes the pixels and masks."""
@@ -194,9 +196,10 @@ class EmbedActor:
             seconds.update(watched)
             watched.clear()
         columns["seconds"] = batch["seconds"] + _per_row(seconds, n)
-        # The driver warns of a smaller limit and of a missing GPU.
+        # The driver warns of a smaller limit, of a missing GPU and of an unsuitable precision.
         columns["limit"] = np.full(n, limit if limit < self.batch else 0)
         columns["no_cuda"] = np.full(n, self.no_cuda)
+        columns["slow_bfloat16"] = np.full(n, self.slow_bfloat16)
         return columns
 
 
@@ -206,7 +209,8 @@ class BlockReport:
 
     counts: slices, by COUNTS. seconds: of work, by STEPS. bad: a line "image id: reason" for each slice that failed.
     limit: the number of slices that fit on the device at once if it is less than planned, else 0. no_cuda: True if Ray
-    gave the actor a GPU that CUDA does not have.
+    gave the actor a GPU that CUDA does not have. slow_bfloat16: True if the actor computed in bfloat16, which is not
+    faster on its device.
     """
 
     counts: Mapping[str, int]
@@ -214,6 +218,7 @@ class BlockReport:
     bad: Sequence[str] = ()
     limit: int = 0
     no_cuda: bool = False
+    slow_bfloat16: bool = False
 
     def as_batch(self) -> Batch:
         """Returns a batch of one row."""
@@ -223,6 +228,7 @@ class BlockReport:
             "seconds": self.seconds[None],
             "limit": np.array([self.limit]),
             "no_cuda": np.array([self.no_cuda]),
+            "slow_bfloat16": np.array([self.slow_bfloat16]),
         }
 
     @classmethod
@@ -234,6 +240,7 @@ class BlockReport:
             tuple(filter(None, row["bad"].split("\n"))),
             int(row["limit"]),
             bool(row["no_cuda"]),
+            bool(row["slow_bfloat16"]),
         )
 
 
@@ -262,5 +269,6 @@ def write_block(batch: Batch, work: str, identities: Sequence[Mapping[str, str]]
         [f"{image_id}: {error}" for image_id, error in zip(ids, batch["error"], strict=True) if error],
         int(batch["limit"].max()),
         bool(batch["no_cuda"].max()),
+        bool(batch["slow_bfloat16"].max()),
     )
     return report.as_batch()

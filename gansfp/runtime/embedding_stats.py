@@ -58,12 +58,12 @@ class Tally:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(COUNTS, 0)
         self.seconds = np.zeros(len(STEPS))  # of all workers together
-        self.no_cuda = False
+        self.no_cuda = self.slow_bfloat16 = False
         self._reasons: Counter[str] = Counter()
         self._limit = self._named = 0
 
     def add(self, report: BlockReport) -> None:
-        """Counts a block. Logs its failed images, a device short of memory, and a GPU without CUDA."""
+        """Counts a block. Logs its failed images, and once each what is wrong with a device."""
         for line in report.bad:
             if self._named < NAMED:
                 log.warning("left out: %s", line)
@@ -78,6 +78,9 @@ class Tally:
         if report.no_cuda and not self.no_cuda:
             self.no_cuda = True
             log.warning("the Ray cluster declares GPUs where CUDA finds none: embedding there uses the CPU, slowly")
+        if report.slow_bfloat16 and not self.slow_bfloat16:
+            self.slow_bfloat16 = True
+            log.warning("a device computes bfloat16 no faster than float32, or slower; see --precision")
 
     @property
     def reasons(self) -> str:

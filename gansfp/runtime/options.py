@@ -11,7 +11,7 @@ from gansfp.collection.readings import READ_AS
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.stacking import COMBINATIONS
 from gansfp.decision.thresholds import DEFAULT_RULE, RULES, parse_rule
-from gansfp.embedding.embedder import PRECISIONS, EmbedConfig
+from gansfp.embedding.embedder import AUTO, PRECISIONS, EmbedConfig
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.images.lungs import MASK_NAMES
@@ -34,6 +34,16 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         help="number of GPUs to plan for, where a Ray cluster starts them when needed (default: those that it has now)",
     )
     parser.add_argument("--verbose", action="store_true", help="show the messages of Ray and other libraries")
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --precision, for every command that embeds."""
+    parser.add_argument(
+        "--precision",
+        default=AUTO,
+        help=f"of the networks: one of {', '.join(PRECISIONS)} (default %(default)s: as the embeddings in WORK, else "
+        "bfloat16 where the devices are faster in it)",
+    )
 
 
 def cluster_config(options: argparse.Namespace) -> ClusterConfig:
@@ -89,11 +99,7 @@ def add_embedding_options(parser: argparse.ArgumentParser, required: bool = True
         "--weights",
         help=f"a folder of <timm name>{'|'.join(WEIGHT_ENDINGS)}, and of lungmask's file (default: downloads)",
     )
-    parser.add_argument(
-        "--precision",
-        default=PRECISIONS[0],
-        help=f"of the networks: one of {', '.join(PRECISIONS)} (default %(default)s)",
-    )
+    add_precision_option(parser)
     parser.add_argument(
         "--gpus-per-actor",
         type=share,

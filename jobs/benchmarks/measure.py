@@ -57,11 +57,12 @@ class Row:
 class Sizes:
     """How much work each measurement does. The defaults take five minutes on two quiet cores.
 
-    slices: in the smallest of three runs of jobs.embed, the others have 4 and 16 times as many; repeats: turns in which
-    everything is compared; seconds: how long a process repeats its work to find its rate; sweep: numbers of generated
-    slices to sweep k over; every_linkage: fit scikit-learn's clustering with each linkage at every number of slices,
-    not only with one linkage at the largest; width: numbers in a vector; trials: of the search; configurations: how
-    many are permuted, on as many slices.
+    precision: of networks, where "auto" stands for the faster one of this machine; slices: in the smallest of three
+    runs of jobs.embed, the others have 4 and 16 times as many; repeats: turns in which everything is compared; seconds:
+    how long a process repeats its work to find its rate; sweep: numbers of generated slices to sweep k over;
+    every_linkage: fit scikit-learn's clustering with each linkage at every number of slices, not only with one linkage
+    at the largest; width: numbers in a vector; trials: of the search; configurations: how many are permuted, on as many
+    slices.
     """
 
     pairs: tuple[Pair, ...] = (("mobilenetv2_100@random", "full"),)
@@ -70,7 +71,7 @@ class Sizes:
         for backbone in ("mobilenetv3_small_050@random", "lcnet_050@random")
         for view in ("full", "lungs", "outer")
     )
-    precision: str = "bfloat16"
+    precision: str = "auto"
     slices: int = 128
     repeats: int = 1
     seconds: float = 2.0

@@ -119,9 +119,15 @@ class Predictions:
     def _decide_by_embeddings(self, backbones: Mapping[int, str]) -> None:
         """Embeds what is missing for these systems and runs them. backbones: by the id of the recipe."""
         sources: dict[int, DecisionInput] = {}
+        wanted: dict[Pair, frozenset[SliceKind]] = defaultdict(frozenset)
         needs: dict[Pair, frozenset[SliceKind]] = defaultdict(frozenset)
-        for recipe in self._not_failed(recipe for recipe in self.recipes if recipe.id in backbones):
-            pair = (backbones[recipe.id], recipe.view)
+        recipes = self._not_failed(recipe for recipe in self.recipes if recipe.id in backbones)
+        pairs = {recipe.id: (backbones[recipe.id], recipe.view) for recipe in recipes}
+        for recipe in recipes:
+            wanted[pairs[recipe.id]] |= slice_kinds(recipe)
+        self.embedding = self.embedding.settle_precision(self.catalog, wanted, self.loaded)
+        for recipe in recipes:
+            pair = pairs[recipe.id]
             sources[recipe.id] = DecisionInput(identity=self.loaded.identity(pair, self.embedding.config))
             if self._read_made(recipe, sources[recipe.id]) is None:
                 needs[pair] |= slice_kinds(recipe)

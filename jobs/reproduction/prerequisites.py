@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gansfp.collection.catalog import Catalog
 from gansfp.embedding.backbones import parse_backbone
@@ -19,6 +19,7 @@ from gansfp.networks.weights import Weights
 from gansfp.published.systems import SliceKind, select_kinds
 from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.embedding import Workers, embed
+from gansfp.runtime.precision import settle_precision
 
 
 @dataclass
@@ -79,6 +80,15 @@ class EmbeddingJob:
     config: EmbedConfig
     workers: Workers
     cluster: ClusterConfig
+
+    def settle_precision(
+        self, catalog: Catalog, needs: Mapping[Pair, frozenset[SliceKind]], loaded: LoadedWeights
+    ) -> EmbeddingJob:
+        """Returns this job with a precision for the slices that each (requested backbone, view) is needed for."""
+        pairs = {(loaded.resolved[backbone], view): kinds for (backbone, view), kinds in needs.items()}
+        images = {pair: select_kinds(catalog, kinds).hashes() for pair, kinds in pairs.items()}
+        config = replace(self.config, pairs=tuple(images))
+        return replace(self, config=settle_precision(config, images, self.work, loaded.weights, self.cluster))
 
     def run(
         self, catalog: Catalog, needs: Mapping[Pair, frozenset[SliceKind]], loaded: LoadedWeights, stage: str

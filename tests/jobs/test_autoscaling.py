@@ -154,6 +154,7 @@ def test_from_no_worker_to_two_and_back(head, limit, tmp_path):
         assert ids == dict.fromkeys(["late", *map(str, range(SLICES - 1))], 1)
     assert f"embed: {SLICES} slices in" in said()
     assert said().count("CUDA finds none") == 1, said()
+    assert "precision: bfloat16, for GPUs that are yet to start" in said()
 
 
 def shards(work):

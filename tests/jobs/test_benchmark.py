@@ -121,13 +121,14 @@ class TestTheTable:
         ]
         report = Report({"memory_gb": 8}, {"torch": "2"}, "today", 3.0, Sizes(), rows)
         lines = report.markdown().splitlines()
-        assert lines[2:5] == ["- memory gb: 8", "- versions: torch 2", "- measured today, in 3 s"]
-        assert lines[8:11] == [
+        assert lines[2:4] == ["- memory gb: 8", "- versions: torch 2"]
+        assert lines[4:6] == ["- precision of networks: auto", "- measured today, in 3 s"]
+        assert lines[9:12] == [
             "| one [1] | 1,234 s | two: 2.35 s | 526 | at least 600 | **no** |",
             "| three [1] | 0.123 s |  |  | at most 15 s | yes |",
             "| four [2] | 12.3 MB |  |  |  |  |",
         ]
-        assert lines[12:] == ["1. how", "2. otherwise"]
+        assert lines[13:] == ["1. how", "2. otherwise"]
 
     def test_it_describes_the_machine(self):
         machine = describe_machine()

@@ -4,7 +4,6 @@ import logging
 import re
 import subprocess
 import sys
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pytest
 import ray
 import torch
 from PIL import Image
-from runs import ROOT, draw, rows_on_disk
+from runs import ROOT, draw, rows_on_disk, spoil
 
 from gansfp.collection.catalog import read_catalog
+from gansfp.device import is_bfloat16_fast
 from gansfp.embedding import shards
 from gansfp.embedding.backbones import cpu_features
 from gansfp.embedding.embedder import EmbedConfig, Embedder, identity, load_all_weights
@@ -26,7 +26,7 @@ from gansfp.images.lungs import threshold_mask
 from gansfp.images.slices import Source, load
 from gansfp.networks import model_files
 from gansfp.networks.lung_unet import ARCHITECTURE, LungUnet
-from gansfp.runtime import cluster, embedding_blocks
+from gansfp.runtime import cluster, precision
 from gansfp.runtime.embedding import MAX_PASS, PASS, Plan, Workers, _pipeline, _rows, available, embed, plan
 from gansfp.training.unet import Averaging
 
@@ -36,21 +36,6 @@ OUR_LINES = re.compile(
     r"(catalog: |embed: |left out: |no lungs in |\d+ slices (were not|could not)|\d+ unreadable images"
     r"|.*byte-identical|careful: )"
 )
-
-
-def spoil(folder: Path) -> dict[str, str]:
-    """Adds one bad image of each kind. Returns the text that its reason must contain, by id."""
-    whole = next(folder.glob("*.png")).read_bytes()
-    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "nothing.png").write_bytes(b"")
-    (folder / "text.png").write_text("this is no image")
-    bomb = bytearray(whole)
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header, which has a checksum
-    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
-    (folder / "bomb.png").write_bytes(bytes(bomb))
-    (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
-    reasons = {"truncated": "trunc", "nothing": "empty", "text": "not a DICOM", "bomb": "60000"}
-    return reasons | {"dangling": "No such file"}
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +205,10 @@ class TestOnThisRay:
         assert "decode_block)->" not in done.stats()
         assert "EmbedActor)->" not in done.stats()
 
+    def test_nodes_are_asked_for_their_precision(self, local_ray):
+        here = ray.get_runtime_context().get_node_id()
+        assert precision._ask([here, "ab" * 28], gpus=0) == [is_bfloat16_fast("cpu")]  # the other node is lost
+
     @pytest.mark.parametrize("error", [DataError("no room on WORK"), GansfpError("something to correct")])
     def test_errors_that_a_user_can_correct_are_raised_as_in_the_worker(self, error, local_ray):
         def fail(batch):
@@ -264,72 +253,6 @@ class TestPlan:
         assert [table.num_rows for table in tables] == [3, 3, 1]
         assert [i for table in tables for i in table["image_id"].to_pylist()] == [f"i{row}" for row in range(7)]
         assert tables[2]["missing"].to_pylist() == [[1, 0, 1]]
-
-
-class TestStages:
-    def batch(self, folder, missing=None):
-        paths = sorted(folder.rglob("*.png"))
-        columns = {"image_id": [p.stem for p in paths], "uri": [str(p) for p in paths]}
-        columns |= {name: [value] * len(paths) for name, value in (("sha256", "h"), ("frame", 0), ("rule", "auto"))}
-        found = {name: np.array(values, object) for name, values in columns.items()}
-        return found | {"missing": np.ones((len(paths), 2), np.uint8) if missing is None else missing}
-
-    def test_decoding_never_raises_and_says_why(self, tmp_path):
-        draw(tmp_path / "x", 2)
-        reasons = spoil(tmp_path / "x")
-        found = embedding_blocks.decode_block(self.batch(tmp_path), [("lbp", "full")], "threshold")
-        errors = dict(zip(found["image_id"], found["error"], strict=True))
-        assert {i: r in errors[i] for i, r in reasons.items()} == dict.fromkeys(reasons, True)
-        assert Counter(found["status"]) == {"failed": 5, "ok": 2}
-        hashes = dict(zip(found["image_id"], found["sha256"], strict=True))
-        assert hashes["dangling"] == ""  # not read: a later run tries it again
-        assert hashes["truncated"] == "h"  # read, and bad
-        assert found["vector_0"].shape == (7, 10)
-        masks = np.unpackbits(found["mask"], axis=1).reshape(-1, 256, 256).astype(bool)
-        np.testing.assert_array_equal(masks[-1], threshold_mask(found["pixels"][-1]))
-
-    def test_pairs_that_need_a_networks_mask_are_left_to_the_actor(self, tmp_path):
-        draw(tmp_path / "x", 2)
-        spoil(tmp_path / "x")
-        pairs = [("lbp", "lungs"), ("lbp", "full"), ("lbp-mean", "outer")]
-        found = embedding_blocks.decode_block(self.batch(tmp_path), pairs, "unet:somewhere")
-        plain = embedding_blocks.decode_block(self.batch(tmp_path), pairs, "threshold")
-        assert [name for name in found if name.startswith("vector_")] == ["vector_1"]
-        np.testing.assert_array_equal(found["vector_1"], plain["vector_1"])
-        assert not found["mask"].any()
-        assert not found["no_lungs"].any()
-
-    def test_only_missing_rows_are_written(self, tmp_path):
-        draw(tmp_path / "x", 3)
-        missing = np.array([[1, 0], [1, 1], [0, 1]], np.uint8)
-        found = embedding_blocks.decode_block(self.batch(tmp_path / "x", missing), [], "threshold")
-        found |= {"vector_0": np.ones((3, 4)), "vector_1": np.ones((3, 2)), "limit": np.array([0, 4, 4])}
-        found |= {"no_cuda": np.array([False, False, True])}
-        found["no_lungs"][0] = True
-        identities = [{"backbone": "a", "view": "full", "mask": ""}, {"backbone": "b", "view": "full", "mask": "x"}]
-        told = embedding_blocks.write_block(found, str(tmp_path / "w"), identities)
-        assert rows_on_disk(tmp_path / "w", ("a", "full")) == ["x_000", "x_001"]
-        assert rows_on_disk(tmp_path / "w", ("b", "full")) == ["x_001", "x_002"]
-        seconds = told.pop("seconds")
-        assert {name: column.tolist() for name, column in told.items()} == {
-            "done": [3], "resized": [0], "no_lungs": [1], "failed": [0], "limit": [4], "no_cuda": [True], "bad": [""],
-        }  # fmt: skip
-        by_step = dict(zip(embedding_blocks.STEPS, seconds[0], strict=True))
-        assert all(by_step[step] > 0 for step in ("read", "decode", "mask", "write"))
-        assert by_step["forward"] == 0  # there was no actor
-
-    def test_worker_processes_do_without_torch(self, data):
-        code = (
-            "import sys, numpy as np; from gansfp.runtime.embedding_blocks import decode_block;"
-            "row = {'image_id': ['a'], 'uri': [sys.argv[1]], 'frame': [0], 'rule': ['auto'], 'sha256': ['']};"
-            "block = {name: np.array(values) for name, values in row.items()};"
-            "pairs = [('resnet50', 'full'), ('lbp', 'lungs'), ('lbp-mean', 'outer')];"
-            "found = decode_block(block, pairs, 'threshold');"
-            "assert found['status'][0] == 'ok' and found['vector_1'].shape == (1, 10);"
-            "sys.exit(bool({'torch', 'timm', 'skimage'} & sys.modules.keys()))"
-        )
-        image = sorted(data.rglob("*.png"))[0]
-        assert subprocess.run([sys.executable, "-c", code, str(image)], cwd=ROOT).returncode == 0
 
 
 def test_only_backbones_without_weights_are_left_out_of_a_default_set(monkeypatch):

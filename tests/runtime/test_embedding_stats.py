@@ -7,9 +7,9 @@ from gansfp.runtime.embedding_blocks import COUNTS, STEPS, BlockReport
 from gansfp.runtime.embedding_stats import NAMED, Tally
 
 
-def block(seconds=None, bad=(), limit=0, no_cuda=False, **counts):
+def block(seconds=None, bad=(), limit=0, no_cuda=False, slow_bfloat16=False, **counts):
     seconds = np.zeros(len(STEPS)) if seconds is None else seconds
-    return BlockReport({**dict.fromkeys(COUNTS, 0), **counts}, seconds, bad, limit, no_cuda)
+    return BlockReport({**dict.fromkeys(COUNTS, 0), **counts}, seconds, bad, limit, no_cuda, slow_bfloat16)
 
 
 def seconds(**values):
@@ -48,6 +48,13 @@ def test_missing_gpus_are_logged_once(caplog):
         tally.add(block(no_cuda=no_cuda))
     assert caplog.text.count("CUDA finds none") == 1
     assert "gpus_busy" not in tally.facts(True, 2, 10.0).as_dict()
+
+
+def test_a_slow_precision_is_logged_once(caplog):
+    tally = Tally()
+    for slow in (False, True, True):
+        tally.add(block(slow_bfloat16=slow))
+    assert caplog.text.count("bfloat16 no faster than float32") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""gansfp.device: how a device is asked for its fast precision, and how shortage of memory is recognised."""
+
+import pytest
+import torch
+
+from gansfp import device
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    device.is_bfloat16_fast.cache_clear()
+    yield
+    device.is_bfloat16_fast.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "fast"), [((1.0, 0.25), True), ((1.0, 0.95), False), ((1.0, 7.6), False)])
+def test_a_cpu_is_measured(monkeypatch, seconds, fast):
+    monkeypatch.setattr(device, "_convolution_seconds", lambda: seconds)
+    assert device.is_bfloat16_fast("cpu") is fast
+
+
+def test_the_measurement_leaves_threads_and_random_numbers_as_they_were():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert min(device._convolution_seconds()) > 0
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
+def test_a_gpu_says_it(monkeypatch, capability, fast):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
+    assert device.is_bfloat16_fast("cuda:1") is fast
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "GET was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_shortage_of_memory_has_many_messages(message):
+    assert device.is_out_of_memory(RuntimeError(message))
+
+
+def test_other_errors_are_no_shortage_of_memory():
+    assert device.is_out_of_memory(torch.OutOfMemoryError("any message"))
+    assert not device.is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not device.is_out_of_memory(ValueError("shape"))
