@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -17,7 +16,7 @@ from gansfp.runtime.cluster import start_ray
 from gansfp.runtime.progress import Progress
 from gansfp.simulation.challenge import SimulationConfig, simulate
 from tune import search
-from tune.problem import Problem
+from tune.problem import Problem, Vectors
 
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests at the same time
 if ONE_OF_SEVERAL:
@@ -83,12 +82,12 @@ def serial_trials(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
         with threadpool_limits(1):  # as in a worker: sums over several threads differ in their last bits
             for trial in todo:
-                problem.run(trial, "cpu")
+                problem.run([trial], "cpu")
                 progress.add(1)
         torch.set_num_threads(threads)
         return list(todo)
 
-    def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[np.ndarray], object]) -> list[object]:
+    def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[Vectors], object]) -> list[object]:
         return [compute(problem.vectors_of(pair)) for pair in pairs]
 
     monkeypatch.setattr(search, "run_trials", run_trials)

@@ -22,8 +22,9 @@ from gansfp.scoring.cluster_splitting import (
 )
 from gansfp.scoring.clustering_space import ClusteringSpace, exact_bytes
 from gansfp.scoring.known_generators import KnownScore, name_clusters, score_on_known
+from gansfp.scoring.projections import fitted_rows
 from tune.membership import NETWORKS
-from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, pca_approximation
+from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, Vectors
 from tune.rows import Row
 
 _SPACES = 3  # held by a trial: of the test slices, of the known ones, and of a part of these
@@ -40,7 +41,7 @@ class AttributionSlices(TaskSlices):
     generators: np.ndarray
     test: np.ndarray
 
-    def evaluate(self, trial: Trial, vectors: np.ndarray, options: TrialOptions) -> list[Row]:
+    def evaluate(self, trial: Trial, vectors: Vectors, options: TrialOptions) -> list[Row]:
         """Each clustering at each number of clusters: judged on the known generators, applied to the test slices.
 
         A clustering that fails (a mixture too wide for its memory, say) is one row with its error; the others go on.
@@ -51,13 +52,15 @@ class AttributionSlices(TaskSlices):
             raise UsageError(f"k: got {list(ks)} for {len(self.test)} test slices, expected fewer clusters than slices")
         limit = options.limit // _SPACES
         clusterings = clusterings_of(trial, options.seed)
+        of_test = vectors[self.test]
         ((known, _),) = spaces(vectors[self.known], clusterings, options.device, limit)
-        ((test, _),) = spaces(vectors[self.test], clusterings, options.device, limit)
+        ((test, _),) = spaces(of_test, clusterings, options.device, limit)
         plain = {clustering: replace(clustering, components=0, standardise=False) for clustering in clusterings}
         judged = score_on_known(known, self.generators, list(plain.values()))
         approximation = test.approximation | {f"known_{name}": value for name, value in known.approximation.items()}
-        if trial.components:
-            approximation |= pca_approximation(vectors[self.test], limit)
+        fitted_to = fitted_rows(len(of_test), of_test.shape[1], limit)
+        if trial.components and fitted_to < len(of_test):
+            approximation["fitted_to"] = fitted_to
         rows = []
         for clustering in clusterings:
             row = _row(clustering, {**trial.as_dict(), **approximation, **_described(clustering)})
@@ -83,6 +86,10 @@ class AttributionSlices(TaskSlices):
         """Of the larger of the two, as often as they are held; beside the known slices a part of them is."""
         return _SPACES * exact_bytes(max(len(self.known), len(self.test)))
 
+    def most_rows(self) -> int:
+        """All slices, known and test."""
+        return len(self.known) + len(self.test)
+
     def most_clusters(self) -> int:
         """One fewer than the test has slices."""
         return len(self.test) - 1
@@ -97,11 +104,11 @@ class AttributionSlices(TaskSlices):
         return replace(search.result, names=names)
 
     def cluster_names(
-        self, vectors: np.ndarray, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
+        self, vectors: Vectors, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
     ) -> dict[int, str]:
         """The known generator, or "new", that each cluster of the test slices resembles.
 
-        vectors: (images of the task, d) float32; labels: (n,) clusters; choices: of the configuration that made them;
+        labels: (n,) clusters; choices: of the configuration that made them;
         limit: bytes, as in TrialOptions.
         """
         both = vectors[np.concatenate([self.known, self.test])]

@@ -32,13 +32,15 @@ from gansfp.scoring import distances
 from gansfp.scoring.clustering_space import exact_bytes
 from gansfp.scoring.embedded_set import EmbeddedSet
 from gansfp.scoring.membership import learns_from_labels, scores
+from gansfp.scoring.projections import LEADING, MAX_COORDINATES, Projection, pca
 from gansfp.statistics.metrics import decision_metrics
 from gansfp.statistics.resampling import stratified_group_folds
-from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, pca_approximation
+from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, Vectors
 from tune.rows import Row
 
 FOLDS = 5
 NEAREST = 3  # generated slices named beside each decision
+USUAL_SHARE = 0.95  # of the variance: trials that keep no more share the principal components of a set
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,8 @@ class MembershipSlices(TaskSlices):
 
     sets: tuple[SetSlices, ...]
 
-    def evaluate(self, trial: Trial, vectors: np.ndarray, options: TrialOptions) -> list[Row]:
-        """The rows of one embedding for all sets; what is approximated to keep the memory limit is in the
+    def evaluate(self, trial: Trial, vectors: Vectors, options: TrialOptions) -> list[Row]:
+        """The rows of one embedding for all sets, of which one at a time is in memory; what is approximated is in the
         configurations."""
         return [row for of_set in self.sets for row in _evaluate_set(trial, vectors, of_set, options)]
 
@@ -91,6 +93,10 @@ class MembershipSlices(TaskSlices):
         """Of the largest set, since sets are computed one after the other."""
         return max(exact_bytes(len(of_set.generated)) for of_set in self.sets)
 
+    def most_rows(self) -> int:
+        """All slices of the largest set."""
+        return max(len(of_set.generated) + len(of_set.real) for of_set in self.sets)
+
     def most_clusters(self) -> int:
         """As many as the smallest set has generated slices."""
         return min(len(of_set.generated) for of_set in self.sets)
@@ -109,14 +115,13 @@ class MembershipSlices(TaskSlices):
             write_nearest(search.folder, rows, digest)
         return result
 
-    def nearest_generated(self, vectors: np.ndarray) -> dict[str, list[list[int]]]:
-        """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice.
-
-        vectors: (images of the task, d) float32; euclidean distances.
-        """
-        unknown = {of_set.name: vectors[of_set.real[of_set.labels == UNKNOWN]] for of_set in self.sets}
+    def nearest_generated(self, vectors: Vectors) -> dict[str, list[list[int]]]:
+        """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice,
+        by euclidean distances."""
         return {
-            of_set.name: distances.nearest(unknown[of_set.name], vectors[of_set.generated], NEAREST)[1].tolist()
+            of_set.name: distances.nearest(
+                vectors[of_set.real[of_set.labels == UNKNOWN]], vectors[of_set.generated], NEAREST
+            )[1].tolist()
             for of_set in self.sets
         }
 
@@ -151,17 +156,44 @@ def find_sets(images: Catalog, readable: np.ndarray, seed: int) -> MembershipSli
     return MembershipSlices(tuple(sets))
 
 
-def _evaluate_set(trial: Trial, vectors: np.ndarray, of_set: SetSlices, options: TrialOptions) -> list[Row]:
-    generated, real = vectors[of_set.generated], vectors[of_set.real]
-    device, seed, limit = options.device, options.seed, options.limit
+def _embedded(
+    trial: Trial, vectors: Vectors, of_set: SetSlices, options: TrialOptions
+) -> tuple[EmbeddedSet, dict[str, Scalar]]:
+    """The vectors of a set as the trial prepares them, and what is approximated."""
+    both = vectors[np.concatenate([of_set.generated, of_set.real])]
     approximation: dict[str, Scalar] = {}
-    if trial.components:
-        both = np.concatenate([generated, real])
-        approximation = {**pca_approximation(both, limit)}
-        basis = distances.pca(both, trial.components, device, limit, seed)
-        generated, real = basis.transform(generated, device), basis.transform(real, device)
-    metric = str(trial.metric)
-    data = EmbeddedSet(generated, real, of_set.labels, of_set.groups, of_set.folds, metric, device, seed, limit)
+    leading: np.ndarray | None = None
+    many = max(len(of_set.generated), len(of_set.real)) > MAX_COORDINATES and both.shape[1] > LEADING
+    if trial.components or many:
+        axes = _axes(both, of_set.name, trial.components, options)
+        if many:
+            leading = axes.leading(LEADING).transform(both, options.device)
+            approximation["kmeans_components"] = leading.shape[1]
+        if trial.components:
+            both = axes.leading(trial.components).transform(both, options.device)
+        if axes.fitted_to < len(both):
+            approximation["fitted_to"] = axes.fitted_to
+    generated, real = both[: len(of_set.generated)], both[len(of_set.generated) :]
+    metric, device, seed, limit = str(trial.metric), options.device, options.seed, options.limit
+    members = (generated, real, of_set.labels, of_set.groups, of_set.folds)
+    return EmbeddedSet(*members, metric, device, seed, limit, leading), approximation
+
+
+def _axes(both: np.ndarray, name: str, components: int | float, options: TrialOptions) -> Projection:
+    """The principal components of all slices of a set: at least those that a trial keeps, and LEADING.
+
+    Trials with a usual share of the variance share the same components, so that a trial gives the same rows whatever
+    trials ran before it.
+    """
+    if components > USUAL_SHARE:
+        return pca(both, components, options.device, options.limit, options.seed, at_least=LEADING)
+    if name not in options.axes:
+        options.axes[name] = pca(both, USUAL_SHARE, options.device, options.limit, options.seed, at_least=LEADING)
+    return options.axes[name]
+
+
+def _evaluate_set(trial: Trial, vectors: Vectors, of_set: SetSlices, options: TrialOptions) -> list[Row]:
+    data, approximation = _embedded(trial, vectors, of_set, options)
     labelled = of_set.labels != UNKNOWN
     rows = []
     for parameters, exact_scores in scores(data, options.sweeps.membership):
@@ -172,7 +204,7 @@ def _evaluate_set(trial: Trial, vectors: np.ndarray, of_set: SetSlices, options:
             set=of_set.name,
             method=_text(parameters.get("method")),
             linkage=_text(parameters.get("linkage")),
-            metric=str(parameters.get("metric", metric)),
+            metric=str(parameters.get("metric", data.metric)),
             k=None if k is None else int(k),
             rule=_text(parameters.get("rule")),
             scores=rounded,

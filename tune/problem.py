@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -9,8 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.search_result import Scalar, Search, SearchedIds, SearchResult, Trial
+from gansfp.device import in_memory_of
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
+from gansfp.scoring.projections import Projection
 from tune.rows import SCHEMA, Row, trial_table
 
 Result = TypeVar("Result")
@@ -75,26 +77,38 @@ class Sweeps:
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """How a trial is computed. limit: bytes for what grows with the square of the slices."""
+    """How a trial is computed.
+
+    limit: bytes for what grows with the square of the slices. axes: the principal components of a set, by its name: the
+    trials of one embedding share them.
+    """
 
     sweeps: Sweeps
     device: str = "cpu"
     seed: int = 0
     limit: int = distances.MAX_MEMORY
+    axes: dict[str, Projection] = field(default_factory=dict)
+
+
+class Vectors(Protocol):
+    """An embedding of the images of a task. An array is one; so is what reads the rows that it is asked for."""
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """Returns the vectors (n, d) float32 of these rows (n,) of the task's images."""
 
 
 class ForEachPair(Protocol):
-    """Computes something from the vectors (images of the task, d) of each embedding, in the order of the pairs."""
+    """Computes something from the vectors of each embedding, in the order of the pairs."""
 
-    def __call__(self, pairs: Sequence[Pair], compute: Callable[[np.ndarray], Result], /) -> Iterable[Result]: ...
+    def __call__(self, pairs: Sequence[Pair], compute: Callable[[Vectors], Result], /) -> Iterable[Result]: ...
 
 
 class TaskSlices(ABC):
     """The slices of a task, by rows of its embeddings, and what a trial computes from them."""
 
     @abstractmethod
-    def evaluate(self, trial: Trial, vectors: np.ndarray, options: TrialOptions) -> list[Row]:
-        """The rows of one trial. vectors: (images of the task, d) float32."""
+    def evaluate(self, trial: Trial, vectors: Vectors, options: TrialOptions) -> list[Row]:
+        """The rows of one trial."""
 
     @abstractmethod
     def ids(self, images: Catalog) -> SearchedIds:
@@ -107,6 +121,10 @@ class TaskSlices(ABC):
     @abstractmethod
     def square_bytes(self) -> int:
         """The most that a trial takes for distances and dendrograms, all of it exact, beside its embedding."""
+
+    @abstractmethod
+    def most_rows(self) -> int:
+        """The most slices whose vectors a trial has in memory at once."""
 
     @abstractmethod
     def most_clusters(self) -> int:
@@ -148,18 +166,19 @@ class Task:
 class Problem:
     """What every trial works on.
 
-    folder: WORK/search/<task>. vectors_of: returns the vectors of an embedding. keys: what identifies each embedding
-    and the images that it holds.
+    folder: WORK/search/<task>. vectors_of: returns the vectors of an embedding, without reading them. keys: what
+    identifies each embedding and the images that it holds. width: the most numbers in a vector of any embedding.
     """
 
     config: SearchConfig
     task: Task
     folder: str
-    vectors_of: Callable[[Pair], np.ndarray]
+    vectors_of: Callable[[Pair], Vectors]
     keys: Mapping[Pair, str]
     slices: TaskSlices
+    width: int = 0
 
-    @cached_property
+    @functools.cached_property
     def sweeps(self) -> Sweeps:
         """The inner values: the user's numbers of clusters, or the defaults."""
         ks = self.config.ks
@@ -173,27 +192,36 @@ class Problem:
         text = json.dumps([*identity, asdict(sweeps.membership), sweeps.attribution, version], sort_keys=True)
         return store.join(self.folder, "trials", hashlib.sha256(text.encode()).hexdigest()[:20] + ".parquet")
 
-    def run(self, trial: Trial, device: str) -> float:
-        """Runs a trial unless its file is there; returns what Optuna maximises. A trial that fails is one row."""
-        place = self.place(trial)
-        if not is_there(place):
+    @property
+    def trial_bytes(self) -> int:
+        """The most that a trial takes: distances and dendrograms within the limit, and the vectors of its slices twice,
+        once as read and once as prepared."""
+        return min(self.slices.square_bytes(), self.config.limit) + 2 * 4 * self.slices.most_rows() * self.width
+
+    def run(self, trials: Sequence[Trial], device: str) -> float:
+        """Runs trials of one embedding, which share its principal components. Leaves out those whose file is there.
+
+        Returns what Optuna maximises, of the best one. A trial that fails is one row. A trial that does not fit into a
+        GPU's memory is computed on the CPU.
+        """
+        options = TrialOptions(self.sweeps, device, self.config.seed, self.config.limit)
+        for trial in trials:
+            place = self.place(trial)
+            if is_there(place):
+                continue
             started = time.monotonic()
-            options = TrialOptions(self.sweeps, device, self.config.seed, self.config.limit)
             rows, error = [], ""
             try:
-                rows = self.slices.evaluate(trial, self.vectors_of(trial.pair), options)
+                rows = in_memory_of(device, functools.partial(self._evaluate, trial, options))
             except Exception as failure:  # whatever failed, the other trials must go on
                 error = f"{type(failure).__name__}: {store.one_line(failure)}"
             sink = pa.BufferOutputStream()
             pq.write_table(trial_table(self.config.task, trial, rows, started, error), sink)
             store.write_bytes_atomically(place, sink.getvalue())
-        return merit(read_table(place), self.task)
+        return max(merit(read_table(self.place(trial)), self.task) for trial in trials)
 
-
-def pca_approximation(x: np.ndarray, limit: int) -> dict[str, int]:
-    """For the record: how many slices principal components are fitted to, where not to all of x (n, d)."""
-    rows = distances.fitted_rows(len(x), x.shape[1], limit)
-    return {"fitted_to": rows} if rows < len(x) else {}
+    def _evaluate(self, trial: Trial, options: TrialOptions, device: str) -> list[Row]:
+        return self.slices.evaluate(trial, self.vectors_of(trial.pair), replace(options, device=device))
 
 
 def merit(table: pa.Table, task: Task) -> float:

@@ -3,9 +3,10 @@
     python -m tune.search --data DATA --work WORK --task membership
     python -m tune.search --data DATA --work WORK --task attribution --algo optuna --max-trials 40 --gpus-per-trial 0.25
 
-Embeds what is missing, puts each embedding into Ray's object store once, and runs one trial for each way to prepare an
-embedding. A trial leaves one file of rows in WORK/search/<task>/trials/; a later run finds these files and does not
-repeat the trials. At the end the rows become trials.parquet and best.json. The search never reads a truth file.
+Embeds what is missing, and runs one trial for each way to prepare an embedding; the trials of one embedding run one
+after the other and share what they can. A trial reads the vectors of one set at a time from the shards, and leaves one
+file of rows in WORK/search/<task>/trials/; a later run finds these files and does not repeat the trials. At the end the
+rows become trials.parquet and best.json. The search never reads a truth file.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from gansfp.decision.search_result import (
 )
 from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
-from gansfp.embedding.shards import Pair
+from gansfp.embedding.shards import Pair, StoredEmbedding
 from gansfp.errors import DataError
 from gansfp.networks.weights import Weights
 from gansfp.runtime.cluster import ClusterConfig, start_ray
@@ -65,10 +66,10 @@ from gansfp.runtime.record import record_stage
 from gansfp.scoring.membership import check_ks
 from tune.embedding_size import check_embedding_sizes
 from tune.options import add_search_options, choose_pairs, parse_ks, search_config
-from tune.problem import ForEachPair, Problem, Result, SearchConfig, TaskSlices, is_there, read_table
+from tune.problem import ForEachPair, Problem, Result, SearchConfig, TaskSlices, Vectors, is_there, read_table
 from tune.rows import LONG_COLUMNS, SCHEMA
 from tune.space import TASKS
-from tune.trials import DRAWN_TRIALS, SharedVectors, for_each_pair, get_algorithm, run_trials
+from tune.trials import DRAWN_TRIALS, for_each_pair, get_algorithm, run_trials
 
 log = logging.getLogger(__name__)
 
@@ -117,23 +118,33 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
 def _problem(
     images: Catalog, work: str, config: SearchConfig, inputs: SearchInputs
 ) -> tuple[Problem, dict[Pair, dict[str, str]], dict[str, str]]:
-    """The problem, the identities of its embeddings, and reasons by the id of each slice that cannot be read."""
-    hashes, vectors = images.hashes(), SharedVectors()
+    """The problem, the identities of its embeddings, and reasons by the id of each slice that cannot be read.
+
+    This process reads no vectors: each trial reads those that it works on.
+    """
+    hashes, width = images.hashes(), 0
     identities: dict[Pair, dict[str, str]] = {}
     unreadable: dict[str, str] = {}
     readable = np.ones(len(images), bool)
     for pair in inputs.embedding.pairs:
         identities[pair] = identity(pair, inputs.embedding, inputs.weights)
-        embeddings = shards.read_embeddings(work, identities[pair], hashes)
-        readable &= embeddings.ok
-        failed = ~embeddings.ok
-        unreadable |= dict(zip(images.ids[failed].tolist(), embeddings.error[failed].tolist(), strict=True))
-        vectors.put(pair, embeddings.vectors)
+        statuses = shards.read_statuses(work, identities[pair], hashes)
+        width = max(width, statuses.width)
+        readable &= statuses.ok
+        failed = ~statuses.ok
+        unreadable |= dict(zip(images.ids[failed].tolist(), statuses.error[failed].tolist(), strict=True))
     slices = _find_slices(images, readable, config)
     digest = hashlib.sha256(json.dumps([images.digest(), slices.fingerprint(images)]).encode()).hexdigest()
     keys = {pair: json.dumps([identities[pair], digest], sort_keys=True) for pair in inputs.embedding.pairs}
-    folder = search_folder(work, config.task)
-    return Problem(config, TASKS[config.task], folder, vectors, keys, slices), identities, unreadable
+    stored = functools.partial(_stored, work=work, identities=identities, hashes=hashes)
+    problem = Problem(config, TASKS[config.task], search_folder(work, config.task), stored, keys, slices, width)
+    return problem, identities, unreadable
+
+
+def _stored(
+    pair: Pair, work: str, identities: Mapping[Pair, Mapping[str, str]], hashes: Mapping[str, str]
+) -> StoredEmbedding:
+    return StoredEmbedding(work, identities[pair], hashes)
 
 
 def _find_slices(images: Catalog, readable: np.ndarray, config: SearchConfig) -> TaskSlices:
@@ -234,9 +245,9 @@ def complete_search(catalog: Catalog, work: str, task: str) -> None:
     readable = ~np.isin(images.ids, list(result.unreadable))
     slices = TASKS[task].find_slices(images, readable, int(str(result.search["seed"])))
 
-    def for_each(pairs: Sequence[Pair], compute: Callable[[np.ndarray], Result]) -> Iterator[Result]:
+    def for_each(pairs: Sequence[Pair], compute: Callable[[Vectors], Result]) -> Iterator[Result]:
         for pair in pairs:
-            yield compute(shards.read_embeddings(work, result.identities[" ".join(pair)], images.hashes()).vectors)
+            yield compute(StoredEmbedding(work, result.identities[" ".join(pair)], images.hashes()))
 
     _leave_for_final(found.folder, result, slices, for_each)
 

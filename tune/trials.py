@@ -10,11 +10,9 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
-
-import numpy as np
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the search, not only Tune's part of it
@@ -33,12 +31,13 @@ from gansfp.errors import GansfpError, UsageError
 from gansfp.runtime.cluster import usable_gpus
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.worker_errors import from_text
-from tune.problem import Problem, SearchConfig, Task
+from tune.problem import Problem, SearchConfig, Task, Vectors, is_there
 from tune.space import TASKS, grid, suggest
 
 log = logging.getLogger(__name__)
 
 SMALL_MEMORY = 1e9  # bytes that a trial may take without asking: less than a core's share of most machines
+BUNDLES = 2  # the least number of bundles of trials a slot: with fewer, slots would wait long for the last bundle
 DRAWN_TRIALS = 32  # of an algorithm that draws, unless --max-trials says another number
 
 Result = TypeVar("Result")
@@ -61,8 +60,8 @@ def _optuna(config: SearchConfig, task: Task, pairs: Sequence[Pair]) -> Searcher
     return OptunaSearch(draw, metric="merit", mode="max", seed=config.seed)
 
 
-def _draw(drawn: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, str]:
-    return {"trial": suggest(drawn, TASKS[task], pairs).to_json()}
+def _draw(drawn: optuna.Trial, task: str, pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    return {"trials": [suggest(drawn, TASKS[task], pairs).to_json()]}
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -78,19 +77,20 @@ def get_algorithm(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-class SharedVectors:
-    """Embeddings in Ray's object store: each once for all trials, and once on each node."""
+def bundles(trials: Sequence[Trial], slots: float) -> list[list[Trial]]:
+    """Returns the trials in bundles, each of which runs in one process: one an embedding, so that its trials share its
+    principal components.
 
-    def __init__(self) -> None:
-        self._references: dict[Pair, ray.ObjectRef] = {}
-
-    def put(self, pair: Pair, vectors: np.ndarray) -> None:
-        """Stores an embedding (n, d)."""
-        self._references[pair] = ray.put(vectors)
-
-    def __call__(self, pair: Pair) -> np.ndarray:
-        """The embedding, in any process of the Ray cluster, without a copy."""
-        return ray.get(self._references[pair])
+    slots: bundles that can run side by side. Where there are too few embeddings to keep all slots busy to the end, a
+    bundle is the trials of an embedding with equally many components, or a single trial.
+    """
+    for key in (lambda trial: trial.pair, lambda trial: (trial.pair, trial.components), lambda trial: trial):
+        grouped: dict[Hashable, list[Trial]] = {}
+        for trial in trials:
+            grouped.setdefault(key(trial), []).append(trial)
+        if len(grouped) >= BUNDLES * slots:
+            break
+    return list(grouped.values())
 
 
 class _Report(tune.Callback):
@@ -105,19 +105,21 @@ class _Report(tune.Callback):
         return {}  # Tune writes its callbacks to disk, to restore a run, which is never done; threads cannot be written
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
-        self.trials.append(Trial.from_json(trial.last_result["trial"]))
-        self.progress.add(1)
+        ended = [Trial.from_json(text) for text in trial.last_result["trials"]]
+        self.trials += ended
+        self.progress.add(len(ended))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         with open(trial.error_file, encoding="utf-8") as file:
             self.error = file.read()
-        self.progress.add(1, 1)
+        lost = len(trial.config["trials"])
+        self.progress.add(lost, lost)
 
 
 def _memory(problem: Problem) -> dict[str, float]:
-    """The memory that each trial asks Ray for, so that no more trials run side by side than fit; logged beforehand."""
-    config, exact = problem.config, problem.slices.square_bytes()
-    needed = min(exact, config.limit)
+    """The memory that each bundle of trials asks Ray for, so that no more run side by side than fit; logged
+    beforehand."""
+    config, exact, needed = problem.config, problem.slices.square_bytes(), problem.trial_bytes
     if exact > config.limit:
         log.info(
             "search %s: distances and dendrograms would take %.1f GB in a trial, above --max-memory %g: in "
@@ -128,7 +130,7 @@ def _memory(problem: Problem) -> dict[str, float]:
         )
     if needed < SMALL_MEMORY:
         return {}
-    log.info("search %s: up to %.1f GB for distances and dendrograms in a trial", config.task, needed / 1e9)
+    log.info("search %s: up to %.1f GB for vectors, distances and dendrograms in a trial", config.task, needed / 1e9)
     largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if largest < needed:
         log.warning("search %s: no node has that much memory; give a smaller --max-memory if trials fail", config.task)
@@ -147,19 +149,24 @@ def run_trials(
     gpus = usable_gpus(config.gpus)
     resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
     resources |= _memory(problem)
+    slots = gpus / config.gpus_per_trial if gpus else ray.cluster_resources().get("CPU", 1)
 
-    def trainable(settings: Mapping[str, str], problem: Problem) -> None:
+    def trainable(settings: Mapping[str, str | list[str]], problem: Problem) -> None:
         torch.set_num_threads(1)
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-        tune.report({"merit": problem.run(Trial.from_json(settings["trial"]), device), "trial": settings["trial"]})
+        texts = settings["trials"]
+        merit = problem.run([Trial.from_json(text) for text in texts], device)
+        if device == "cuda":
+            torch.cuda.empty_cache()  # the process stays for the next trials; others share the GPU meanwhile
+        tune.report({"merit": merit, "trials": texts})
 
     report = _Report(progress)
-    searcher, space, samples = None, {"trial": tune.grid_search([trial.to_json() for trial in todo])}, 1
+    planned = [[trial.to_json() for trial in bundle] for bundle in bundles(todo, slots)] if todo else []
+    searcher, space, samples = None, {"trials": tune.grid_search(planned)}, 1
     if algorithm.searcher:
-        parallel = gpus / config.gpus_per_trial if gpus else ray.cluster_resources().get("CPU", 1)
         drawing = algorithm.searcher(config, problem.task, pairs)
         # In batches, so that what is drawn next does not depend on which trial ends first.
-        searcher, space, samples = ConcurrencyLimiter(drawing, max(1, int(parallel)), batch=True), {}, total
+        searcher, space, samples = ConcurrencyLimiter(drawing, max(1, int(slots)), batch=True), {}, total
     with tempfile.TemporaryDirectory(prefix="gansfp-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable, problem=problem), resources),
@@ -168,16 +175,19 @@ def run_trials(
             run_config=tune.RunConfig(storage_path=scratch, name="search", verbose=0, callbacks=[report]),
         )
         tuner.fit()
-    expected = total if algorithm.searcher else len(todo)
     if error := from_text(report.error):
         raise error
-    if len(report.trials) < expected:  # Tune goes on after a worker's death
-        missing = expected - len(report.trials)
-        raise GansfpError(f"search {config.task}: {missing} of {expected} trials did not end; run the command again")
+    # Tune goes on after a worker's death. A trial that ended before it, in the same bundle, has left its file.
+    lost = total - len(report.trials)
+    if not algorithm.searcher:
+        lost = sum(not is_there(problem.place(trial)) for trial in todo)
+    if lost > 0:
+        expected = total if algorithm.searcher else len(todo)
+        raise GansfpError(f"search {config.task}: {lost} of {expected} trials did not end; run the command again")
     return report.trials
 
 
-def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[np.ndarray], Result]) -> Iterator[Result]:
+def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[Vectors], Result]) -> Iterator[Result]:
     """What `compute` gives for the vectors of each embedding, in the order of the pairs, a core each."""
 
     def task(pair: Pair) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from gansfp import store
 from gansfp.errors import DataError
 
 IDENTITY = b"gansfp_identity"  # key in a shard's Parquet metadata
+WIDTH = b"width"  # key in the metadata of a table as it was read: numbers in a vector
 FAILED = "failed"  # the status of a slice that could not be read; its embedding is null
 READERS = 8  # threads that read shards: a remote store answers slowly, but answers many requests at once
 LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes, and URIs add percent signs
@@ -78,20 +79,44 @@ def _write(work: str, identity: Mapping[str, str], table: pa.Table) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Embeddings:
-    """The vectors of some images, in the order of the request.
+class Statuses:
+    """How the embedding of some images went, in the order of the request.
 
-    vectors: (n, d) float32, zeros for a failed image; status: (n,) str; error: (n,) str.
+    status: (n,) str; error: (n,) str. width: numbers in a vector; 0 where there is no image.
     """
 
-    vectors: np.ndarray
     status: np.ndarray
     error: np.ndarray
+    width: int
 
     @property
     def ok(self) -> np.ndarray:
         """(n,) bool: True for the rows that hold a vector."""
         return self.status != FAILED
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings(Statuses):
+    """The same with the vectors: (n, d) float32, zeros for a failed image."""
+
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEmbedding:
+    """The vectors of some images under one identity, which are read when they are asked for.
+
+    images: content hash by image id.
+    """
+
+    work: str
+    identity: Mapping[str, str]
+    images: Mapping[str, str]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the vectors (m, d) float32 of these rows (m,) of the images. Raises DataError as read_embeddings."""
+        ids = np.array(list(self.images), object)[rows].tolist()
+        return read_embeddings(self.work, self.identity, {image_id: self.images[image_id] for image_id in ids}).vectors
 
 
 def repair_and_list_done(
@@ -143,33 +168,66 @@ def count_done(work: str, identity: Mapping[str, str], images: Mapping[str, str]
 def read_embeddings(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> Embeddings:
     """Returns the embeddings of `images` (sha256 by image id) under one identity.
 
-    If two shards hold an image, one of its rows is used. Raises DataError if an image has no row.
+    Reads the vectors of the shards alone that hold one of the images. If two shards hold an image, one of its rows is
+    used. Raises DataError if an image has no row.
     """
-    row_of = {image_id: row for row, image_id in enumerate(images)}
-    vectors = np.zeros((len(row_of), 0), np.float32)
-    status, error = np.full(len(row_of), "", object), np.full(len(row_of), "", object)
-    for _, table in _tables(work, identity, None):
+    rows = _Rows(images)
+    vectors = np.zeros((len(images), 0), np.float32)
+    for _, table in _tables(work, identity, None, images=images):
+        targets, used = rows.place(table)
+        of_shard = _dense(table["embedding"].combine_chunks())
+        if not vectors.shape[1]:
+            vectors = np.zeros((len(images), of_shard.shape[1]), np.float32)
+        vectors[targets] = of_shard[used]
+    rows.check_complete(work, identity)
+    return Embeddings(rows.status, rows.error, vectors.shape[1], vectors)
+
+
+def read_statuses(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> Statuses:
+    """Returns what read_embeddings returns, without reading the vectors. Raises DataError if an image has no row."""
+    rows, width = _Rows(images), 0
+    for _, table in _tables(work, identity, ["image_id", "sha256", "status", "error"]):
+        rows.place(table)
+        width = int(table.schema.metadata[WIDTH])
+    rows.check_complete(work, identity)
+    return Statuses(rows.status, rows.error, width)
+
+
+class _Rows:
+    """The rows of some images (sha256 by image id), which shards fill one after the other."""
+
+    def __init__(self, images: Mapping[str, str]) -> None:
+        self.images = images
+        self.row_of = {image_id: row for row, image_id in enumerate(images)}
+        self.status, self.error = (np.full(len(images), "", object) for _ in range(2))
+
+    def place(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Takes status and error of the rows of a shard that belong here. Returns the rows (m,) that they fill, and
+        which rows of the shard these are, (rows of the shard,) bool."""
         ids, hashes = table["image_id"].to_pylist(), table["sha256"].to_pylist()
         # A row without a hash says why the file could not be read; a row with the current hash replaces it.
         targets = np.array(
             [
-                row_of[i] if images.get(i) == h or (not h and i in row_of and not status[row_of[i]]) else -1
+                self.row_of[i]
+                if self.images.get(i) == h or (not h and i in self.row_of and not self.status[self.row_of[i]])
+                else -1
                 for i, h in zip(ids, hashes, strict=True)
             ],
             dtype=np.int64,
         )
         used = targets >= 0
-        of_shard = _dense(table["embedding"].combine_chunks())
-        if not vectors.shape[1]:
-            vectors = np.zeros((len(row_of), of_shard.shape[1]), np.float32)
-        vectors[targets[used]] = of_shard[used]
-        status[targets[used]] = np.array(table["status"].to_pylist(), object)[used]
-        error[targets[used]] = np.array(table["error"].to_pylist(), object)[used]
-    missing = [image_id for image_id, row in row_of.items() if not status[row]]
-    if missing:
-        place = folder(work, (identity["backbone"], identity["view"]))
-        raise DataError(f"{place}: no embedding of {len(missing)} images, such as {missing[0]!r}; run jobs.embed again")
-    return Embeddings(vectors, status, error)
+        self.status[targets[used]] = np.array(table["status"].to_pylist(), object)[used]
+        self.error[targets[used]] = np.array(table["error"].to_pylist(), object)[used]
+        return targets[used], used
+
+    def check_complete(self, work: str, identity: Mapping[str, str]) -> None:
+        """Raises DataError if an image has no row."""
+        missing = [image_id for image_id, row in self.row_of.items() if not self.status[row]]
+        if missing:
+            place = folder(work, (identity["backbone"], identity["view"]))
+            raise DataError(
+                f"{place}: no embedding of {len(missing)} images, such as {missing[0]!r}; run jobs.embed again"
+            )
 
 
 def _dense(column: pa.FixedSizeListArray) -> np.ndarray:
@@ -187,10 +245,12 @@ def _tables(
     identity: Mapping[str, str],
     columns: list[str] | None,
     on_truncated: Callable[[str], None] | None = None,
+    images: Collection[str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
     """Returns the shards of an identity, in the order of their names. Logs how many shards of others it leaves out.
 
-    on_truncated: called with the path of a truncated file, after the warning.
+    columns: those to read, None for all. on_truncated: called with the path of a truncated file, after the warning.
+    images: ids; shards that hold none of them come without rows.
     """
     place = folder(work, (identity["backbone"], identity["view"]))
     paths = sorted(store.list_files(place, ".parquet"))
@@ -198,7 +258,9 @@ def _tables(
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(paths), AHEAD):
             part = paths[start : start + AHEAD]
-            for path, result in zip(part, pool.map(lambda path: _read(path, identity, columns), part), strict=True):
+            for path, result in zip(
+                part, pool.map(lambda path: _read(path, identity, columns, images), part), strict=True
+            ):
                 if isinstance(result, pa.Table):
                     yield path, result
                 elif result is None:
@@ -214,13 +276,23 @@ def _tables(
         log.warning("%s: left out %d shards of another identity (weights, mask or precision)", place, others)
 
 
-def _read(path: str, identity: Mapping[str, str], columns: list[str] | None) -> pa.Table | Exception | None:
-    """Returns the columns of a shard; None for a shard of another identity, the error for one that cannot be read."""
+def _read(
+    path: str, identity: Mapping[str, str], columns: list[str] | None, images: Collection[str] | None = None
+) -> pa.Table | Exception | None:
+    """Returns the columns of a shard, as _tables; None for a shard of another identity, the error for one that cannot
+    be read."""
     file_system, inner = store.open_store(path)
     try:
         with file_system.open_input_file(inner) as source:
             file = store.open_parquet(source)
-            of_shard = json.loads((file.schema_arrow.metadata or {}).get(IDENTITY, b"{}"))
-            return file.read(columns=columns) if of_shard == dict(identity) else None
+            schema = file.schema_arrow
+            if json.loads((schema.metadata or {}).get(IDENTITY, b"{}")) != dict(identity):
+                return None
+            if images is not None and not any(
+                i in images for i in file.read(columns=["image_id"])["image_id"].to_pylist()
+            ):
+                return schema.empty_table()
+            width = str(schema.field("embedding").type.list_size)
+            return file.read(columns=columns).replace_schema_metadata({WIDTH: width})
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and UnicodeDecodeError are ValueErrors
         return error

@@ -16,7 +16,8 @@ from sklearn.mixture import GaussianMixture
 from gansfp.errors import UsageError
 from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.dendrograms import LINKAGES
-from gansfp.scoring.distances import MAX_MEMORY, METRICS, pca, standardise
+from gansfp.scoring.distances import MAX_MEMORY, METRICS
+from gansfp.scoring.projections import pca, standardise
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 COVARIANCES = ("full", "diag", "tied", "spherical")

@@ -2,10 +2,10 @@
 
 Distances and dendrograms of n slices take memory that grows by n^2. Up to `limit` bytes they are exact. Above the
 limit, hierarchical clustering joins the centres of a mini-batch k-means (Sculley 2010) instead of the slices. There are
-as many centres as the limit allows, each weighs as much as its slices, and a slice gets the label of its centre. So
-Ward's dendrogram continues from the clusters of the k-means; average, complete and single linkage use the distance of
-two centres in place of the distances of their slices. Silhouettes are then means over a random sample of the slices,
-not over centres, because centres lie closer together than slices do.
+as many centres as the limit allows, at most MOST_CENTRES, each weighs as much as its slices, and a slice gets the label
+of its centre. So Ward's dendrogram continues from the clusters of the k-means; average, complete and single linkage use
+the distance of two centres in place of the distances of their slices. Silhouettes are then means over a random sample
+of the slices, not over centres, because centres lie closer together than slices do.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
 from gansfp.scoring.dendrograms import cluster_centres, cuts, dendrogram
-from gansfp.scoring.distances import MAX_MEMORY, coordinates, self_distances
+from gansfp.scoring.distances import MAX_MEMORY, self_distances
+from gansfp.scoring.projections import coordinates
 
 _METRICS_HELD = 2  # metrics whose distances are in memory at the same time
 _PASSES = 3  # of the mini-batch k-means over all slices: centres need not be exact
+MOST_CENTRES = 2000  # more take longer and change no cut into tens of clusters
 
 _log = logging.getLogger(__name__)
 
@@ -41,19 +43,27 @@ def exact_within(limit: int) -> int:
 def centres_within(limit: int) -> int:
     """Returns how many centres represent the slices when there are more than `exact_within(limit)`. Memory then holds
     distances of centres, and distances of equally many sampled slices."""
-    return isqrt(limit // (exact_bytes(1) + 4 * _METRICS_HELD))
+    return min(MOST_CENTRES, isqrt(limit // (exact_bytes(1) + 4 * _METRICS_HELD)))
 
 
 class ClusteringSpace:
-    """n prepared slices. x: (n, d) float32; limit: bytes for all that grows by n^2, beside x.
+    """n prepared slices. x: (n, d) float32; limit: bytes for all that grows by n^2, beside x; leading: (n, c) float32,
+    the leading principal components of x where k-means reads these, or None.
 
     leaf: (n,) the leaf of the dendrograms that represents a slice: the slice itself, or its centre; leaves: (m, d)
     float32; weights: (m,) slices of each leaf, or None where every leaf is a slice; silhouette_sample: (s,) rows of the
     slices over which silhouettes are computed.
     """
 
-    def __init__(self, x: np.ndarray, device: str = "cpu", limit: int = MAX_MEMORY, seed: int = 0) -> None:
-        self.x, self.device, self.limit, self.seed = x, device, limit, seed
+    def __init__(
+        self,
+        x: np.ndarray,
+        device: str = "cpu",
+        limit: int = MAX_MEMORY,
+        seed: int = 0,
+        leading: np.ndarray | None = None,
+    ) -> None:
+        self.x, self.device, self.limit, self.seed, self.leading = x, device, limit, seed, leading
         self.exact = len(x) <= exact_within(limit)
         self._distances: dict[tuple[str, bool], np.ndarray] = {}
         self._trees: dict[tuple[str, str], np.ndarray] = {}
@@ -75,7 +85,8 @@ class ClusteringSpace:
     def subset(self, rows: np.ndarray) -> ClusteringSpace:
         """Returns the space of some rows, with the same limit again. It takes distances from this space where these
         are exact."""
-        subset = ClusteringSpace(self.x[rows], self.device, self.limit, self.seed)
+        leading = None if self.leading is None else self.leading[rows]
+        subset = ClusteringSpace(self.x[rows], self.device, self.limit, self.seed, leading)
         if self.exact:
             subset._parent = self, rows
         return subset
@@ -94,7 +105,9 @@ class ClusteringSpace:
             reassignment_ratio=0,
             random_state=self.seed,
         )
-        return np.unique(model.fit(self.x).labels_, return_inverse=True)[1]  # a centre may have lost its last slice
+        return np.unique(model.fit(self.coordinates).labels_, return_inverse=True)[
+            1
+        ]  # a centre may have lost its last slice
 
     @cached_property
     def leaves(self) -> np.ndarray:
@@ -112,8 +125,8 @@ class ClusteringSpace:
 
     @cached_property
     def coordinates(self) -> np.ndarray:
-        """The slices in the coordinates that k-means uses, (n, ...) float64, the type that it computes fastest."""
-        return coordinates(self.x, self.device)
+        """The slices in the coordinates that k-means reads, (n, ...)."""
+        return coordinates(self.x, self.device) if self.leading is None else self.leading
 
     @property
     def approximation(self) -> dict[str, int]:

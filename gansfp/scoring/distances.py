@@ -1,14 +1,13 @@
-"""Distances, nearest neighbours and principal components of embeddings.
+"""Distances and nearest neighbours of embeddings.
 
-Large products run in torch on the given device, block by block, in float64. Products in float32 would lose the small
-distances between near-identical slices, which membership inference looks for, and ties would depend on the device.
-Functions whose memory grows with the square of the number of slices say so; clustering_space.py limits it.
+Distances to many rows are computed in strips. Euclidean and cosine distances come from matrix products in float32,
+which take less than half the time of float64. Such a product loses the small distances between near-identical slices,
+which membership inference looks for. Therefore every pair that comes out near gets a second look in float64, from the
+difference of its two rows, and `nearest` orders the nearest rows by float64 distances, so that ties do not depend on
+the device. Functions whose memory grows with the square of the number of slices say so; clustering_space.py limits it.
 """
 
-import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import isqrt
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,58 +15,127 @@ from scipy.spatial.distance import cdist
 
 from gansfp.errors import UsageError
 
-_log = logging.getLogger(__name__)
-
-
-def _euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    x, y = x.double(), y.double()
-    squares = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * (x @ y.T)
-    return squares.clamp_(min=0).sqrt_()
-
-
-def _manhattan(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    if x.device.type == "cpu":  # on a CPU scipy takes half the time of PyTorch
-        return torch.from_numpy(cdist(x.numpy(), y.numpy(), "cityblock"))
-    return torch.cdist(x, y, p=1)
-
-
-def _cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # normalize keeps a zero vector zero, so that its similarity to every vector is 0 and its distance 1
-    x = torch.nn.functional.normalize(x.double(), eps=1e-300)
-    y = torch.nn.functional.normalize(y.double(), eps=1e-300)
-    return (1 - x @ y.T).clamp_(0, 2)
-
-
-METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "euclidean": _euclidean,
-    "manhattan": _manhattan,
-    "cosine": _cosine,
-}
-MAX_MEMORY = 4_000_000_000  # bytes; a fixed number, so that a seed gives the same result on every machine
-MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
+MAX_MEMORY = 1_000_000_000  # bytes; a fixed number, so that a seed gives the same result on every machine
 PAIRS = 1 << 22  # distances in one strip where only the nearest are kept: 16 MB
+# The rounding error of a product in float32 is at most about 2e-7 of the two squared norms. Above this share of them a
+# squared distance is right to 4e-6, the distance to 2e-6; below it, float64 takes a second look.
+NEAR = 1 / 16
+FEW = 1 / 64  # share of near pairs up to which looking at each is faster than a whole product in float64
+SPARE = 8  # rows beside the nearest ones that also get a second look, because rounding may have changed their order
 
 
-def matrix_bytes(n: int, m: int) -> int:
-    """Returns the bytes of an (n, m) float32 distance matrix."""
-    return 4 * n * m
+class _Euclidean:
+    """Distances to the rows of y (m, d) float32, which are prepared once: on the device, and shifted to their mean.
+
+    The shift changes no distance. Without it, the norms of features that share a large mean would hide the distances.
+    """
+
+    def __init__(self, y: np.ndarray, device: str) -> None:
+        self._y, self._device = tensor(y, device), device
+        self._centre = mean_of_rows(self._y).float()
+        self._shifted = self._y - self._centre
+        self._squares = self._shifted.square().sum(1)
+
+    def __call__(self, x: np.ndarray, start: int = 0) -> np.ndarray:
+        """Returns the distances of x (n, d) float32 to the rows of y from `start`: (n, m - start) float32."""
+        rows = tensor(x, self._device)
+        return self._squared(rows, start).sqrt_().cpu().numpy()
+
+    def _squared(self, rows: torch.Tensor, start: int) -> torch.Tensor:
+        shifted = rows - self._centre
+        squares = shifted.square().sum(1, keepdim=True) + self._squares[start:]
+        apart = torch.addmm(squares, shifted, self._shifted[start:].T, alpha=-2)
+        near = apart < squares.mul_(NEAR)
+        count = int(near.sum())
+        if count > FEW * near.numel():
+            return self._squared_in_float64(rows, start)
+        if count:
+            first, second = near.nonzero(as_tuple=True)
+            apart[first, second] = self._looked_at(rows, first, second + start)
+        return apart.clamp_(min=0)
+
+    def _looked_at(self, rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        step = max(1, PAIRS // rows.shape[1])
+        parts = [slice(start, start + step) for start in range(0, len(first), step)]
+        differences = (rows[first[part]].double() - self._y[second[part]] for part in parts)
+        return torch.cat([difference.square_().sum(1).float() for difference in differences])
+
+    def _squared_in_float64(self, rows: torch.Tensor, start: int) -> torch.Tensor:
+        x = rows.double() - self._centre
+        parts = []
+        for part in self._y[start:].split(1024):  # in parts, so that float64 takes little memory
+            y = part.double() - self._centre
+            parts.append((x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * (x @ y.T)).clamp_(min=0).float())
+        return torch.cat(parts, 1)
 
 
-def pairwise(
-    x: np.ndarray, y: np.ndarray, metric: str = "euclidean", device: str = "cpu", block: int = 1024
-) -> np.ndarray:
-    """Returns the distances of every row of x to every row of y: (n, m) float32.
+class _Cosine:
+    """One minus the cosine: half the squared euclidean distance of the rows at norm 1. That of a zero vector is 1."""
 
-    x: (n, d) float32, y: (m, d) float32, finite. Computed in blocks of `block` by `block` rows: beside the result it
-    takes about 32 * block * d bytes on the device.
+    def __init__(self, y: np.ndarray, device: str) -> None:
+        unit, self._empty = _unit(y)
+        self._euclidean = _Euclidean(unit, device)
 
-    Equal to scipy.spatial.distance.cdist, except for a zero vector with cosine: its distance to every vector is 1. The
-    euclidean distance comes from one matrix product, |x|^2 + |y|^2 - 2xy. In float64 its cancellation error puts
-    identical rows at most about 1e-7 of their norm apart. Raises UsageError for an unknown metric and for rows of
-    different lengths.
+    def __call__(self, x: np.ndarray, start: int = 0) -> np.ndarray:
+        """As _Euclidean."""
+        unit, empty = _unit(x)
+        apart = np.square(self._euclidean(unit, start)) / 2
+        apart[empty] = 1
+        apart[:, self._empty[start:]] = 1
+        return np.minimum(apart, 2)
+
+
+def _unit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows at norm 1 (n, d) float32, and which are zero (n,) bool; these stay zero."""
+    unit, empty = np.empty(x.shape, np.float32), np.empty(len(x), bool)
+    for part in strips(*x.shape):
+        rows = x[part].astype(np.float64)
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        empty[part] = norms[:, 0] == 0
+        unit[part] = rows / np.where(norms > 0, norms, 1)
+    return unit, empty
+
+
+class _Manhattan:
+    """Sums of absolute differences, in float64: nothing cancels in them, and no product computes them."""
+
+    def __init__(self, y: np.ndarray, device: str) -> None:
+        self._y, self._device = y, device
+
+    def __call__(self, x: np.ndarray, start: int = 0) -> np.ndarray:
+        """As _Euclidean."""
+        if self._device == "cpu":  # on a CPU scipy takes two thirds of the time of PyTorch
+            return cdist(x, self._y[start:], "cityblock").astype(np.float32)
+        rows, columns = (tensor(a, self._device).double() for a in (x, self._y[start:]))
+        return torch.cdist(rows, columns, p=1).float().cpu().numpy()
+
+
+Metric = type[_Euclidean] | type[_Cosine] | type[_Manhattan]
+METRICS: dict[str, Metric] = {"euclidean": _Euclidean, "manhattan": _Manhattan, "cosine": _Cosine}
+
+
+def distance_strips(
+    x: np.ndarray, y: np.ndarray, metric: str = "euclidean", device: str = "cpu"
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields the distances of every row of x to every row of y a strip at a time: rows of x, and (rows, m) float32.
+
+    x: (n, d) float32, y: (m, d) float32, finite. A strip holds at most PAIRS distances, or those of one row;
+    beside y a copy of y and a few strips are in memory. Equal to scipy.spatial.distance.cdist, except for a zero vector
+    with cosine: its distance to every vector is 1. Raises UsageError for an unknown metric and for rows of different
+    lengths.
     """
     _check(x, y, metric)
-    return _blockwise(x, y, metric, device, block)
+    to_y = METRICS[metric](y, device)
+    for part in strips(len(x), len(y)):
+        yield part, to_y(x[part])
+
+
+def pairwise(x: np.ndarray, y: np.ndarray, metric: str = "euclidean", device: str = "cpu") -> np.ndarray:
+    """Returns the distances of every row of x to every row of y, (n, m) float32; see distance_strips."""
+    distances = np.empty((len(x), len(y)), dtype=np.float32)
+    for part, strip in distance_strips(x, y, metric, device):
+        distances[part] = strip
+    return distances
 
 
 def self_distances(x: np.ndarray, metric: str = "euclidean", device: str = "cpu", block: int = 256) -> np.ndarray:
@@ -76,9 +144,10 @@ def self_distances(x: np.ndarray, metric: str = "euclidean", device: str = "cpu"
     x: (n, d) float32; returns (n, n) float32.
     """
     _check(x, x, metric)
+    to_x = METRICS[metric](x, device)
     distances = np.empty((len(x), len(x)), dtype=np.float32)
     for i in range(0, len(x), block):
-        strip = _blockwise(x[i : i + block], x[i:], metric, device, block)
+        strip = to_x(x[i : i + block], i)
         distances[i : i + block, i:] = strip
         distances[i:, i : i + block] = strip.T
         corner = np.triu(strip[:, : len(strip)], 1)
@@ -86,28 +155,29 @@ def self_distances(x: np.ndarray, metric: str = "euclidean", device: str = "cpu"
     return distances
 
 
-def nearest(
-    x: np.ndarray, y: np.ndarray, count: int, metric: str = "euclidean", device: str = "cpu"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distances (n, count) float32 to the nearest rows of y of each row of x, rising, and these rows
-    (n, count).
+def nearest(x: np.ndarray, y: np.ndarray, count: int, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Returns the euclidean distances (n, count) float32 to the nearest rows of y of each row of x, rising, and these
+    rows (n, count).
 
     There are fewer columns where y has fewer rows. Of equally near rows the first comes first. x: (n, d), y: (m, d)
-    float32. Beside the result it takes the memory of PAIRS distances, or of m.
+    float32. Beside the result it takes a copy of y and a few strips.
     """
     count = min(count, len(y))
+    looked = min(count + SPARE, len(y))
     near, rows = np.empty((len(x), count), np.float32), np.empty((len(x), count), np.int64)
-    for part in strips(len(x), len(y)):
-        distances = pairwise(x[part], y, metric, device)
-        rows[part] = np.argsort(distances, axis=1, kind="stable")[:, :count]
-        near[part] = np.take_along_axis(distances, rows[part], axis=1)
+    for part, strip in distance_strips(x, y, "euclidean", device):
+        nearly = np.sort(np.argpartition(strip, looked - 1, axis=1)[:, :looked], axis=1)
+        apart = np.stack([cdist(row[None], y[of_row])[0] for row, of_row in zip(x[part], nearly, strict=True)])
+        order = np.argsort(apart, axis=1, kind="stable")[:, :count]
+        near[part] = np.take_along_axis(apart, order, axis=1)
+        rows[part] = np.take_along_axis(nearly, order, axis=1)
     return near, rows
 
 
 def smallest(distance: np.ndarray, count: int) -> np.ndarray:
-    """Returns the `count` smallest entries of each row, rising. distance: (n, c); returns (n, at most count)."""
+    """Returns the `count` smallest entries of each row, rising, (n, at most count). distance: (n, c) float32."""
     count = min(count, distance.shape[1])
-    return np.sort(np.partition(distance, count - 1, axis=1)[:, :count], axis=1)
+    return torch.from_numpy(distance).topk(count, largest=False, sorted=True).values.numpy()
 
 
 def strips(n: int, m: int) -> Iterator[slice]:
@@ -117,121 +187,21 @@ def strips(n: int, m: int) -> Iterator[slice]:
 
 
 def _check(x: np.ndarray, y: np.ndarray, metric: str) -> None:
-    """Raises UsageError for what cannot be computed, and logs how much memory the distances will take."""
+    """Raises UsageError for what cannot be computed."""
     if metric not in METRICS:
         raise UsageError(f"distance metric: got {metric!r}, expected one of {sorted(METRICS)}")
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise UsageError(f"distances: got embeddings of shapes {x.shape} and {y.shape}, expected (n, d) and (m, d)")
-    _log.debug("%s distances: %d x %d, %.1f MB", metric, len(x), len(y), matrix_bytes(len(x), len(y)) / 1e6)
 
 
-def _blockwise(x: np.ndarray, y: np.ndarray, metric: str, device: str, block: int) -> np.ndarray:
-    distances = np.empty((len(x), len(y)), dtype=np.float32)
-    for i in range(0, len(x), block):
-        rows = _tensor(x[i : i + block], device)
-        for j in range(0, len(y), block):
-            columns = _tensor(y[j : j + block], device)
-            distances[i : i + block, j : j + block] = METRICS[metric](rows, columns).cpu().numpy()
-    return distances
+def mean_of_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the mean (d,) float64 of rows (n, d) float32. Sums them in parts, so that float64 takes little memory."""
+    sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part in strips(*rows.shape):
+        sums += rows[part].sum(0, dtype=torch.float64)
+    return sums / len(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """Principal components. mean: (d,), components: (k, d) of unit norm, variance_ratio: (k,), all float32."""
-
-    mean: np.ndarray
-    components: np.ndarray
-    variance_ratio: np.ndarray
-
-    def transform(self, x: np.ndarray, device: str = "cpu", block: int = 4096) -> np.ndarray:
-        """Returns the coordinates of x along the components, (n, k) float32. x: (n, d) float32."""
-        mean, basis = _tensor(self.mean, device), _tensor(self.components, device).T
-        parts = [((_tensor(x[i : i + block], device) - mean) @ basis).cpu().numpy() for i in range(0, len(x), block)]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.components)), dtype=np.float32)
-
-
-def fitted_rows(n: int, d: int, limit: int) -> int:
-    """Returns how many of n slices of d numbers `pca` is fitted to within `limit` bytes.
-
-    The square matrix of the slices or of the numbers, whichever is smaller, is in memory about four times in float64.
-    """
-    largest = isqrt(limit // 32)
-    return n if min(n, d) <= largest else largest
-
-
-def pca(
-    x: np.ndarray, components: int | float, device: str = "cpu", limit: int = MAX_MEMORY, seed: int = 0
-) -> Projection:
-    """Returns the principal components of x (n, d) float32.
-
-    components: how many, or a share in (0, 1) for the fewest that keep this share of the variance. Where the square
-    matrix would take more than `limit` bytes, they are fitted to a random part of the slices (fitted_rows). Computed
-    from the eigenvectors of the (n, n) Gram or the (d, d) covariance matrix, whichever is smaller, in float64. Equal to
-    sklearn.decomposition.PCA(svd_solver="full"); signs are chosen so that each component's largest loading is positive.
-    A component beyond the rank of x (duplicates) explains nothing and may be a zero vector. Raises UsageError for more
-    components than x has.
-    """
-    fitted = fitted_rows(len(x), x.shape[1], limit)
-    if fitted < len(x):
-        x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
-    n, d = x.shape
-    most = min(n - 1, d)
-    whole = isinstance(components, (int, np.integer))
-    if not (1 <= components <= most if whole else 0 < components < 1 and most >= 1):
-        raise UsageError(
-            f"PCA components: got {components!r} for {n} slices of {d} numbers, expected 1 to {most} or a "
-            "share of the variance between 0 and 1"
-        )
-    rows = _tensor(x, device)
-    mean = rows.mean(0, dtype=torch.float64)
-    wide = n <= d
-    # in blocks along the longer side, so that only one block at a time is in float64
-    square = torch.zeros((min(n, d),) * 2, dtype=torch.float64, device=rows.device)
-    for i in range(0, max(n, d), 4096):
-        part = rows[:, i : i + 4096].double() - mean[i : i + 4096] if wide else (rows[i : i + 4096].double() - mean).T
-        square += part @ part.T
-    variances, vectors = (a.flip(-1) for a in torch.linalg.eigh(square))
-    ratio = (variances.clamp(min=0) / variances.clamp(min=0).sum().clamp(min=1e-300)).cpu().numpy()
-    count = int(components) if whole else int(np.searchsorted(np.cumsum(ratio), components, side="right")) + 1
-    count = min(count, most)
-    basis = vectors[:, :count]
-    if wide:  # Gram matrix: the components are combinations of the rows of x, with its eigenvectors as weights
-        basis = torch.cat([(rows[:, i : i + 4096].double() - mean[i : i + 4096]).T @ basis for i in range(0, d, 4096)])
-        norms = basis.norm(dim=0)
-        basis = torch.where(norms > 1e-7 * norms.max(), basis / norms.clamp(min=1e-300), torch.zeros_like(basis))
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = torch.where(largest < 0, -basis, basis).T.contiguous()
-    return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio[:count].astype(np.float32))
-
-
-def coordinates(x: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """Returns coordinates with the euclidean distances of x (n, d) float32, in fewer numbers for k-means to read.
-
-    They are (n, n - 1) float64 along all principal components, from the Gram matrix (classical scaling). For more
-    slices than numbers, and for more than MAX_COORDINATES slices, they are x in float64.
-    """
-    n, d = x.shape
-    if not 1 < n <= min(d, MAX_COORDINATES):
-        return x.astype(np.float64)
-    rows = _tensor(x, device).double()
-    rows -= rows.mean(0)
-    variances, vectors = torch.linalg.eigh(rows @ rows.T)
-    return (vectors * variances.clamp(min=0).sqrt()).flip(1)[:, :-1].cpu().numpy()
-
-
-def standardise(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns z-scores of x by the mean and standard deviation of reference; a column constant in reference becomes 0.
-
-    x: (n, d), reference: (m, d); returns (n, d) float32.
-    """
-    constant = reference.max(0) == reference.min(0)
-    mean = reference.mean(0, dtype=np.float64)
-    spread = np.where(constant, 1, reference.std(0, dtype=np.float64))
-    scores = np.empty(x.shape, np.float32)
-    for part in strips(*x.shape):  # in parts, so that float64 takes little memory
-        scores[part] = np.where(constant, 0, (x[part] - mean) / spread)
-    return scores
-
-
-def _tensor(a: np.ndarray, device: str) -> torch.Tensor:
+def tensor(a: np.ndarray, device: str) -> torch.Tensor:
+    """Returns an array as a float32 tensor on the device, on a CPU without a copy where it is float32 already."""
     return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)).to(device)

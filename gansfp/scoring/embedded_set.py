@@ -12,6 +12,7 @@ from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring import distances
 from gansfp.scoring.clustering_space import ClusteringSpace
+from gansfp.scoring.projections import coordinates
 from gansfp.statistics.resampling import group_codes
 
 TINY = 1e-12  # added before every logarithm, because a copy has distance 0
@@ -24,7 +25,8 @@ class EmbeddedSet:
     generated: (g, d) float32; real: (n, d) float32; labels: (n,) 1 used, 0 not used, -1 unknown; groups: (n,) equal for
     slices of one patient; folds: (n,) fold of each labelled slice, -1 for unknown slices. limit: bytes for what grows
     by the square of the number of generated slices; distances to real slices are computed in strips, and only the
-    nearest are kept.
+    nearest are kept. leading: (g + n, c) float32, all slices along their leading principal components, the generated
+    ones first: k-means of many slices reads these (Cohen et al. 2015); None where it reads all numbers.
     """
 
     generated: np.ndarray
@@ -36,6 +38,7 @@ class EmbeddedSet:
     device: str = "cpu"
     seed: int = 0
     limit: int = distances.MAX_MEMORY
+    leading: np.ndarray | None = None
     codes: np.ndarray = field(init=False)
     _near: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(init=False, default_factory=dict)
 
@@ -67,7 +70,7 @@ class EmbeddedSet:
     @cached_property
     def generated_space(self) -> ClusteringSpace:
         """The generated slices, prepared for clustering."""
-        return ClusteringSpace(self.generated, self.device, self.limit, self.seed)
+        return ClusteringSpace(self.generated, self.device, self.limit, self.seed, self._leading_generated)
 
     def to_generated(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the distances to the `count` nearest generated slices, rising, (n, count) float32, and the margin
@@ -96,36 +99,39 @@ class EmbeddedSet:
         return self._near[name, count]
 
     def _to_generated(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        near, margin = np.full((len(self.real), 0), np.inf, np.float32), np.full(len(self.real), -np.inf)
-        for part in distances.strips(len(self.generated), len(self.real)):
-            distance = distances.pairwise(self.generated[part], self.real, self.metric, self.device)
-            near = distances.smallest(np.concatenate([near, distance.T], axis=1), count)
-            margin = np.maximum(margin, _margins(distance, self.codes))
-        return near, margin
+        near = np.full((len(self.real), 0), np.inf, np.float32)
+        margin = np.zeros(len(self.real), np.float32)
+        for _, strip in distances.distance_strips(self.generated, self.real, self.metric, self.device):
+            margin = np.maximum(margin, _largest_ratios(strip, self.codes))
+            near = distances.smallest(np.concatenate([near, strip.T], axis=1), count)
+        return near, np.log(margin.astype(np.float64))
 
     def _to_real(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         to_any, to_not_used = (np.full((len(self.real), count), np.inf, np.float32) for _ in range(2))
-        for part in distances.strips(len(self.real), len(self.real)):
-            distance = distances.pairwise(self.real[part], self.real, self.metric, self.device)
-            distance[self.codes[part, None] == self.codes] = np.inf
-            near = distances.smallest(distance, count)
+        for part, strip in distances.distance_strips(self.real, self.real, self.metric, self.device):
+            strip[self.codes[part, None] == self.codes] = np.inf
+            near = distances.smallest(strip, count)
             to_any[part, : near.shape[1]] = near
-            distance[:, self.labels != NOT_USED] = np.inf
-            distance[self.folds[part, None] == self.folds] = np.inf
-            near = distances.smallest(distance, count)
+            reference = self.labels == NOT_USED
+            strip = strip[:, reference]
+            strip[self.folds[part, None] == self.folds[reference]] = np.inf
+            near = distances.smallest(strip, count)
             to_not_used[part, : near.shape[1]] = near
         return to_any, to_not_used
 
+    @property
+    def _leading_generated(self) -> np.ndarray | None:
+        return None if self.leading is None else self.leading[: len(self.generated)]
+
     @cached_property
     def generated_coordinates(self) -> np.ndarray:
-        """The generated slices in the coordinates that k-means uses, (g, ...) float64, the type that it computes
-        fastest."""
-        return distances.coordinates(self.generated, self.device)
+        """The generated slices in the coordinates that k-means reads, (g, ...)."""
+        return coordinates(self.generated, self.device) if self.leading is None else self.leading[: len(self.generated)]
 
     @cached_property
     def real_coordinates(self) -> np.ndarray:
-        """The real slices in the coordinates that k-means uses, (n, ...) float64."""
-        return distances.coordinates(self.real, self.device)
+        """The real slices in the coordinates that k-means reads, (n, ...)."""
+        return coordinates(self.real, self.device) if self.leading is None else self.leading[len(self.generated) :]
 
     def cross_fitted(self, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
         """Returns the scores (n,) of a score that learns: `score(rows, labelled)` computes those of the rows of one
@@ -137,13 +143,17 @@ class EmbeddedSet:
         return scores_of_rows
 
 
-def _margins(distance: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Returns the margins (n,) of to_generated over some generated slices. distance: (g, n), codes: (n,) groups."""
-    distance = distance.astype(np.float64)
+def _largest_ratios(distance: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Returns the exponentials of the margins of to_generated over some generated slices, (n,) float32.
+
+    distance: (g, n) float32; codes: (n,) groups.
+    """
     first = distance.argmin(1)
-    other_group = codes[None, :] != codes[first][:, None]
-    runner_up = np.where(other_group, distance, np.inf).min(1)
-    rival = np.where(other_group, distance.min(1)[:, None], runner_up[:, None])
-    # all real slices are of one patient: there is no other patient to compare with, so every margin is 0
-    rival = np.where(np.isfinite(rival), rival, distance)
-    return (np.log(rival + TINY) - np.log(distance + TINY)).max(0)
+    same_group = codes[None, :] == codes[first][:, None]
+    runner_up = np.where(same_group, np.float32(np.inf), distance).min(1)
+    # where all real slices are of one patient there is no other patient to compare with, so every margin is 0
+    alone = ~np.isfinite(runner_up)
+    tiny = np.float32(TINY)
+    rival = np.where(same_group, runner_up[:, None], distance.min(1)[:, None]) + tiny
+    rival[alone] = distance[alone] + tiny
+    return (rival / (distance + tiny)).max(0)

@@ -22,6 +22,7 @@ from gansfp.labels import NOT_USED, USED
 from gansfp.scoring import distances
 from gansfp.scoring.dendrograms import LINKAGES, cluster_centres, dendrogram_centres
 from gansfp.scoring.embedded_set import TINY, EmbeddedSet
+from gansfp.scoring.projections import pca
 
 Parameters = dict[str, str | int | float | bool]  # of one score, as the configuration of a trial holds them
 Scored = tuple[Parameters, np.ndarray]  # and the scores (n,) of all real slices
@@ -192,7 +193,7 @@ def _span(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     spans = [c for c in sweep.spans if c < min(len(data.generated) - 1, data.generated.shape[1])]
     if not spans:
         return
-    axes = distances.pca(data.generated, max(spans), data.device, data.limit, data.seed)
+    axes = pca(data.generated, max(spans), data.device, data.limit, data.seed)
     scores_of_span = {c: np.empty(len(data.real)) for c in spans}
     for part in distances.strips(*data.real.shape):
         real = data.real[part]

@@ -26,6 +26,7 @@ from sklearn.metrics import (
 )
 
 from gansfp.decision.search_result import Trial
+from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
 from gansfp.labels import UNKNOWN
 from gansfp.runtime.cluster import ClusterConfig, start_ray
@@ -38,7 +39,7 @@ from jobs.benchmarks.measure import Bench, Row, Target
 from tune.membership import MEMBERSHIP, MembershipSlices, SetSlices
 from tune.problem import Problem, SearchConfig, Sweeps, read_table
 from tune.space import grid
-from tune.trials import SharedVectors, run_trials
+from tune.trials import run_trials
 
 KS = tuple(range(2, 32))
 LINKAGES = ("ward", "average", "complete")
@@ -151,6 +152,11 @@ def _sets() -> tuple[np.ndarray, MembershipSlices]:
     return np.concatenate(vectors), MembershipSlices(tuple(sets))
 
 
+def _same_vectors(pair: Pair, reference: ray.ObjectRef) -> np.ndarray:
+    """Returns the same vectors for every pair, from Ray's object store."""
+    return ray.get(reference)
+
+
 def search(bench: Bench) -> list[Row]:
     """Compares configurations a second of the search's own trials with those of one trial a configuration."""
     vectors, slices = _sets()
@@ -159,13 +165,11 @@ def search(bench: Bench) -> list[Row]:
     config = SearchConfig("membership", gpus=0)
     start_ray(ClusterConfig("local"))
     try:
-        shared = SharedVectors()
-        for pair in pairs:
-            shared.put(pair, vectors)
+        vectors_of = partial(_same_vectors, reference=ray.put(vectors))
         keys = {pair: json.dumps(pair) for pair in pairs}
 
         def seconds(kind: type[Problem], name: str, chosen: Sequence[Trial], searched: MembershipSlices) -> float:
-            problem = kind(config, MEMBERSHIP, os.path.join(bench.folder, name), shared, keys, searched)
+            problem = kind(config, MEMBERSHIP, os.path.join(bench.folder, name), vectors_of, keys, searched)
             with Progress(f"search {name}", len(chosen), "trials") as progress:
                 return _timed(lambda: run_trials(problem, chosen, len(chosen), pairs, progress))
 

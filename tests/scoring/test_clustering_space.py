@@ -47,7 +47,7 @@ def test_the_log_says_how_much_memory_exact_distances_would_take(caplog):
     caplog.set_level(logging.INFO)
     ClusteringSpace(np.zeros((50_000, 1), np.float32))
     assert "50,000 slices would take 40.0 GB" in caplog.text
-    assert f"above the limit of 4.0 GB: {centres_within(4 * 10**9):,} centres stand for them" in caplog.text
+    assert "above the limit of 1.0 GB: 2,000 centres stand for them" in caplog.text
 
 
 def test_a_leaf_is_the_mean_of_its_slices():

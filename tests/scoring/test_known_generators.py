@@ -8,8 +8,8 @@ from gansfp.errors import UsageError
 from gansfp.scoring import attribution
 from gansfp.scoring.attribution import Clustering, cluster
 from gansfp.scoring.clustering_space import ClusteringSpace
-from gansfp.scoring.distances import standardise
 from gansfp.scoring.known_generators import NEW, _subsets, name_clusters, score_on_known
+from gansfp.scoring.projections import standardise
 
 CENTRES = np.random.default_rng(0).normal(size=(5, 10)) * 6
 

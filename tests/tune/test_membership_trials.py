@@ -17,6 +17,7 @@ from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.clustering_space import exact_bytes
 from gansfp.scoring.embedded_set import EmbeddedSet
 from gansfp.scoring.membership import Sweep, scores
+from tune import membership
 from tune.membership import MembershipSlices, SetSlices, find_sets
 from tune.problem import Sweeps, TrialOptions
 from tune.rows import SCHEMA, trial_table
@@ -150,6 +151,41 @@ def test_membership_within_a_limit_differs_in_dendrograms_alone():
         assert ("centres" in choices) == by_tree
         if not by_tree and choices["method"] != "span":  # whose components are of a part of the slices
             assert row.scores.tolist() == plain[row.configuration.to_json()]
+
+
+@pytest.mark.parametrize("components", [0, 0.9, 0.99])
+def test_a_trial_gives_the_same_rows_whatever_trials_ran_before_it(components, monkeypatch):
+    monkeypatch.setattr(membership, "MAX_COORDINATES", 10)
+    monkeypatch.setattr(membership, "LEADING", 5)
+    vectors, slices = example()
+    trial = Trial("lbp", "full", components, metric="euclidean")
+    alone, after = (replace(OPTIONS, axes={}) for _ in range(2))
+    for other in (0.5, 0, 0.95):
+        slices.evaluate(Trial("lbp", "full", other, metric="euclidean"), vectors, after)
+    assert set(after.axes) == {"one", "two"}
+    for row, again in zip(slices.evaluate(trial, vectors, alone), slices.evaluate(trial, vectors, after), strict=True):
+        assert row.configuration == again.configuration
+        assert row.configuration.choices["kmeans_components"] >= 5
+        assert row.scores.tolist() == again.scores.tolist()
+
+
+def test_kmeans_along_the_leading_components_finds_the_same_clusters(monkeypatch):
+    """Centres are means of the slices themselves, so scores differ only where a slice changes its cluster."""
+    rng = np.random.default_rng(3)
+    centres = 3 * rng.normal(size=(8, 60))
+    vectors = (centres[rng.integers(8, size=400)] + rng.normal(size=(400, 60))).astype(np.float32)
+    labels = np.array([USED] * 40 + [NOT_USED] * 40 + [UNKNOWN] * 20)
+    folds = np.where(labels == UNKNOWN, -1, np.arange(100) % 4)
+    of_set = SetSlices("s", np.arange(100, 400), np.arange(100), labels, np.arange(100).astype(str), folds)
+    sweep = Sweep(methods=("clusters", "kmeans_per_class", "two_means"), linkages=("kmeans",), ks=(4, 8), class_ks=(8,))
+    options, trial = TrialOptions(Sweeps(sweep, ())), Trial("lbp", "full", 0, metric="euclidean")
+    every = MembershipSlices((of_set,)).evaluate(trial, vectors, options)
+    monkeypatch.setattr(membership, "MAX_COORDINATES", 10)
+    monkeypatch.setattr(membership, "LEADING", 12)
+    leading = MembershipSlices((of_set,)).evaluate(trial, vectors, replace(options, axes={}))
+    assert all(row.configuration.choices["kmeans_components"] >= 12 for row in leading)
+    for row, other in zip(every, leading, strict=True):
+        assert np.corrcoef(row.scores, other.scores)[0, 1] > 0.98, row.configuration
 
 
 def test_a_trial_that_failed_is_one_row():

@@ -1,0 +1,159 @@
+"""Principal components and z-scores of embeddings, and fewer numbers for k-means to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isqrt
+
+import numpy as np
+import torch
+
+from gansfp.errors import UsageError
+from gansfp.scoring.distances import MAX_MEMORY, mean_of_rows, strips, tensor
+
+EXACT_SIDE = 1024  # rows of a square matrix up to which its products are computed in float64
+MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
+LEADING = 256  # principal components that k-means reads of more slices than that
+_BLOCK = 2048  # rows that are in float64 at once
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Principal components, the strongest first.
+
+    mean: (d,) float32; components: (k, d) float32 of unit norm; variance_ratio: (k,) float64, the share of the variance
+    along each. fitted_to: how many slices they were fitted to.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    variance_ratio: np.ndarray
+    fitted_to: int
+
+    def transform(self, x: np.ndarray, device: str = "cpu", block: int = 4096) -> np.ndarray:
+        """Returns the coordinates of x along the components, (n, k) float32. x: (n, d) float32."""
+        mean, basis = tensor(self.mean, device), tensor(self.components, device).T
+        parts = [((tensor(x[i : i + block], device) - mean) @ basis).cpu().numpy() for i in range(0, len(x), block)]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.components)), dtype=np.float32)
+
+    def leading(self, components: int | float) -> Projection:
+        """Returns the first components: how many, or a share in (0, 1) for the fewest that keep this share of the
+        variance; all where there are fewer."""
+        count = kept(self.variance_ratio, components)
+        return replace(self, components=self.components[:count], variance_ratio=self.variance_ratio[:count])
+
+
+def kept(variance_ratio: np.ndarray, components: int | float) -> int:
+    """Returns how many components are kept: a number, or the fewest that have this share in (0, 1) of the variance."""
+    if isinstance(components, (int, np.integer)):
+        return int(components)
+    return int(np.searchsorted(np.cumsum(variance_ratio), components, side="right")) + 1
+
+
+def fitted_rows(n: int, d: int, limit: int) -> int:
+    """Returns how many of n slices of d numbers `pca` is fitted to within `limit` bytes.
+
+    The square matrix of the slices or of the numbers, whichever is smaller, is in memory about four times in float64.
+    """
+    largest = isqrt(limit // 32)
+    return n if min(n, d) <= largest else largest
+
+
+def pca(
+    x: np.ndarray,
+    components: int | float,
+    device: str = "cpu",
+    limit: int = MAX_MEMORY,
+    seed: int = 0,
+    at_least: int = 0,
+) -> Projection:
+    """Returns the principal components of x (n, d) float32.
+
+    components: how many, or a share in (0, 1) for the fewest that keep this share of the variance; with `at_least` no
+    fewer than that, or all that there are. Where the square matrix would take more than `limit` bytes, they are fitted
+    to a random part of the slices (fitted_rows). Computed from the eigenvectors of the (n, n) Gram or the (d, d)
+    covariance matrix, whichever is smaller: in float64 up to EXACT_SIDE rows, above in float32, whose rounding errors
+    are far below the variance that such components have. Equal to sklearn.decomposition.PCA(svd_solver="full"); signs
+    are chosen so that each component's largest loading is positive. A component beyond the rank of x (duplicates)
+    explains nothing and may be a zero vector. Raises UsageError for more components than x has.
+    """
+    fitted = fitted_rows(len(x), x.shape[1], limit)
+    if fitted < len(x):
+        x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
+    n, d = x.shape
+    most = min(n - 1, d)
+    whole = isinstance(components, (int, np.integer))
+    if not (1 <= components <= most if whole else 0 < components < 1 and most >= 1):
+        raise UsageError(
+            f"PCA components: got {components!r} for {n} slices of {d} numbers, expected 1 to {most} or a "
+            "share of the variance between 0 and 1"
+        )
+    rows, wide = tensor(x, device), n <= d
+    mean = mean_of_rows(rows)
+    variances, vectors = (a.flip(-1) for a in torch.linalg.eigh(_square(rows, mean, wide)))
+    variances = variances.double().clamp(min=0)
+    ratio = (variances / variances.sum().clamp(min=1e-300)).cpu().numpy()
+    count = min(max(kept(ratio, components), at_least), most)
+    basis = vectors[:, :count]
+    if wide:  # Gram matrix: the components are combinations of the rows of x, with its eigenvectors as weights
+        basis = torch.cat([_centred(rows, mean, part, basis.dtype, 1).T @ basis for part in _blocks(d)])
+        norms = basis.norm(dim=0)
+        basis = torch.where(norms > 1e-7 * norms.max(), basis / norms.clamp(min=1e-300), torch.zeros_like(basis))
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = torch.where(largest < 0, -basis, basis).T.contiguous()
+    return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio[:count], n)
+
+
+def _square(rows: torch.Tensor, mean: torch.Tensor, wide: bool) -> torch.Tensor:
+    """Returns the Gram matrix of the centred rows (wide), or d times d their covariance times n. rows: (n, d) float32.
+
+    It is summed over blocks along the longer side, so that only one block at a time is copied.
+    """
+    side = min(rows.shape)
+    dtype = torch.float64 if side <= EXACT_SIDE else torch.float32
+    square = torch.zeros((side, side), dtype=dtype, device=rows.device)
+    for part in _blocks(max(rows.shape)):
+        centred = _centred(rows, mean, part, dtype, int(wide))
+        square += centred @ centred.T if wide else centred.T @ centred
+    return square
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, n, _BLOCK))
+
+
+def _centred(rows: torch.Tensor, mean: torch.Tensor, part: slice, dtype: torch.dtype, axis: int) -> torch.Tensor:
+    """Returns a block of rows (axis 0) or columns (axis 1), centred."""
+    if axis:
+        return rows[:, part].to(dtype) - mean[part].to(dtype)
+    return rows[part].to(dtype) - mean.to(dtype)
+
+
+def coordinates(x: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """Returns coordinates with the euclidean distances of x (n, d) float32, in fewer numbers for k-means to read.
+
+    They are (n, n - 1) float64 along all principal components, from the Gram matrix (classical scaling). For more
+    slices than numbers, and for more than MAX_COORDINATES slices, they are x in float64.
+    """
+    n, d = x.shape
+    if not 1 < n <= min(d, MAX_COORDINATES):
+        return x.astype(np.float64)
+    rows = tensor(x, device).double()
+    rows -= rows.mean(0)
+    variances, vectors = torch.linalg.eigh(rows @ rows.T)
+    return (vectors * variances.clamp(min=0).sqrt()).flip(1)[:, :-1].cpu().numpy()
+
+
+def standardise(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns z-scores of x by the mean and standard deviation of reference; a column constant in reference becomes 0.
+
+    x: (n, d), reference: (m, d); returns (n, d) float32.
+    """
+    constant = reference.max(0) == reference.min(0)
+    mean = reference.mean(0, dtype=np.float64)
+    spread = np.where(constant, 1, reference.std(0, dtype=np.float64))
+    scores = np.empty(x.shape, np.float32)
+    for part in strips(*x.shape):  # in parts, so that float64 takes little memory
+        scores[part] = np.where(constant, 0, (x[part] - mean) / spread)
+    return scores

@@ -1,0 +1,106 @@
+"""Principal components, coordinates and z-scores against scikit-learn and plain numpy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+
+from gansfp.errors import UsageError
+from gansfp.scoring import projections
+from gansfp.scoring.projections import coordinates, fitted_rows, pca, standardise
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+def sample(n, d, seed=0, offset=0.0):
+    return (np.random.default_rng(seed).normal(size=(n, d)) + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("n", "d"), [(60, 20), (20, 60), (30, 30)])
+@pytest.mark.parametrize("components", [1, 7, 0.9, 0.95])
+def test_pca_equals_sklearn_up_to_sign(n, d, components, device):
+    x = sample(n, d, offset=3) * np.linspace(0.1, 5, d, dtype=np.float32)
+    expected = PCA(components, svd_solver="full").fit(x.astype(float))
+    got = pca(x, components, device=device)
+    assert got.components.shape == expected.components_.shape
+    np.testing.assert_allclose(got.variance_ratio, expected.explained_variance_ratio_, rtol=1e-5)
+    signs = np.sign((got.components * expected.components_).sum(1, keepdims=True))
+    np.testing.assert_allclose(got.components, signs * expected.components_, atol=1e-5)
+    np.testing.assert_allclose(got.transform(x, block=11), expected.transform(x) * signs.T, atol=1e-3)
+    largest = got.components[np.arange(len(got.components)), np.abs(got.components).argmax(1)]
+    assert np.all(largest > 0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 8), (8, 5000), (5000, 8)])
+def test_pca_of_duplicates_is_finite(n, d):
+    x = np.repeat(sample(3, d), -(-n // 3), axis=0)[:n]
+    got = pca(x, min(n - 1, d))
+    assert np.isfinite(got.components).all()
+    np.testing.assert_allclose(got.variance_ratio[:2].sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("components", [0, -1, 20, 0.0, 1.0, 1.5])
+def test_pca_refuses_what_the_data_cannot_give(components):
+    with pytest.raises(UsageError, match=f"got {components!r} for 20 slices"):
+        pca(sample(20, 30), components)
+
+
+def test_standardise_leaves_constant_columns_at_zero():
+    reference = sample(50, 4, offset=2)
+    reference[:, 2] = 0.1
+    x = sample(5, 4)
+    got = standardise(x, reference)
+    assert not got[:, 2].any()
+    for column in (0, 1, 3):
+        expected = (x[:, column] - reference[:, column].mean()) / reference[:, column].std()
+        np.testing.assert_allclose(got[:, column], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(400, 30), (30, 400), (200, 200)])
+def test_components_within_a_limit_are_those_of_a_part(n, d):
+    limit = 32 * 100**2
+    x = sample(n, d) * np.linspace(5, 0.1, d, dtype=np.float32)
+    used = fitted_rows(n, d, limit)
+    got = pca(x, 3, limit=limit, seed=1)
+    if min(n, d) <= 100:
+        assert used == n
+        np.testing.assert_array_equal(got.components, pca(x, 3).components)
+    else:
+        assert used == 100
+        chosen = np.sort(np.random.default_rng(1).permutation(n)[:100])
+        np.testing.assert_array_equal(got.components, pca(x[chosen], 3).components)
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (40, 300)])
+def test_large_matrices_in_float32_have_the_same_components(n, d, monkeypatch):
+    x = sample(n, d, offset=3) * np.linspace(5, 0.1, d, dtype=np.float32)
+    exact = pca(x, 0.95)
+    monkeypatch.setattr(projections, "EXACT_SIDE", 0)
+    monkeypatch.setattr(projections, "_BLOCK", 64)
+    got = pca(x, 0.95)
+    assert got.components.shape == exact.components.shape
+    np.testing.assert_allclose(got.variance_ratio, exact.variance_ratio, rtol=1e-4)
+    spanned = got.components.astype(float).T @ got.components
+    np.testing.assert_allclose(spanned, exact.components.astype(float).T @ exact.components, atol=1e-3)
+
+
+@pytest.mark.parametrize("components", [3, 0.5, 0.8])
+def test_the_leading_components_are_those_of_a_smaller_fit(components):
+    x = sample(80, 30) * np.linspace(5, 0.1, 30, dtype=np.float32)
+    whole, part = pca(x, 0.9, at_least=20), pca(x, components)
+    assert len(whole.components) >= 20
+    assert len(pca(x, 5, at_least=500).components) == 30
+    leading = whole.leading(components)
+    np.testing.assert_array_equal(leading.components, part.components)
+    np.testing.assert_array_equal(leading.variance_ratio, part.variance_ratio)
+    assert leading.fitted_to == part.fitted_to == 80
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 60), (60, 40)])
+def test_coordinates_keep_distances(n, d):
+    x = sample(n, d, offset=2)
+    got = coordinates(x)
+    assert got.shape == ((n, n - 1) if n <= d else (n, d))
+    np.testing.assert_allclose(cdist(got, got), cdist(x.astype(float), x.astype(float)), atol=1e-5)
