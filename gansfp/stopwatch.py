@@ -28,8 +28,13 @@ class Stopwatch:
         """Ends a step: the time since the last mark counts as `step`."""
         self._marks.append((step, self._now()))
 
+    def wait(self) -> None:
+        """Waits until a GPU has done what came before the last mark."""
+        if self._device != "cpu":
+            self._marks[-1][1].synchronize()
+
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds by step. A GPU must be synchronised before the call."""
+        """Returns the seconds by step. A GPU must have done its work, see wait."""
         totals: Counter[str] = Counter()
         for (_, before), (step, after) in zip(self._marks, self._marks[1:], strict=False):
             totals[step] += after - before if self._device == "cpu" else before.elapsed_time(after) / 1000

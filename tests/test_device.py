@@ -52,3 +52,10 @@ def test_other_errors_are_no_shortage_of_memory():
     assert device.is_out_of_memory(torch.OutOfMemoryError("any message"))
     assert not device.is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not device.is_out_of_memory(ValueError("shape"))
+
+
+def test_float32_on_a_gpu_is_not_tensorfloat_32():
+    before = torch.backends.cudnn.allow_tf32
+    with device.ieee_float32("cuda:0"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before

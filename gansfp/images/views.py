@@ -83,9 +83,10 @@ def boxes(masks: Tensor, view: View) -> Tensor:
     """
     import torch
 
-    whole = torch.tensor([0.0, 0.0, SIDE, SIDE], device=masks.device).expand(len(masks), 4)
+    whole = torch.zeros(len(masks), 4, device=masks.device)  # made on the device: copying numbers waits for a GPU
+    whole[:, 2:] = SIDE
     if not view.crop:
-        return whole.clone()
+        return whole
     positions = torch.arange(SIDE, device=masks.device)
     lungs = as_bytes(masks)
     occupied = torch.stack([lungs.any(2), lungs.any(1)], 1).bool()  # (n, 2, 256): rows, columns

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from gansfp import store
-from gansfp.device import is_out_of_memory
+from gansfp.device import ieee_float32, is_out_of_memory
 from gansfp.errors import UsageError, WeightsError
 from gansfp.images import slices
 from gansfp.images.views import resample
@@ -162,7 +162,8 @@ class Upscaler:
         assert self._network is not None
         channels = self._network.hyperparameters["in_nc"]
         grey = torch.from_numpy(np.ascontiguousarray(tile)).to(self.device).float() / 255
-        colours = self._network(grey.expand(1, channels, *grey.shape))[0]
+        with ieee_float32(self.device):
+            colours = self._network(grey.expand(1, channels, *grey.shape))[0]
         # Each colour is clamped to its range before the mean, as is usual when the output is stored as an image.
         return (colours.clamp(0, 1).mean(0) * 255).round().to(torch.uint8).cpu().numpy()
 

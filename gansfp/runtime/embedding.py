@@ -40,7 +40,10 @@ BLOCKS = 16  # the least number of blocks an actor: the first shard comes soon, 
 ACTOR_CPUS, TASK_CPUS = 0.95, 0.05
 TASK_CPUS_BESIDE_GPUS = 0.75
 PASS = 512  # slices that lack the same pairs get a pass of their own, which computes only these pairs
-MAX_PASS = 1 << 19  # slices a pass: the driver holds its list of blocks in memory, also for a very large collection
+# Slices a pass: the driver holds its list of blocks in memory, 1 KB a slice, also for a very large collection. Each
+# pass starts its actors anew, so with GPUs, which need a minute for half a million slices, a pass is larger.
+MAX_PASS, MAX_GPU_PASS = 1 << 19, 1 << 22
+GPU_BATCHES = 4  # of a block: while a GPU computes one, its actor prepares the next
 ROUNDS = 3  # passes over what is missing, in case another run or a lost node removed shards
 
 log = logging.getLogger(__name__)
@@ -73,14 +76,15 @@ class Plan:
     images: list[tuple[str, Source, str]]
     missing: np.ndarray
 
-    def passes(self) -> Iterator[Plan]:
-        """Returns the plan in parts: first large groups of slices that lack the same pairs, then the other slices."""
+    def passes(self, most: int) -> Iterator[Plan]:
+        """Returns the plan in parts of at most `most` slices: first large groups of slices that lack the same pairs,
+        then the other slices."""
         _, group_of_row, counts = np.unique(self.missing, axis=0, return_inverse=True, return_counts=True)
         group_of_row = group_of_row.reshape(-1)
         groups = [np.flatnonzero(group_of_row == number) for number in np.flatnonzero(counts >= PASS)]
         for group in (*groups, np.flatnonzero((counts < PASS)[group_of_row])):
-            for start in range(0, len(group), MAX_PASS):
-                rows = group[start : start + MAX_PASS]
+            for start in range(0, len(group), most):
+                rows = group[start : start + most]
                 columns = np.flatnonzero(self.missing[rows].any(0))
                 yield Plan(
                     [self.pairs[column] for column in columns],
@@ -139,11 +143,12 @@ def embed(
     log.info("embed: %d pairs of backbone and view for %s slices", len(todo.pairs), f"{len(todo.images):,}")
     if not ray.is_initialized():
         start_ray(cluster)
+    on_gpus = usable_gpus(cluster.gpus) > 0
     shipped = ray.put(dict(weights))  # into the object store once, so to each node once
     tally, lanes = Tally(), 0
     with Progress(stage, len(todo.images)) as progress:
         for _ in range(ROUNDS):
-            for part in todo.passes():
+            for part in todo.passes(MAX_GPU_PASS if on_gpus else MAX_PASS):
                 pipeline, actors = _pipeline(part, work, config, shipped, workers, cluster.gpus)
                 lanes = max(lanes, actors)
                 for row in _rows(pipeline):
@@ -158,7 +163,7 @@ def embed(
             f"{work}: got no embedding of {len(todo.images)} slices, such as {todo.images[0][0]!r}; "
             "run the command again"
         )
-    facts = tally.facts(usable_gpus(cluster.gpus) > 0, lanes, progress.running)
+    facts = tally.facts(on_gpus, lanes, progress.running)
     log.info("%s: %s", stage, facts.describe())
     configuration = asdict(config) | asdict(workers) | {"actors": lanes}
     record_stage(work, stage, progress.seconds, facts.as_dict(), configuration)
@@ -196,7 +201,8 @@ def _allocate(slices: int, workers: Workers, planned_gpus: int | None) -> _Alloc
     actors_per_gpu = int(1 / workers.gpus_per_actor + 1e-6)  # an actor cannot use the remainders of two GPUs
     most = workers.most or (gpus * actors_per_gpu if gpus else cores)
     gpu_batch, cpu_batch = workers.batch or GPU_BATCH, workers.batch or CPU_BATCH
-    block = gpu_batch if gpus else max(cpu_batch, min(CPU_BLOCK, -(-slices // (BLOCKS * most))))
+    least_block, most_block = (gpu_batch, GPU_BATCHES * gpu_batch) if gpus else (cpu_batch, CPU_BLOCK)
+    block = max(least_block, min(most_block, -(-slices // (BLOCKS * most))))
     most = max(1, workers.least or 1, min(most, -(-slices // block)))
     # An autoscaler needs minutes to start GPUs: the pass requests all of them now, and does not wait for any.
     least = workers.least or max(1, min(most, gpus * actors_per_gpu if gpus else most))

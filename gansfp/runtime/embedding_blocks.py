@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]  # the columns of a block of slices
 
 COUNTS = ("done", "resized", "no_lungs", shards.FAILED)  # what is counted in each block
-# The steps whose seconds are measured. "mask" is a lung mask by a CPU, "segment" one by a network.
+# The steps whose seconds are measured. "mask" is a lung mask by a CPU, "segment" one by a network. "host" is what an
+# actor does beside the work of its device.
 DECODING_STEPS = ("read", "decode", "mask", "features")
 DEVICE_STEPS = ("segment", "upload", "view", "forward", "download")
+HOST_STEPS = ("host",)
 WRITING_STEPS = ("write",)
-STEPS = (*DECODING_STEPS, *DEVICE_STEPS, *WRITING_STEPS)
+STEPS = (*DECODING_STEPS, *DEVICE_STEPS, *HOST_STEPS, *WRITING_STEPS)
 CPU_STEPS = (*DECODING_STEPS, *WRITING_STEPS)
 THREADS = 8  # threads that read or write one block of a remote store
 
@@ -160,6 +162,9 @@ class EmbedActor:
             torch.set_num_threads(1)
             keep_memory()
         self.pairs, self.batch = list(pairs), gpu_batch if device == "cuda" else cpu_batch
+        # A core of an actor computes also while others wait for it; a GPU's actor waits for the GPU.
+        self.clock = time.perf_counter if device == "cuda" else time.thread_time
+        self.sends_bits = device == "cuda"
         self.after_masks, self.segmenter = pairs_after_masks(pairs, mask_name), None
         loaded = ray.get(weights)
         if self.after_masks:
@@ -173,10 +178,11 @@ class EmbedActor:
 
     def __call__(self, batch: Batch) -> Batch:
         """Adds the columns of the pairs that run on the device, and removes the pixels and masks."""
-        n = len(batch["image_id"])
+        started, n = self.clock(), len(batch["image_id"])
         columns = {name: column for name, column in batch.items() if name not in ("pixels", "mask")}
-        pixels = np.array(batch["pixels"])  # a copy, because Ray's arrays are read-only
-        masks = np.unpackbits(batch["mask"], axis=1).reshape(n, SIDE, SIDE).view(bool)
+        pixels, masks = batch["pixels"], batch["mask"]
+        if self.segmenter or not self.sends_bits:  # a GPU unpacks the bits of the masks itself
+            masks = np.unpackbits(masks, axis=1).reshape(n, SIDE, SIDE).view(bool)
         watches, limit = [self.embedder.seconds], self.embedder.batch_limit
         if self.segmenter:
             readable = batch["status"].astype(str) != shards.FAILED
@@ -191,10 +197,11 @@ class EmbedActor:
             vectors = self.embedder(pixels, masks)
             columns |= {vector_column(self.pairs, pair): of_pair for pair, of_pair in vectors.items()}
             limit = self.embedder.batch_limit
-        seconds: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
         for watched in watches:
-            seconds.update(watched)
+            totals.update(watched)
             watched.clear()
+        seconds = {**totals, "host": max(0.0, self.clock() - started - sum(totals.values()))}
         columns["seconds"] = batch["seconds"] + _per_row(seconds, n)
         # The driver warns of a smaller limit, of a missing GPU and of an unsuitable precision.
         columns["limit"] = np.full(n, limit if limit < self.batch else 0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gansfp.embedding import shards
-from gansfp.runtime.embedding_blocks import COUNTS, CPU_STEPS, DEVICE_STEPS, STEPS, BlockReport
+from gansfp.runtime.embedding_blocks import COUNTS, CPU_STEPS, DEVICE_STEPS, HOST_STEPS, STEPS, BlockReport
 
 NAMED = 100  # failed images that the log names one by one
 REASONS = 3  # kinds of failure that one line names
@@ -108,11 +108,12 @@ class Tally:
         busy = None
         if on_gpus and not self.no_cuda:
             busy = sum(seconds[step] for step in DEVICE_STEPS) / max(lanes * running, 1e-9)
+        idle = lanes * running - sum(seconds[step] for step in (*DEVICE_STEPS, *HOST_STEPS))
         return EmbeddingFacts(
             **self.counts,
             reasons=dict(self._reasons.most_common()),
             work_seconds=seconds,
-            bottleneck=_bottleneck(seconds, busy),
+            bottleneck=_bottleneck(seconds, busy, idle),
             gpus_busy=None if busy is None else round(min(busy, 1.0), 3),
         )
 
@@ -122,7 +123,17 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+", "N", reason)[:50].strip()
 
 
-def _bottleneck(seconds: Mapping[str, float], busy: float | None) -> str:
-    """Returns the step to make faster. busy: the share of the time during which GPUs worked; None if CPUs did all."""
-    steps = STEPS if busy is None else DEVICE_STEPS if busy > SATURATED else CPU_STEPS
+def _bottleneck(seconds: Mapping[str, float], busy: float | None, idle: float) -> str:
+    """Returns the step to make faster.
+
+    busy: the share of the time during which GPUs worked; None if CPUs did all. idle: seconds in which actors had no
+    slices to work on. A GPU that is not busy waits for its actor ("host"), or with its actor for other processes.
+    """
+    steps: Sequence[str]
+    if busy is None:
+        steps = STEPS
+    elif busy > SATURATED:
+        steps = DEVICE_STEPS
+    else:
+        steps = HOST_STEPS if seconds["host"] > idle else CPU_STEPS
     return max(steps, key=lambda step: seconds[step])

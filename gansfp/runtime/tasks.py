@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,11 +72,15 @@ class _Board:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What a worker hands over: the value, or the text of an error. defect: whether gansfp did not expect the error."""
+    """What a worker hands over: the value, or the text of an error.
+
+    defect: whether gansfp did not expect the error. no_cuda: whether Ray gave the call a GPU that CUDA does not have.
+    """
 
     value: Any = None
     error: str = ""
     defect: bool = False
+    no_cuda: bool = False
 
 
 def run_calls(
@@ -110,25 +115,36 @@ def _start_board() -> Any:
 
 def _submit(name: str, call: Call, gpus: int, board: Any) -> Any:
     gpu = call.on_device and gpus > 0
-    resources = {"num_gpus": 1, "num_cpus": 1} if gpu else {"num_cpus": 1}
-    task = ray.remote(_run_call).options(max_retries=RETRIES, name=f"{call.function.__name__} {name}", **resources)
     device = ("cuda" if gpu else "cpu") if call.on_device else ""
+    task = _remote(gpu).options(name=f"{call.function.__name__} {name}")
     return task.remote(name, call.function, device, board if call.reports else None, *call.arguments)
+
+
+def _remote(gpu: bool) -> Any:
+    """Returns _run_call as a Ray function, with a core and, if asked for, a GPU.
+
+    Ray ends the process of a task with a GPU after the task, but only where the GPU is an argument of ray.remote and
+    not of .options. Otherwise the process would keep its memory of the GPU while it waits, and a process that has used
+    one GPU cannot change to another.
+    """
+    return ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=RETRIES)(_run_call)
 
 
 def _run_call(name: str, function: Callable[..., Any], device: str, board: Any, *arguments: Any) -> _Returned:
     """Runs a call in a worker. It returns an error instead of raising it, because Ray would repeat the task."""
     keywords: dict[str, object] = {}
+    no_cuda = False
     if device:
         import torch
 
-        keywords["device"] = device if torch.cuda.is_available() else "cpu"
+        no_cuda = device == "cuda" and not torch.cuda.is_available()
+        keywords["device"] = "cpu" if no_cuda else device
         if keywords["device"] == "cpu":
             torch.set_num_threads(1)
     if board:
         keywords["report"] = lambda facts: board.write.remote(name, facts)
     try:
-        return _Returned(function(*arguments, **keywords))
+        return _Returned(function(*arguments, **keywords), no_cuda=no_cuda)
     except GansfpError as error:
         return _Returned(error=as_text(error))
     except Exception as error:  # a defect in one call must not end the others
@@ -140,8 +156,15 @@ def _outcome(name: str, reference: Any) -> Outcome:
         returned = ray.get(reference)
     except ray.exceptions.RayError as lost:
         return Outcome(error=f"its process was lost ({type(lost).__name__}: {one_line(lost)})")
+    if returned.no_cuda:
+        _warn_of_no_cuda()
     if returned.defect:
         trace, _, line = returned.error.rstrip().rpartition("\n")
         log.warning("%s failed:\n%s", name, trace.rstrip())
         return Outcome(error=line)
     return Outcome(returned.value, str(from_text(returned.error) or ""))
+
+
+@functools.cache  # once in a process
+def _warn_of_no_cuda() -> None:
+    log.warning("the Ray cluster declares GPUs where CUDA finds none: tasks there use one core, slowly")

@@ -25,7 +25,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from gansfp.device import in_batches
+from gansfp.device import ieee_float32, in_batches
 from gansfp.errors import DataError, UsageError, WeightsError
 from gansfp.images.slices import SIDE, Source
 from gansfp.labels import NOT_USED, USED
@@ -252,7 +252,8 @@ def error_images(
 @torch.inference_mode()
 def _error_images(network: nn.Module, pixels: np.ndarray, size: int, device: str) -> np.ndarray:
     inputs = _input(torch.from_numpy(pixels).to(device), size)
-    return (network(inputs) - inputs).square()[:, 0].cpu().numpy()
+    with ieee_float32(device):
+        return (network(inputs) - inputs).square()[:, 0].cpu().numpy()
 
 
 def _load(folder: str, device: str) -> tuple[nn.Module, int]:

@@ -25,7 +25,7 @@ from gansfp.images.views import get_view
 from gansfp.networks.model_files import read_model, write_model
 from gansfp.networks.weights import Weights, create, digest_of, without_head
 from gansfp.training.examples import LabelledSlices, Masker, SliceExamples, masker_of, split_by_group
-from gansfp.training.heads import HEADS, InputTransform, SliceLearner, folded_batch_norms
+from gansfp.training.heads import HEADS, InputTransform, SliceLearner, has_folded_batch_norms
 from gansfp.training.loop import train
 from gansfp.training.prediction import load_tensors, predict
 from gansfp.training.records import Report, SkippedStage, TrainingRecord, read_record
@@ -311,8 +311,8 @@ class ClassifierTraining:
         train_examples = SliceExamples(slices.take(train_rows), masker, augmentation, copies, copied, self.seed)
         valid_examples = SliceExamples(slices.take(valid_rows), masker)
         input_transform = InputTransform(self.backbone, self.size, self.view)
-        frozen = folded_batch_norms(network)
-        return SliceLearner(network, train_examples, valid_examples, input_transform, HEADS[self.head], frozen)
+        folded = has_folded_batch_norms(network)
+        return SliceLearner(network, train_examples, valid_examples, input_transform, HEADS[self.head], folded)
 
 
 def _label(slices: LabelledSlices, before: _Trained, device: str, masker: Masker | None) -> LabelledSlices:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,7 @@ class InputTransform:
 
     def __init__(self, backbone: str, size: int, view: str) -> None:
         self.prepared, self.view = preparation(backbone, size), get_view(view)
+        self._scale_and_shift = functools.cache(self.prepared.scale_and_shift)  # copied to a device once
 
     def __call__(self, pixels: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
         """Returns (n, 3, size, size) float32.
@@ -62,14 +64,14 @@ class InputTransform:
             inputs = self.prepared.apply(inputs)
         else:
             inputs = self.prepared.apply_to_view(inputs * regions(masks, self.view), self.view, boxes(masks, self.view))
-        scale, shift = self.prepared.scale_and_shift(str(pixels.device))
+        scale, shift = self._scale_and_shift(str(pixels.device))
         return (inputs[:, None] * scale + shift).contiguous(memory_format=torch.channels_last)
 
 
-def folded_batch_norms(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """Returns the batch norms of a network in which they were folded into the convolutions, as for 8-bit arithmetic.
+def has_folded_batch_norms(network: torch.nn.Module) -> bool:
+    """Returns whether the batch norms of a network were folded into its convolutions, as for 8-bit arithmetic.
 
-    Returns none for any other network. A folded batch norm only adds a bias to its input: its mean is 0, its variance 1
+    A folded batch norm only adds a bias to its input: its mean is 0, its variance 1
     minus epsilon. With the statistics of a batch it would change its input, and the layers after it would get values
     that they were not trained for.
     """
@@ -78,24 +80,28 @@ def folded_batch_norms(network: torch.nn.Module) -> list[torch.nn.Module]:
     are_folded = [
         mean is not None and not mean.any() and var is not None and not (var == 1).any() for mean, var in statistics
     ]
-    return list(layers) if all(are_folded) else []
+    return bool(layers) and all(are_folded)
 
 
 @dataclass
 class SliceLearner:
-    """A classifier as gansfp.training.learner.Learner. frozen: layers whose statistics stay, see folded_batch_norms."""
+    """A classifier as gansfp.training.learner.Learner.
+
+    keeps_statistics: batch norm uses its running statistics in training, too; see has_folded_batch_norms.
+    """
 
     model: torch.nn.Module
     train: Examples
     valid: Examples
     input_transform: InputTransform
     head: Head
-    frozen: Sequence[torch.nn.Module] = ()
+    keeps_statistics: bool = False
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Returns the head's loss, (n,)."""
-        for layer in self.frozen:
-            layer.eval()
+        for layer in model.modules() if self.keeps_statistics else ():
+            if isinstance(layer, BatchNorm):
+                layer.eval()
         inputs = self.input_transform(batch["pixels"], batch.get("mask"))
         single = model.training and len(inputs) == 1  # batch norm cannot compute a variance from one example
         logits = model(inputs.repeat(2, 1, 1, 1))[:1] if single else model(inputs)

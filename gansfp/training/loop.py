@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,13 +18,13 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import default_collate
 
 from gansfp import store
-from gansfp.device import is_out_of_memory
+from gansfp.device import is_bfloat16_fast, is_out_of_memory
 from gansfp.errors import DataError, GansfpError, UsageError
 from gansfp.networks.model_files import read_state, state_place, write_model, write_state
-from gansfp.training.learner import Batch, Example, Examples, Learner
+from gansfp.training.batches import read_batches
+from gansfp.training.learner import Batch, Examples, Learner
 from gansfp.training.records import Report, TrainingRecord, read_record
 
 MOMENTUM = 0.9  # of "sgd", as published by KDE-lab 2023 and KDE-med-lab 2024
@@ -35,8 +33,6 @@ MOMENTUM = 0.9  # of "sgd", as published by KDE-lab 2023 and KDE-med-lab 2024
 CPU_PIXELS = 16 * 256**2
 FAST_WRITE = 1.0  # seconds; a checkpoint that is written faster is written after each epoch
 WRITE_INTERVAL = 20  # after a slower write, the loop trains this many times as long before it writes again
-AHEAD = 4  # batches that are read while one is computed
-READERS = 8  # threads that read files when a GPU computes
 
 OPTIMISERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
@@ -104,7 +100,8 @@ def train(
 
     A training that has ended is not repeated. identity: which network is trained on which examples, as JSON. report:
     called in every process after each epoch, see gansfp.training.records.Report. Where torch.distributed is
-    initialised, each process takes its share of every batch. A GPU computes with bfloat16 autocast, a CPU in float32.
+    initialised, each process takes its share of every batch. A GPU computes with bfloat16 autocast if it is faster in
+    it; other devices compute in float32.
 
     Raises UsageError where the folder holds a network of another identity or other settings, DataError where the folder
     cannot be read or written or there are no examples, GansfpError where the loss becomes NaN or infinite.
@@ -139,8 +136,11 @@ class _Run:
         several = distributed.is_available() and distributed.is_initialized()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
         self.cuda = device.startswith("cuda")
+        self.half = self.cuda and is_bfloat16_fast(device)
         self.micro = settings.batch if self.cuda else min(_cpu_examples(learner.train), settings.batch)
         self.network = learner.model.to(device)
+        if self.cuda and self.world > 1:  # else batch norm sees the share of one process: on eight GPUs one slice of 8
+            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.model = DistributedDataParallel(self.network) if self.world > 1 else self.network
         self.optimiser = OPTIMISERS[settings.optimiser](self.network.parameters(), settings.rate)
         self.write_ended = self.write_seconds = 0.0  # of the last checkpoint
@@ -172,7 +172,7 @@ class _Run:
         state.epoch += 1
         if not figures or figures["loss"] < min((row["loss"] for row in state.history), default=np.inf):
             state.best_epoch = state.epoch
-            state.best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            state.best = self._copy_of_weights()
         state.history.append({"train_loss": loss, **figures})
         state.seconds += time.monotonic() - started
         if self.rank == 0 and not state.stops(self.settings):
@@ -185,6 +185,14 @@ class _Run:
             "train_loss": loss,
             **figures,
         }
+
+    def _copy_of_weights(self) -> dict[str, torch.Tensor]:
+        """Returns the network's tensors in the memory of the host. Waits for a GPU once, not for each tensor."""
+        tensors = self.network.state_dict().items()
+        copies = {name: tensor.detach().to("cpu", non_blocking=True, copy=True) for name, tensor in tensors}
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        return copies
 
     def _write_checkpoint(self, state: _State) -> None:
         """Writes what the next epoch starts from. Skips epochs where writing is slow, see FAST_WRITE."""
@@ -227,21 +235,32 @@ class _Run:
             steps.pop()
         if self.settings.max_steps:
             steps = steps[: self.settings.max_steps - state.steps]
-        total, examples = 0.0, sum(map(len, steps))
-        shares = [rows[self.rank :: self.world] for rows in steps]  # of this process
-        for rows, batch in zip(steps, self._batches(self.learner.train, shares, state.epoch + 1), strict=True):
-            total += self._step(batch, len(rows))
+        total, examples = torch.zeros((), dtype=torch.float64, device=self.device), sum(map(len, steps))
+        shares = [self._share(rows) for rows in steps]
+        batches = read_batches(self.learner.train, [rows for rows, _ in shares], state.epoch + 1, self.cuda)
+        for rows, (_, weight), batch in zip(steps, shares, batches, strict=True):
+            total += self._step(batch, weight, len(rows))
         state.steps += len(steps)
-        return self._summed({"loss": torch.tensor(total)})["loss"] / max(examples, 1), examples
+        return self._summed({"loss": total})["loss"] / max(examples, 1), examples
 
-    def _step(self, batch: Batch, examples: int) -> float:
-        """Makes one step of the optimiser and returns the sum of the losses.
+    def _share(self, rows: np.ndarray) -> tuple[np.ndarray, float]:
+        """Returns the rows of this process and their weight.
 
-        batch: this process's share of the step's examples; examples: how many all processes have together.
+        With fewer rows than processes, those that have none take the first one with weight 0: all processes must take
+        part in every exchange, or the others wait for them.
+        """
+        of_this_process = rows[self.rank :: self.world]
+        return (of_this_process, 1.0) if len(of_this_process) else (rows[:1], 0.0)
+
+    def _step(self, batch: Batch, weight: float, examples: int) -> torch.Tensor:
+        """Makes one step of the optimiser and returns the sum of the losses, on the device: reading it would wait.
+
+        batch: this process's share of the step's examples, with their weight; examples: how many all processes have
+        together.
         """
         while True:
             try:
-                total = self._gradient(batch, examples)
+                total = self._gradient(batch, weight, examples)
                 self.optimiser.step()
                 return total
             except RuntimeError as error:  # OutOfMemoryError is a subclass
@@ -253,7 +272,7 @@ class _Run:
             if self.cuda:
                 torch.cuda.empty_cache()
 
-    def _gradient(self, batch: Batch, examples: int) -> float:
+    def _gradient(self, batch: Batch, weight: float, examples: int) -> torch.Tensor:
         """Computes the gradient of the mean loss of all the step's examples, in parts that fit on the device.
 
         Arguments and result: as for _step.
@@ -261,15 +280,15 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         count = len(next(iter(batch.values())))
         parts = _parts(batch, -(-count // self.micro))
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self._without_sync():
                 with self._precision():
                     losses = self.learner.losses(self.model, self._upload(part)).float()
                 # The processes' gradients are averaged. With this factor the average is the mean over all examples.
-                (losses.sum() * self.world / examples).backward()
-            total += float(losses.detach().sum())
+                (losses.sum() * (weight * self.world / examples)).backward()
+            total += losses.detach().sum() * weight
         return total
 
     def _without_sync(self) -> AbstractContextManager[object]:
@@ -280,42 +299,29 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         """Returns the learner's figures on its validation examples. Each example goes to one of the processes."""
         self.network.eval()
-        rows = np.arange(self.rank, len(self.learner.valid), self.world)
+        rows, weight = self._share(np.arange(len(self.learner.valid)))
         parts = [rows[start : start + self.micro] for start in range(0, len(rows), self.micro)]
         sums: Batch = {}
-        for batch in self._batches(self.learner.valid, parts, 0):
+        for batch in read_batches(self.learner.valid, parts, 0, self.cuda):
             with self._precision():
                 measured = self.learner.measure(self.network, self._upload(batch))
-            of_batch = {name: value.detach().double().cpu() for name, value in measured.items()}
+            of_batch = {name: value.detach().double().cpu() * weight for name, value in measured.items()}
             sums = {name: value + sums[name] if sums else value for name, value in of_batch.items()}
         return self.learner.figures(self._summed(sums))
 
     def _summed(self, sums: Batch) -> dict[str, float]:
-        """Adds up the sums of all processes. Either every process has examples to validate with, or none has."""
+        """Adds up the sums of all processes, which have the same names in all of them."""
         if self.world > 1:
             for name in sorted(sums):
                 sums[name] = sums[name].to(self.device)
                 distributed.all_reduce(sums[name])
         return {name: float(value) for name, value in sums.items()}
 
-    def _batches(self, examples: Examples, parts: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yields the examples of each part, collated, and reads the next parts meanwhile."""
-        with ThreadPoolExecutor(READERS if self.cuda else 1) as readers:
-            waiting: deque[list[Future[Example]]] = deque()
-            for rows in parts:
-                waiting.append([readers.submit(examples.item, int(row), epoch) for row in rows])
-                if len(waiting) > AHEAD:
-                    yield default_collate([item.result() for item in waiting.popleft()])
-            for items in waiting:
-                yield default_collate([item.result() for item in items])
-
     def _upload(self, batch: Batch) -> Batch:
-        if self.cuda:
-            return {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in batch.items()}
-        return batch
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast("cuda", torch.bfloat16) if self.cuda else nullcontext()
+        return torch.autocast("cuda", torch.bfloat16) if self.half else nullcontext()
 
 
 def _cpu_examples(examples: Examples) -> int:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from gansfp.device import ieee_float32
 from gansfp.errors import WeightsError
 from gansfp.networks.model_files import identity_of, read_model
 from gansfp.networks.weights import create, has_fixed_size, translate, without_head
@@ -58,11 +59,11 @@ def _probabilities(
     masks: np.ndarray | None,
     device: str,
 ) -> np.ndarray:
-    """Returns the probabilities of slices that are in memory, (n, classes) float32."""
-    with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-        masks_on_device = None if masks is None else torch.from_numpy(masks).to(device)
-        logits = network(input_transform(torch.from_numpy(pixels).to(device), masks_on_device)).float()
-        return head.probabilities(logits).cpu().numpy()
+    """Returns the probabilities of slices that are in memory, (n, classes) float32, computed in float32 everywhere."""
+    masks_on_device = None if masks is None else torch.from_numpy(masks).to(device)
+    inputs = input_transform(torch.from_numpy(pixels).to(device), masks_on_device)
+    with ieee_float32(device):
+        return head.probabilities(network(inputs).float()).cpu().numpy()
 
 
 def load_tensors(

@@ -43,12 +43,13 @@ class Averaging(nn.Module):
         if not self.training:
             return self.average(pixels)
         with torch.no_grad():
-            decay = min(DECAY, float(1 + self.steps) / float(10 + self.steps))
+            # On the device: reading the number of steps would wait for a GPU.
+            decay = ((1 + self.steps).double() / (10 + self.steps)).clamp(max=DECAY)
             self.steps += 1
             pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
             for mean, current in pairs:
                 if mean.is_floating_point():
-                    mean.lerp_(current, 1 - decay)
+                    mean.lerp_(current, (1 - decay).to(mean.dtype))
                 else:
                     mean.copy_(current)
         return self.network(pixels)

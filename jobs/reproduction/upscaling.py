@@ -14,7 +14,7 @@ from gansfp.published.superresolution import FACTOR, Pictures, Upscaler, Upscale
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.tasks import Call, run_calls
 
-CHUNK = 16  # slices in one task
+CHUNK, GPU_CHUNK = 16, 256  # slices in one task; a task with a GPU is a new process, which needs seconds to start
 SMALLEST = 8  # pixels a side before enlarging
 RANDOM_BLOCKS = 1  # of an untrained network; the published 23 would be slower, and no better without training
 
@@ -61,7 +61,8 @@ def _enlarge_files(
 ) -> dict[str, str]:
     """Enlarges (hash, source) slices, some in each task; returns the pictures by hash."""
     shared = ray.put(weights)
-    chunks = [files[first : first + CHUNK] for first in range(0, len(files), CHUNK)]
+    size = GPU_CHUNK if gpus else CHUNK
+    chunks = [files[first : first + size] for first in range(0, len(files), size)]
     calls = {
         str(number): Call(enlarge_chunk, (chunk, shared, side, folder), on_device=weights.name != "bicubic")
         for number, chunk in enumerate(chunks)

@@ -172,6 +172,17 @@ def test_a_single_slice_too_much_is_an_error_and_so_is_anything_else(slices, wei
     assert not is_out_of_memory(ValueError("shape"))
 
 
+def test_masks_may_be_their_bits(slices):
+    pixels, masks = slices
+    pairs = [("highpass-w15-32", view) for view in VIEWS]
+    bits = np.packbits(masks.reshape(len(masks), -1), axis=1)
+    bits.flags.writeable = pixels.flags.writeable = False  # as Ray hands them over
+    expected, found = Embedder(pairs, {}, batch_limit=4)(pixels, masks), Embedder(pairs, {})(pixels, bits)
+    pixels.flags.writeable = True
+    for pair in pairs:
+        np.testing.assert_allclose(found[pair], expected[pair], atol=1e-6)
+
+
 def test_nothing_to_embed(weights):
     assert Embedder(PAIRS, weights)(np.zeros((0, 256, 256), np.uint8), np.zeros((0, 256, 256), bool)) == {}
 

@@ -64,6 +64,8 @@ def test_a_slow_precision_is_logged_once(caplog):
         (False, {"forward": 1, "mask": 3}, "mask"),
         (True, {"forward": 18, "view": 1, "decode": 90}, "forward"),  # two GPUs for ten seconds: busy
         (True, {"forward": 8, "view": 1, "decode": 5, "mask": 7}, "mask"),  # idle: they wait for the CPUs
+        (True, {"forward": 8, "host": 7, "decode": 90}, "host"),  # idle: most of the time their actors copy
+        (True, {"forward": 8, "host": 5, "decode": 90}, "decode"),
     ],
 )
 def test_the_bottleneck_is_the_step_to_make_faster(on_gpus, spent, bottleneck):

@@ -276,15 +276,16 @@ from torch import distributed
 from test_loop import SHORT, Plane, run
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method="file://{store}", rank=int(sys.argv[1]), world_size=2)
-run({folder!r}, learner=Plane(n=49, valid=21))
+run({folder!r}, learner=Plane(n={n}, valid={valid}))
 """
 
 
-def test_two_processes_learn_what_one_does(tmp_path):
+# One example to validate with, and one to learn from, are fewer than the processes.
+@pytest.mark.parametrize(("n", "valid"), [(49, 21), (1, 1)])
+def test_two_processes_learn_what_one_does(tmp_path, n, valid):
     tests = Path(__file__).parent
-    code = TWO_PROCESSES.format(
-        tests=str(tests), root=str(tests.parents[1]), store=tmp_path / "store", folder=str(tmp_path / "both")
-    )
+    places = {"tests": str(tests), "root": str(tests.parents[1]), "store": tmp_path / "store"}
+    code = TWO_PROCESSES.format(**places, folder=str(tmp_path / "both"), n=n, valid=valid)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([sys.executable, "-c", code, str(rank)], env=environment) for rank in (0, 1)]
     try:
@@ -292,7 +293,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     finally:
         for process in both:
             process.kill()
-    run(tmp_path / "one", learner=Plane(n=49, valid=21))
+    run(tmp_path / "one", learner=Plane(n=n, valid=valid))
     one, two = (read_model(str(tmp_path / name)) for name in ("one", "both"))
     np.testing.assert_allclose(
         [row["loss"] for row in one[0]["history"]], [row["loss"] for row in two[0]["history"]], rtol=1e-4
