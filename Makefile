@@ -3,6 +3,7 @@
 #     make audit ARGS="--data DATA"     the same with options of jobs.audit
 #     make test, make quick, make lint  what a change must pass; SPLIT= runs one file of tests after the other
 #     make long                         the tests that take minutes each: all 60 systems, real slices, a whole U-Net
+#     make gpu                          the tests that need a GPU
 # Paths are relative and programs are run by `python -m`, so that the checkout may lie in a path with spaces.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ RUN := $(VENV)/bin/python -m
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: audit test quick long lint
+.PHONY: audit test quick long gpu lint
 
 audit: $(VENV)/installed
 	$(RUN) jobs.audit $(ARGS)
@@ -28,6 +29,9 @@ quick: $(VENV)/installed-dev
 
 long: $(VENV)/installed-dev
 	$(RUN) pytest -m long $(ARGS)
+
+gpu: $(VENV)/installed-dev
+	$(RUN) pytest -m gpu $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(RUN) ruff check .

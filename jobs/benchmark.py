@@ -3,6 +3,8 @@
     python -m jobs.benchmark                             five minutes on two quiet cores; results in work/benchmark
     python -m jobs.benchmark --full                      for a machine with a GPU: 40,000 slices, six pairs
     python -m jobs.benchmark --only sweep,statistics
+    python -m jobs.benchmark --full-size                 audits 50,000 slices: an hour, 8 GB of memory, 20 GB of disk
+    python -m jobs.benchmark --gpu-acceptance            25 minutes with a GPU: is all of gansfp right and fast on it?
 
 It draws its own slices and uses random weights, which are as fast as trained ones, so it needs no network. Everything
 that is compared is measured in turn within one run, and the median of several turns (--repeats) counts. Other work on
@@ -20,6 +22,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
+import torch
+
 from gansfp import store
 from gansfp.embedding.embedder import AUTO, PRECISIONS
 from gansfp.embedding.shards import Pair
@@ -30,6 +34,8 @@ from gansfp.runtime.options import count, names, positive
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import versions
 from jobs.benchmarks import embedding, search
+from jobs.benchmarks.full_size import FullSizeConfig, audit_full_size
+from jobs.benchmarks.gpu_acceptance import AcceptanceSizes, accept
 from jobs.benchmarks.machine import describe_machine, faster_precision
 from jobs.benchmarks.measure import Bench, Row, Sizes
 from jobs.benchmarks.report import Report
@@ -98,6 +104,8 @@ def benchmark(config: BenchmarkConfig) -> Report:
         Place(BEGIN, END).read(config.readme)
     store.check_writable(config.out)
     machine, measured, started = describe_machine(), time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
+    if torch.cuda.device_count() > 1:  # what jobs.embed is compared with runs on one GPU
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     sizes = config.sizes
     if sizes.precision == AUTO:
         sizes = replace(sizes, precision=faster_precision())
@@ -116,7 +124,16 @@ def benchmark(config: BenchmarkConfig) -> Report:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command of the module's docstring."""
-    report = benchmark(_config(_parser().parse_args(arguments)))
+    options = _parser().parse_args(arguments)
+    if options.gpu_acceptance:
+        if failed := [result.name for result in accept(AcceptanceSizes(), options.out) if result.error]:
+            raise GansfpError(f"{', '.join(failed)}: not accepted, {options.out}/gpu_acceptance.json gives the reasons")
+        return
+    if options.full_size:
+        full_size = FullSizeConfig(options.data, options.audit_options, options.out, options.readme)
+        print(audit_full_size(full_size).markdown(), end="")
+        return
+    report = benchmark(_config(options))
     print(report.markdown(), end="")
     if failed := [row.name for row in report.rows if row.error]:
         raise GansfpError(f"{', '.join(failed)}: could not be measured, the table gives the reason")
@@ -132,9 +149,22 @@ def _parser() -> Parser:
     )
     parser.add_argument("--full", action="store_true", help="sizes for a machine with a GPU; slow without one")
     parser.add_argument(
+        "--gpu-acceptance",
+        action="store_true",
+        help="only this: run everything on a GPU, each step in a budget of time; writes gpu_acceptance.json",
+    )
+    parser.add_argument(
         "--only", type=names, default=tuple(MEASUREMENTS), help=f"measurements, among {','.join(MEASUREMENTS)}"
     )
-    parser.add_argument("--data", help="a folder of real slices to embed instead of drawn ones")
+    parser.add_argument(
+        "--full-size",
+        action="store_true",
+        help="only this: audit DATA, by default 50,000 simulated slices; writes full-size.json and full-size.md",
+    )
+    parser.add_argument(
+        "--audit-options", default="", metavar="TEXT", help="options of that audit, such as '--weights DIR'"
+    )
+    parser.add_argument("--data", help="a folder of real slices to embed instead of drawn ones, or DATA of --full-size")
     parser.add_argument(
         "--slices", type=positive, help="slices in the smallest of three runs; the others have 4 and 16 times as many"
     )

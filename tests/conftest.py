@@ -24,6 +24,12 @@ if ONE_OF_SEVERAL:
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, so that all machines test the same, unless the tests of GPUs are asked for."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real slices, masks and weights beside the checkout; tests that need it skip without it."""

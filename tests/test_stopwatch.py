@@ -23,6 +23,7 @@ def test_waiting_does_not_count_by_default():
     assert watch.seconds()["waited"] < 0.1
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_a_gpu_is_timed_by_its_events():
     x = torch.ones(4096, 4096, device="cuda")

@@ -39,7 +39,7 @@ class Report:
             "",
             *(f"- {name.replace('_', ' ')}: {value}" for name, value in self.machine.items()),
             f"- versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
-            f"- precision of networks: {self.sizes.precision}",
+            *([f"- precision of networks: {self.sizes.precision}"] if self.sizes else []),
             f"- measured {self.measured}, in {self.seconds:.0f} s",
             "",
             "| what | gansfp | compared with | ratio | target | met |",

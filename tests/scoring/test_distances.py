@@ -10,7 +10,8 @@ from gansfp.scoring import distances
 from gansfp.scoring.distances import METRICS, distance_strips, nearest, pairwise, self_distances
 
 SCIPY_NAMES = {"euclidean": "euclidean", "manhattan": "cityblock", "cosine": "cosine"}
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 def sample(n, d, seed=0, offset=0.0):

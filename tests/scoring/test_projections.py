@@ -10,7 +10,8 @@ from gansfp.errors import UsageError
 from gansfp.scoring import projections
 from gansfp.scoring.projections import coordinates, fitted_rows, pca, standardise
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 def sample(n, d, seed=0, offset=0.0):
