@@ -10,6 +10,7 @@ scores reached a cross-validated AUC of 0.70. Therefore decide.py leaves them ou
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,7 +18,9 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
+from gansfp.cores import cores
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN, USED
 from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
@@ -177,10 +180,11 @@ def combine(combination: str | None, scores: np.ndarray, labels: np.ndarray, fol
     unknown; folds: (n,), -1 for unknown. Raises UsageError for another combination.
     """
     nested = Nested(Pool(scores, folds), labels, combination)
-    name = nested.choose()
-    fit = nested.fit(name)
-    score = np.where(labels == UNKNOWN, fit.score, nested.out_of_fold())
-    aucs = {candidate: nested.auc(candidate) for candidate in nested.names}
+    with threadpool_limits(1, user_api="blas"):  # the products are small: threads would wait for each other
+        name = nested.choose()
+        fit = nested.fit(name)
+        score = np.where(labels == UNKNOWN, fit.score, nested.out_of_fold())
+        aucs = {candidate: nested.auc(candidate) for candidate in nested.names}
     return Combined(name, score, calibrated(score, labels), fit.members, fit.coefficients, aucs)
 
 
@@ -216,8 +220,9 @@ def p_value_refitted(
         score = Nested(pool, labelling, combination).out_of_fold()
         return float(area_under_curve(score[None, labelled], labelling[labelled] == USED)[0])
 
-    observed = auc(labels)
-    reached = sum(auc(labelling) >= observed - 1e-12 for labelling in permuted)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
+        observed = auc(labels)  # also ranks the scores, which all labellings share
+        reached = sum(reached_auc >= observed - 1e-12 for reached_auc in threads.map(auc, permuted))
     return (1 + reached) / (1 + refits), max(1 / (1 + refits), 1 / reachable)
 
 

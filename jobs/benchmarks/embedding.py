@@ -14,6 +14,7 @@ import ray
 import torch
 
 from gansfp.collection.catalog import update_catalog
+from gansfp.cores import cores
 from gansfp.embedding.embedder import EmbedConfig, load_all_weights
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
@@ -21,7 +22,6 @@ from gansfp.runtime.cluster import ClusterConfig, start_ray
 from gansfp.runtime.embedding import CPU_BATCH, GPU_BATCH, embed
 from gansfp.runtime.embedding_blocks import STEPS
 from jobs.benchmarks.limits import LOADER_BATCH, LOADER_WORKERS, Crew, Rate, Work
-from jobs.benchmarks.machine import cores
 from jobs.benchmarks.measure import LARGEST, Bench, Row, Sizes, Target
 from jobs.benchmarks.runs import Run, run_embed
 from jobs.benchmarks.slices import CLASS

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gansfp import store
+from gansfp.cores import cores
 from gansfp.embedding import shards
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError
@@ -30,7 +31,6 @@ from gansfp.images.lungs import get_mask
 from gansfp.images.slices import SIDE, decode
 from gansfp.images.views import get_view
 from gansfp.runtime.embedding_blocks import decode_block
-from jobs.benchmarks.machine import cores
 
 if TYPE_CHECKING:
     import torch

@@ -12,12 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from gansfp.cores import cores
 from gansfp.device import is_bfloat16_fast
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, str | int | float]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gansfp.cores import cores
 from gansfp.images.slices import ENDINGS
 from gansfp.simulation.phantom import draw_patient, draw_slice
-from jobs.benchmarks.machine import cores
 
 DRAWN = 32  # slices that are drawn; the others are these, moved and with other noise
 MOVED = 8  # pixels by which they are moved, at most

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from gansfp.cores import cores
 from gansfp.decision.search_result import Trial
 from gansfp.errors import DataError, GansfpError, UsageError
 from jobs import benchmark
 from jobs.benchmark import BEGIN, END, main
 from jobs.benchmarks import search
-from jobs.benchmarks.machine import cores, describe_machine
+from jobs.benchmarks.machine import describe_machine
 from jobs.benchmarks.measure import Bench, Row, Sizes, Target
 from jobs.benchmarks.report import Report
 from tune.membership import MEMBERSHIP

@@ -11,6 +11,7 @@ import pytest
 from processes import end_all_from
 
 from gansfp.collection.catalog import Catalog
+from gansfp.cores import cores
 from gansfp.embedding.embedder import EmbedConfig
 from gansfp.errors import GansfpError
 from gansfp.images.lungs import threshold_mask
@@ -20,7 +21,6 @@ from jobs.benchmark import measure
 from jobs.benchmarks import embedding
 from jobs.benchmarks.embedding import Turn, where_time_goes
 from jobs.benchmarks.limits import Crew, Rate, Work, _Blocks
-from jobs.benchmarks.machine import cores
 from jobs.benchmarks.measure import Bench, Sizes
 from jobs.benchmarks.runs import EmbedRecord, Memory, Run
 from jobs.benchmarks.slices import CLASS, draw_slices

@@ -177,7 +177,7 @@ def test_kmeans_along_the_leading_components_finds_the_same_clusters(monkeypatch
     labels = np.array([USED] * 40 + [NOT_USED] * 40 + [UNKNOWN] * 20)
     folds = np.where(labels == UNKNOWN, -1, np.arange(100) % 4)
     of_set = SetSlices("s", np.arange(100, 400), np.arange(100), labels, np.arange(100).astype(str), folds)
-    sweep = Sweep(methods=("clusters", "kmeans_per_class", "two_means"), linkages=("kmeans",), ks=(4, 8), class_ks=(8,))
+    sweep = Sweep(methods=("clusters", "two_means"), linkages=("kmeans",), ks=(4, 8))
     options, trial = TrialOptions(Sweeps(sweep, ())), Trial("lbp", "full", 0, metric="euclidean")
     every = MembershipSlices((of_set,)).evaluate(trial, vectors, options)
     monkeypatch.setattr(membership, "MAX_COORDINATES", 10)

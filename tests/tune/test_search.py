@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from gansfp.collection.catalog import read_catalog
@@ -168,10 +169,25 @@ class TestMembership:
     def test_a_trial_that_fails_is_a_row_and_the_others_go_on(self, challenge, searched):
         problem = problem_of(challenge, searched)
         trial = Trial(*PAIR, 5000, metric="euclidean")
-        assert problem.run(trial, "cpu") == -1.0
+        assert problem.run([trial], "cpu") == -1.0
         (row,) = pq.read_table(problem.place(trial)).to_pylist()
         assert row["status"] == "failed"
         assert "PCA components: got 5000" in row["error"]
+
+    def test_a_trial_without_room_on_a_gpu_runs_on_the_cpu(self, challenge, searched, tmp_path, monkeypatch):
+        problem = replace(problem_of(challenge, searched), folder=str(tmp_path))
+        evaluate, devices = MembershipSlices.evaluate, []
+
+        def on_a_full_gpu(slices, trial, vectors, options):
+            devices.append(options.device)
+            if options.device == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return evaluate(slices, trial, vectors, options)
+
+        monkeypatch.setattr(MembershipSlices, "evaluate", on_a_full_gpu)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        assert problem.run([Trial(*PAIR, 0, metric="euclidean")], "cuda") > 0.9
+        assert devices == ["cuda", "cpu"]
 
 
 @pytest.mark.slow
@@ -184,7 +200,9 @@ class TestFaults:
 
         def problem(images, _, config, inputs):
             found, identities, unreadable = plain(images, str(searched), config, inputs)
-            fields = {name: getattr(found, name) for name in ("config", "task", "vectors_of", "keys", "slices")}
+            fields = {
+                name: getattr(found, name) for name in ("config", "task", "vectors_of", "keys", "slices", "width")
+            }
             return kind(folder=str(work), **fields), identities, unreadable
 
         monkeypatch.setattr(search, "_problem", problem)
@@ -215,11 +233,11 @@ class TestFaults:
         killed = tmp_path / "killed"
 
         class Deadly(Problem):
-            def run(self, trial, device):
-                if trial.components and not killed.exists():
+            def run(self, trials, device):
+                if trials[0].components and not killed.exists():
                     killed.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-                return super().run(trial, device)
+                return super().run(trials, device)
 
         with pytest.raises(GansfpError, match="1 of 2 trials did not end; run the command again"):
             self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
