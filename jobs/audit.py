@@ -11,14 +11,16 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.description import describe_collection
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.reports import Metrics
+from gansfp.decision.search_result import read_search
 from gansfp.decision.summary import summary
+from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.embedder import load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.images.grey_levels import AUTO
@@ -69,6 +71,9 @@ class AuditConfig:
 def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
     """Reads the catalog, embeds, searches and decides, for each task that DATA has enough images of.
 
+    It works from cheap to dear: first the backbones without weights, with a provisional answer, then the networks,
+    which may take hours. A run that is stopped in between has that answer in WORK/results.
+
     inputs: what each task embeds and searches.
     """
     catalog = read_collection(config.data, config.work, config.collection)
@@ -78,9 +83,40 @@ def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
     for task in tasks:
         check_enough(catalog, config.searches[task])
         check_embedding_sizes(catalog, config.searches[task], inputs[task].embedding.pairs, inputs[task].weights)
-    for task in tasks:
-        embed_and_search(catalog, config.work, config.searches[task], inputs[task], config.workers, config.cluster)
-    return decide(config.data, config.work, config.final, catalog, tasks)
+    everything = {task: inputs[task] for task in tasks}
+    cheap, pending = without_networks(everything)
+    if cheap and pending and not all(_is_searched(config.work, task, everything[task]) for task in tasks):
+        metrics = _answer(config, catalog, cheap, pending)
+        print(f"{summary(metrics)}\n", flush=True)
+        everything = {task: replace(part, stage="-networks") for task, part in everything.items()}
+    return _answer(config, catalog, everything)
+
+
+def without_networks(inputs: Mapping[str, SearchInputs]) -> tuple[dict[str, SearchInputs], list[str]]:
+    """What each task can embed without weights, and the networks that this leaves for later. A task that has networks
+    alone is left out."""
+    cheap, pending = {}, []
+    for task, of_task in inputs.items():
+        free = tuple(pair for pair in of_task.embedding.pairs if not parse_backbone(pair[0]).needs_weights)
+        pending += [backbone for backbone, view in of_task.embedding.pairs if (backbone, view) not in free]
+        if free:
+            cheap[task] = replace(of_task, embedding=replace(of_task.embedding, pairs=free))
+    return cheap, list(dict.fromkeys(pending))
+
+
+def _is_searched(work: str, task: str, inputs: SearchInputs) -> bool:
+    """Whether an earlier run has searched all embeddings, so that a provisional answer would come no earlier."""
+    found = read_search(work, task)
+    return found is not None and set(found.pairs) >= set(inputs.embedding.pairs)
+
+
+def _answer(
+    config: AuditConfig, catalog: Catalog, inputs: Mapping[str, SearchInputs], pending: Sequence[str] = ()
+) -> Metrics:
+    """Embeds, searches and decides. pending: the backbones that are still to come."""
+    for task, of_task in inputs.items():
+        embed_and_search(catalog, config.work, config.searches[task], of_task, config.workers, config.cluster)
+    return decide(config.data, config.work, config.final, catalog, list(inputs), pending)
 
 
 def tasks_of(catalog: Catalog) -> list[str]:

@@ -35,8 +35,18 @@ from gansfp.runtime.record import read_records, record_stage, versions
 from tune.search import complete_search
 
 
-def decide(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Sequence[str] | None = None) -> Metrics:
-    """Runs the final step, records it, and writes metrics.json. Raises what `final` raises."""
+def decide(
+    data: str,
+    work: str,
+    config: FinalConfig,
+    catalog: Catalog,
+    tasks: Sequence[str] | None = None,
+    pending: Sequence[str] = (),
+) -> Metrics:
+    """Runs the final step, records it, and writes metrics.json. Raises what `final` raises.
+
+    pending: backbones that are still to be embedded and searched, so that the answer is provisional.
+    """
     started = time.monotonic()
     metrics = final(data, work, config, catalog, tasks)
     record_stage(work, "final", time.monotonic() - started, {"tasks": metrics.tasks}, asdict(config))
@@ -46,6 +56,7 @@ def decide(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: S
         versions=versions(),
         seconds={record.stage: record.seconds for record in records},
         left_out=sorted({line for record in records for line in record.left_out}),
+        pending=pending,
     )
     metrics = replace(metrics, run=run_report)
     write_result(work, "metrics.json", json.dumps(metrics.as_dict(), indent=1).encode())

@@ -79,11 +79,12 @@ _NOT_IN_BEST = ("configuration", "error", "status", *LONG_COLUMNS)  # columns of
 @dataclass(frozen=True)
 class SearchInputs:
     """What a search embeds and searches. weights: by network; left_out: a line for each default network without
-    weights."""
+    weights; stage: added to the names of the stages in WORK/log, where a task is searched twice."""
 
     embedding: EmbedConfig
     weights: Mapping[str, Weights]
     left_out: Sequence[str] = ()
+    stage: str = ""
 
 
 def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInputs) -> SearchResult:
@@ -110,7 +111,7 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
     )
     result = _leave_for_final(problem.folder, result, problem.slices, functools.partial(for_each_pair, problem))
     facts = {"rows": result.tried, "failed": result.failed, "left_out": list(inputs.left_out)}
-    record_stage(work, f"search-{config.task}", time.monotonic() - started, facts, asdict(config))
+    record_stage(work, f"search-{config.task}{inputs.stage}", time.monotonic() - started, facts, asdict(config))
     _describe(result, table)
     return result
 
@@ -268,7 +269,7 @@ def embed_and_search(
     catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInputs, workers: Workers, cluster: ClusterConfig
 ) -> SearchResult:
     """Embeds what the search lacks, then searches."""
-    images, stage = catalog.select(task=config.task), f"embed-{config.task}"
+    images, stage = catalog.select(task=config.task), f"embed-{config.task}{inputs.stage}"
     hashes = dict.fromkeys(inputs.embedding.pairs, images.hashes())
     settled = settle_precision(inputs.embedding, hashes, work, inputs.weights, cluster)
     inputs = replace(inputs, embedding=settled)

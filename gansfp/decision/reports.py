@@ -95,7 +95,8 @@ class AttributionReport:
 class RunReport:
     """How the figures came about. bad_images: reasons by image id. readings: how many slices were read in each way.
     findings: what in the files could mislead a membership score. versions, seconds, left_out: what the job adds: the
-    libraries, the seconds of each stage, what the default search lacks."""
+    libraries, the seconds of each stage, what the default search lacks. pending: backbones that are still to come;
+    where there are some, all figures are provisional."""
 
     seed: int
     permutations: int
@@ -105,6 +106,7 @@ class RunReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     left_out: Sequence[str] = ()
+    pending: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
@@ -115,6 +117,7 @@ class RunReport:
             "permutations": self.permutations,
             "seconds": dict(self.seconds),
             "left_out": list(self.left_out),
+            "pending": list(self.pending),
             "bad_images": bad,
             "readings": dict(self.readings),
             "findings": list(self.findings),

@@ -14,6 +14,8 @@ ATTRIBUTION_FIGURES = ("ari", "nmi", "purity")
 def summary(metrics: Metrics) -> str:
     """The text for what metrics.json holds."""
     lines: list[str] = []
+    if pending := metrics.run.pending:
+        lines += [f"PROVISIONAL: without {', '.join(pending)}, which take longer; the final answer follows", ""]
     if metrics.membership:
         for name, report in metrics.membership.sets.items():
             title = f"membership, set {name}: did these slices train the generator?"

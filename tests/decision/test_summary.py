@@ -52,6 +52,15 @@ def test_the_conclusion_needs_both_p_values(p_value, selected, conclusion):
     assert text.splitlines()[-1] == f"  => {conclusion}"
 
 
+def test_an_answer_that_others_follow_says_so_first():
+    run = replace(RUN, pending=("mobilenetv2_100", "densenet121"))
+    lines = summary(metrics(evidence(), run=run)).splitlines()
+    assert lines[0] == (
+        "PROVISIONAL: without mobilenetv2_100, densenet121, which take longer; the final answer follows"
+    )
+    assert metrics(evidence(), run=run).as_dict()["run"]["pending"] == ["mobilenetv2_100", "densenet121"]
+
+
 def test_what_is_not_defined_is_a_dash():
     undefined = Figure(Estimate(float("nan")), float("nan"))
     figures = dict.fromkeys(MEMBERSHIP_FIGURES, undefined)

@@ -5,13 +5,23 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from gansfp.collection.catalog import read_catalog
+from gansfp.decision.decide import FinalConfig
+from gansfp.decision.reports import Metrics, RunReport
+from gansfp.embedding.embedder import EmbedConfig
+from gansfp.runtime.cluster import ClusterConfig
+from gansfp.runtime.collection import CollectionConfig
+from gansfp.runtime.embedding import Workers
 from jobs import audit
+from jobs.audit import AuditConfig
+from tune.problem import SearchConfig
+from tune.search import SearchInputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,3 +131,63 @@ def test_attribution_without_what_it_needs_does_not_stop_membership(challenge, f
     shutil.rmtree(tmp_path / "data" / folder)
     assert audit.tasks_of(read_catalog(str(tmp_path / "data"))) == ["membership"]
     assert "attribution is left out" in caplog.text
+
+
+FREE, NETWORK = ("highpass", "full"), ("mobilenetv2_100@random", "lungs")
+
+
+class TestFromCheapToDear:
+    @pytest.fixture
+    def inputs(self):
+        return {
+            "membership": SearchInputs(EmbedConfig((FREE, NETWORK, ("lbp", "full"))), {}),
+            "attribution": SearchInputs(EmbedConfig((NETWORK,)), {}),
+        }
+
+    @pytest.fixture
+    def run_audit(self, inputs, challenge, tmp_path, monkeypatch):
+        """Runs the audit with nothing embedded, searched or decided; returns what would have been, in its order."""
+        done = []
+
+        def embed_and_search(catalog, work, config, of_task, workers, cluster):
+            done.append((config.task, of_task.embedding.pairs, of_task.stage))
+
+        def decide(data, work, config, catalog, tasks, pending):
+            done.append((tuple(tasks), list(pending)))
+            return Metrics(RunReport(0, 1, {}, pending=pending))
+
+        monkeypatch.setattr(audit, "check_embedding_sizes", lambda *_: None)  # it would run the networks
+        monkeypatch.setattr(audit, "embed_and_search", embed_and_search)
+        monkeypatch.setattr(audit, "decide", decide)
+        searches = {task: SearchConfig(task) for task in inputs}
+        config = AuditConfig(
+            str(challenge), str(tmp_path), searches, FinalConfig(), Workers(), ClusterConfig(), CollectionConfig()
+        )
+
+        def run(chosen):
+            audit.audit(config, chosen)
+            return done
+
+        return run
+
+    def test_a_provisional_answer_comes_before_the_networks(self, inputs, run_audit, capsys):
+        everything = inputs["membership"].embedding.pairs
+        assert run_audit(inputs) == [
+            ("membership", (FREE, ("lbp", "full")), ""),
+            (("membership",), ["mobilenetv2_100@random"]),
+            ("membership", everything, "-networks"),
+            ("attribution", (NETWORK,), "-networks"),
+            (("membership", "attribution"), []),
+        ]
+        assert capsys.readouterr().out.startswith("PROVISIONAL: without mobilenetv2_100@random, ")
+
+    @pytest.mark.parametrize("pairs", [(FREE,), (NETWORK,)])
+    def test_there_is_one_answer_where_all_costs_alike(self, pairs, run_audit, capsys):
+        chosen = {task: SearchInputs(EmbedConfig(pairs), {}) for task in ("membership", "attribution")}
+        assert [step for step in run_audit(chosen) if len(step) == 2] == [(("membership", "attribution"), [])]
+        assert "PROVISIONAL" not in capsys.readouterr().out
+
+    def test_there_is_no_provisional_answer_after_a_search_of_everything(self, inputs, run_audit, monkeypatch):
+        found = SimpleNamespace(pairs=[FREE, NETWORK, ("lbp", "full")])
+        monkeypatch.setattr(audit, "read_search", lambda work, task: found)
+        assert [step for step in run_audit(inputs) if len(step) == 2] == [(("membership", "attribution"), [])]
