@@ -1,9 +1,14 @@
 """gansfp.device: how a device is asked for its fast precision, and how shortage of memory is recognised."""
 
+from contextlib import contextmanager
+
+import numpy as np
 import pytest
 import torch
 
 from gansfp import device
+from gansfp.published import superresolution
+from gansfp.training import autoencoder, heads, prediction
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +64,37 @@ def test_float32_on_a_gpu_is_not_tensorfloat_32():
     with device.ieee_float32("cuda:0"):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+PIXELS = np.zeros((1, 256, 256), np.uint8)
+LINEAR = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "compute"),
+    [
+        (superresolution, lambda: superresolution.Upscaler(superresolution.load_upscaler("esrgan@random", None, 1))),
+        (autoencoder, lambda: lambda pixels: autoencoder._error_images(autoencoder.Autoencoder(64), pixels, 64, "cpu")),
+        (
+            prediction,
+            lambda: (
+                lambda pixels: prediction._probabilities(
+                    LINEAR, heads.HEADS["linear"], heads.InputTransform("resnet10t", 32, "full"), pixels, None, "cpu"
+                )
+            ),
+        ),
+    ],
+)
+def test_what_is_decided_by_small_differences_is_computed_in_exact_float32(monkeypatch, module, compute):
+    inside = []
+
+    @contextmanager
+    def record(name):
+        inside.append(name)
+        yield
+        inside.append("end")
+
+    monkeypatch.setattr(module, "ieee_float32", record)
+    function = compute()
+    function(PIXELS[:, :32, :32] if module is superresolution else PIXELS)
+    assert inside == ["cpu", "end"]

@@ -33,7 +33,7 @@ def test_a_step_that_fails_is_recorded_and_the_others_go_on(tmp_path):
         raise ZeroDivisionError("a defect")
 
     steps = [Step("first", 5, lambda place: {"figure": 1.5}), Step("bad", 5, fail), Step("worse", 5, defect)]
-    steps.append(Step("last", 5, lambda place: {"remaining": place.deadline - time.monotonic() > 4}))
+    steps.append(Step("last", 5, lambda place: {"remaining": place.deadline - time.monotonic() > 4 * 10}))
     results = accept(AcceptanceSizes.tiny(), str(tmp_path), steps)
     content = read(tmp_path)
     assert [(step["name"], step["error"]) for step in content["steps"]] == [
@@ -98,7 +98,7 @@ def test_a_place_that_cannot_be_written_is_told_first(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.long
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_all_steps_at_toy_size_on_cpus(tmp_path):
     results = accept(AcceptanceSizes.tiny(), str(tmp_path))
     assert {result.name: result.error for result in results} == {step.name: "" for step in STEPS}
