@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gansfp.embedding import shards
-from gansfp.embedding.shards import folder, read_embeddings, repair_and_list_done, write_shard
+from gansfp.embedding.shards import count_done, folder, read_embeddings, repair_and_list_done, write_shard
 from gansfp.errors import DataError
 
 IDENTITY = {"backbone": "net:map", "weights": "0123", "view": "full", "mask": "", "size": "256", "precision": "float32"}
@@ -113,6 +113,19 @@ def test_shards_of_another_identity_are_not_read(tmp_path, caplog, field):
         == repair_and_list_done(str(tmp_path), other, {"a": "1"})
         == {"a"}
     )
+
+
+def test_what_is_done_is_counted_and_nothing_is_changed_or_said(tmp_path, caplog):
+    write(tmp_path, {"a": "1", "b": "old"})
+    write(tmp_path, {"a": "1", "c": ""}, failed=("c",))  # c could not be read
+    write(tmp_path, {"d": "4"}, {**IDENTITY, "precision": "bfloat16"})
+    (tmp_path / "embeddings" / "net:map" / "full" / "truncated.parquet").write_bytes(b"PAR1")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    images = {"a": "1", "b": "2", "c": "3", "d": "4"}
+    assert count_done(str(tmp_path), IDENTITY, images) == len({"a", "c"})
+    assert count_done(str(tmp_path), {**IDENTITY, "precision": "bfloat16"}, images) == len({"d"})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == before
+    assert caplog.text == ""
 
 
 def test_a_foreign_parquet_file_is_left_out(tmp_path):

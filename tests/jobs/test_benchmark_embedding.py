@@ -28,6 +28,7 @@ from jobs.benchmarks.slices import CLASS, draw_slices
 TINY = Sizes(
     pairs=(("test_resnet@random", "full"), ("test_resnet@random", "lungs")),
     small_pairs=(("test_resnet@random", "full"), ("test_resnet@random", "lungs")),
+    precision="float32",
     slices=8,
     repeats=1,
     seconds=0.2,

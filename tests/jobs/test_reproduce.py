@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score
 
 from gansfp.collection.catalog import read_catalog
+from gansfp.device import is_bfloat16_fast
 from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
 from gansfp.errors import UsageError
@@ -162,7 +163,8 @@ class TestInputsOfSystems:
         for number in ("54", "22"):
             (recipe,) = find([number])
             backbone = recipe.backbone if number == "54" else f"{recipe.backbone}@random"
-            embedding = identity((backbone, "full"), EmbedConfig(()), load_all_weights([backbone], str(folder)))
+            config = EmbedConfig((), precision="bfloat16" if is_bfloat16_fast("cpu") else "float32")
+            embedding = identity((backbone, "full"), config, load_all_weights([backbone], str(folder)))
             for name in ("attribution",) if number == "54" else ("clean", "warp"):
                 rows = catalog.select(task=recipe.task, set="" if number == "54" else name).table.to_pylist()
                 rows = [row for row in rows if row["role"] != "generated" or row["split"] == "test"]

@@ -12,6 +12,7 @@ from PIL import Image
 from gansfp.embedding.network_masks import Segmenter, load_mask
 from gansfp.errors import DataError, UsageError
 from gansfp.images import lungs
+from gansfp.networks.lung_unet import LungUnet
 from gansfp.simulation.phantom import phantoms
 from gansfp.training.loop import Settings
 from gansfp.training.masked_slices import pair_folders, read_pair
@@ -173,6 +174,9 @@ def test_the_names_in_a_model_file_stay():
     assert list(Averaging(torch.nn.Linear(1, 1, bias=False)).state_dict()) == [
         *("steps", "network.weight", "average.weight")
     ]
+    # On several GPUs the training loop synchronises batch norm, which must keep the names, too.
+    names, network = list(Averaging(LungUnet()).state_dict()), Averaging(LungUnet())
+    assert list(torch.nn.SyncBatchNorm.convert_sync_batchnorm(network).state_dict()) == names
 
 
 def test_figures_equal_plain_ones():
