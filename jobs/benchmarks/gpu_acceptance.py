@@ -39,7 +39,7 @@ from jobs.benchmarks.runs import ROOT
 
 BACKBONES, VIEWS = ("resnet10t@random", "highpass", "residual", "lbp"), ("full", "lungs", "outer")
 DIFFERENT = 1e-4  # of a vector's norm: more than this is not rounding
-ENDING = 30.0  # seconds that a command has to end after SIGINT
+ENDING = 30.0  # seconds that a command has to end after SIGTERM
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 Facts = Mapping[str, object]  # what a step found, as JSON
@@ -119,10 +119,10 @@ class Place:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a command and all processes that it has started; first by SIGINT, with which it ends its Ray itself."""
+    """Ends a command and all processes that it has started; first by SIGTERM, with which it ends its Ray itself."""
     if process.poll() is None:
         below = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # a command in the background of a shell ignores SIGINT
         with suppress(subprocess.TimeoutExpired):
             process.wait(ENDING)
         _kill([psutil.Process(process.pid), *below] if process.poll() is None else below)
