@@ -22,7 +22,7 @@ RADIAL_BINS, ANGULAR_BINS = 64, 16
 LOWEST_ANGULAR = 0.1  # cycles a pixel: lower frequencies show the direction of the body, not of the generator
 FLOOR = 0.01  # squared grey levels, added before the logarithm: an eighth of 8-bit rounding noise, which is 1/12
 BLOCK = 8
-STRIP = 64  # rows whose local means are computed by one product
+STRIP = 64  # rows or columns whose local means are computed by one product
 
 Shape = tuple[int, int]  # the window and the side of a high-pass slice
 
@@ -70,14 +70,17 @@ def _of_whole_slices(shapes: Sequence[Shape], slices: Tensor) -> list[Tensor]:
     sides = [side for _, side in needed]
     stacked = _stacked_matrices(needed, slices.device)
     matrices = dict(zip(needed, stacked.split(sides), strict=True))
-    # Without its mean, a flat slice is 0 exactly.
-    products = (stacked @ (slices - slices.mean((1, 2), keepdim=True))).split(sides, 1)
+    # Without its mean, a flat slice is 0 exactly. All slices stand side by side: one large product is the fastest.
+    centred = (slices - slices.mean((1, 2), keepdim=True)).transpose(0, 1).reshape(SIDE, -1)
+    products = [product.reshape(-1, SIDE) for product in (stacked @ centred).split(sides)]
     product_of = dict(zip(needed, products, strict=True))
     results = []
     for window, side in shapes:
         of_area, of_detail = product_of[0, side], product_of[window, side]
         result = of_detail @ matrices[0, side].T
-        results.append(result + (of_area - of_detail) @ matrices[window, side].T if window else result)
+        if window:
+            result = torch.addmm(result, of_area - of_detail, matrices[window, side].T)
+        results.append(result.reshape(side, -1, side).transpose(0, 1))
     return results
 
 
@@ -101,7 +104,15 @@ def _of_regions(outputs: Sequence[tuple[int, int, View]], slices: Tensor, masks:
         (window, view): details[window] * as_bytes(regions(masks, view))
         for window, view in dict.fromkeys((window, view) for window, _, view in outputs)
     }
-    return [resample(shown[window, view], boxes(masks, view), side, "area") for window, side, view in outputs]
+    return [_resized(shown[window, view], view, side, masks) for window, side, view in outputs]
+
+
+def _resized(shown: Tensor, view: View, side: int, masks: Tensor) -> Tensor:
+    """Resizes what a view shows, by area."""
+    if view.crop:
+        return resample(shown, boxes(masks, view), side, "area")
+    area = _stacked_matrices(((0, side),), shown.device)  # one matrix for all slices
+    return area @ shown @ area.T
 
 
 def _normalised(small: Tensor) -> Tensor:
@@ -116,14 +127,15 @@ def _local_mean(slices: Tensor, window: int) -> Tensor:
     """Computes the mean of each pixel's window, borders mirrored. slices: (n, 256, 256) float32."""
     counts, half = _window_counts(window, slices.device), window // 2
     # The sums are whole numbers below 2^24 where the grey levels are whole numbers, which float32 holds exactly.
-    for _ in ("across", "down"):
-        transposed = slices.mT
-        strips = []
-        for start in range(0, SIDE, STRIP):
-            near = slice(max(0, start - half), start + STRIP + half)  # pixels that the windows of this strip contain
-            strips.append(counts[start : start + STRIP, near] @ transposed[:, near])
-        slices = torch.cat(strips, 1)
-    return slices / window**2
+    rows = slices.reshape(-1, SIDE)
+    across, down = torch.empty_like(rows), torch.empty_like(slices)
+    # For each strip, the pixels that its windows contain.
+    strips = [(slice(i, i + STRIP), slice(max(0, i - half), i + STRIP + half)) for i in range(0, SIDE, STRIP)]
+    for strip, near in strips:
+        torch.mm(rows[:, near], counts[strip, near].T, out=across[:, strip])
+    for strip, near in strips:
+        torch.matmul(counts[strip, near], across.view_as(slices)[:, near], out=down[:, strip])
+    return down / window**2
 
 
 @cache
