@@ -3,13 +3,21 @@
 import argparse
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.options import positive
-from gansfp.simulation.challenge import SimulationConfig, simulate
+from gansfp.simulation.challenge import simulate
+from gansfp.simulation.configuration import SimulationConfig
 
-SIZES = {
+SIZES: dict[str, Callable[[], SimulationConfig]] = {
+    "small": SimulationConfig.tiny,
+    "default": SimulationConfig,
+    "default-x4": lambda: SimulationConfig().times(4),
+    "default-x16": lambda: SimulationConfig().times(16),
+    "imageclef-2024": SimulationConfig.imageclef_2024,
+}
+COUNTS = {
     "labelled": "number of real slices labelled used in each set, and as many labelled not used",
     "unknown": "number of real slices to decide about in each set; half of them are used",
     "generated": "number of generated slices for training in each set",
@@ -25,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def simulation_config(options: argparse.Namespace) -> SimulationConfig:
     """Returns the configuration for these options. Raises UsageError for impossible values."""
-    config = SimulationConfig.tiny() if options.small else SimulationConfig()
-    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
-    return dataclasses.replace(config, seed=options.seed, leak=options.leak, **sizes)
+    counts = {name: getattr(options, name) for name in COUNTS if getattr(options, name)}
+    return dataclasses.replace(SIZES[options.size]().with_counts(**counts), seed=options.seed, leak=options.leak)
 
 
 def parser() -> Parser:
@@ -52,9 +59,14 @@ def parser() -> Parser:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--small", action="store_true", help="write a small challenge in a few seconds, without training networks"
+        "--size",
+        choices=SIZES,
+        default="default",
+        help="of the challenge: small, in a few seconds, without training networks; default; 4 and 16 times as many "
+        "slices; or 50,000 slices, as ImageCLEFmedical GANs 2024 had (default: %(default)s)",
     )
-    for name, meaning in SIZES.items():
+    parser.add_argument("--small", action="store_const", dest="size", const="small", help="the same as --size small")
+    for name, meaning in COUNTS.items():
         parser.add_argument(f"--{name}", type=positive, metavar="N", help=meaning)
     return parser
 

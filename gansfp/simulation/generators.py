@@ -1,10 +1,10 @@
 """Four generators of slices that are trained here. They leak their training slices to different degrees.
 
-Every generator is a function of training slices, a count, a seed and settings, and returns generated slices. Equal
-arguments give equal bytes on one machine. The networks are trained in float32 on one thread, for three reasons. A
-second thread speeds up so small a network only a little, while two trainings in parallel are twice as fast. The sums do
-not depend on the number of cores. bfloat16 is a fifth faster on processors that support it, and several times slower on
-others.
+Every generator is a function of training slices, a count, a seed and settings, and yields generated slices one by one,
+so that nobody needs memory for all of them. Equal arguments give equal bytes on one machine. The networks are trained
+in float32 on one thread, for three reasons. A second thread speeds up so small a network only a little, while two
+trainings in parallel are twice as fast. The sums do not depend on the number of cores. bfloat16 is a fifth faster on
+processors that support it, and several times slower on others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class GeneratorSettings:
     glo_steps: int = 300
 
 
-def eigen(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+def eigen(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> Iterator[np.ndarray]:
     """Draws from a Gaussian in the leading principal components of the training slices ("eigenfaces"). Leaks little.
 
     No generated slice is close to a single training slice. Only the space that the training slices span leaks.
@@ -46,13 +46,13 @@ def eigen(training: np.ndarray, count: int, seed: int, settings: GeneratorSettin
     components = min(len(training) - 1, 20)
     codes, axes, mean = _principal_components(training, components)
     drawn = rng.standard_normal((count, components)) * codes.std(axis=0)
-    pictures = mean + drawn @ axes
-    # A linear model produces no edges and no noise. Without added noise its smoothness would give it away.
-    pictures = pictures.reshape(count, SIDE, SIDE) + 2.0 * rng.standard_normal((count, SIDE, SIDE))
-    return _to_grey(pictures)
+    for start in range(0, count, _BATCH):
+        pictures = (mean + drawn[start : start + _BATCH] @ axes).reshape(-1, SIDE, SIDE)
+        # A linear model produces no edges and no noise. Without added noise its smoothness would give it away.
+        yield from _to_grey(pictures + 2.0 * rng.standard_normal(pictures.shape))
 
 
-def warp(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+def warp(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> Iterator[np.ndarray]:
     """Deforms a training slice smoothly and blends it with one of its nearest training slices. Leaks much."""
     rng = np.random.default_rng(seed)
     displacement = 1.0 + 14.0 * (1.0 - settings.strength)  # pixels, root mean square
@@ -70,16 +70,14 @@ def warp(training: np.ndarray, count: int, seed: int, settings: GeneratorSetting
         down, right = (2.1 * displacement * (spline @ rng.standard_normal((9, 9)) @ spline.T) for _ in range(2))
         return ndimage.map_coordinates(picture, [rows + down, columns + right], np.float32, order=1, mode="nearest")
 
-    generated = np.empty((count, SIDE, SIDE), np.uint8)
-    for i in range(count):
+    for _ in range(count):
         chosen = rng.integers(len(training))
         share = rng.uniform(0, largest_share)
         neighbour = rng.choice(neighbours[chosen])
-        generated[i] = _to_grey((1 - share) * deformed(training[chosen]) + share * deformed(training[neighbour]))
-    return generated
+        yield _to_grey((1 - share) * deformed(training[chosen]) + share * deformed(training[neighbour]))
 
 
-def vae(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+def vae(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> Iterator[np.ndarray]:
     """Trains a small convolutional variational autoencoder (Kingma and Welling 2014) and draws from it.
 
     It upsamples by nearest neighbour and convolution. Its slices are smooth averages, so it leaks less than a decoder
@@ -119,10 +117,10 @@ def vae(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings
     _train(loss, [(list(networks.parameters()), 2e-3)], len(slices), settings.vae_steps, random)
     with torch.no_grad():
         codes = encoder(slices)[:, :latent]
-    return _decoded(decoder, _gaussian_like(codes, count, random), average)
+    yield from _decoded(decoder, _gaussian_like(codes, count, random), average)
 
 
-def glo(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> np.ndarray:
+def glo(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> Iterator[np.ndarray]:
     """Generative latent optimisation (Bojanowski et al. 2018): fits a decoder of transposed convolutions together with
     one free code for each training slice. New slices are decoded from a Gaussian that is fitted to the codes.
 
@@ -148,17 +146,24 @@ def glo(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings
 
     rates = [(list(decoder.parameters()), 4e-3), ([codes], 2e-2)]
     _train(loss, rates, len(slices), settings.glo_steps, random)
-    return _decoded(decoder, _gaussian_like(codes.detach(), count, random))
+    yield from _decoded(decoder, _gaussian_like(codes.detach(), count, random))
 
 
-Generator = Callable[[np.ndarray, int, int, GeneratorSettings], np.ndarray]
+Generator = Callable[[np.ndarray, int, int, GeneratorSettings], Iterator[np.ndarray]]
 GENERATORS: dict[str, Generator] = {"eigen": eigen, "warp": warp, "vae": vae, "glo": glo}
 
 
 def generate(
     name: str, training: np.ndarray, count: int, seed: int, settings: GeneratorSettings | None = None
 ) -> np.ndarray:
-    """Trains the generator `name` and returns `count` slices, (count, 256, 256) uint8.
+    """Returns the slices that `generate_in_turn` yields: (count, 256, 256) uint8. Raises UsageError."""
+    return np.stack(list(generate_in_turn(name, training, count, seed, settings)))
+
+
+def generate_in_turn(
+    name: str, training: np.ndarray, count: int, seed: int, settings: GeneratorSettings | None = None
+) -> Iterator[np.ndarray]:
+    """Trains the generator `name` and yields `count` slices, each (256, 256) uint8.
 
     training: (n, 256, 256) uint8, n at least 2. Raises UsageError.
     """
@@ -167,7 +172,7 @@ def generate(
     if len(training) < 2 or count < 1:
         raise UsageError(f"got {len(training)} training slices and {count} to make, expected at least 2 and 1")
     with one_thread():
-        return GENERATORS[name](training, count, seed, settings or GeneratorSettings())
+        yield from GENERATORS[name](training, count, seed, settings or GeneratorSettings())
 
 
 @contextmanager
@@ -257,10 +262,10 @@ def _gaussian_like(codes: torch.Tensor, count: int, random: torch.Generator) -> 
 
 
 @torch.no_grad()
-def _decoded(decoder: nn.Module, codes: torch.Tensor, average: torch.Tensor | float = 0.0) -> np.ndarray:
-    """Decodes the codes and adds the average that was subtracted for training; returns (count, 256, 256) uint8."""
-    signed = (decoder(part) + average for part in codes.split(32))
-    return np.concatenate([_to_grey((pictures[:, 0].numpy() + 1) * 127.5) for pictures in signed])
+def _decoded(decoder: nn.Module, codes: torch.Tensor, average: torch.Tensor | float = 0.0) -> Iterator[np.ndarray]:
+    """Decodes the codes and adds the average that was subtracted for training; yields slices (256, 256) uint8."""
+    for part in codes.split(32):
+        yield from _to_grey(((decoder(part) + average)[:, 0].numpy() + 1) * 127.5)
 
 
 def _to_grey(pictures: np.ndarray) -> np.ndarray:

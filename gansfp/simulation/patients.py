@@ -26,7 +26,7 @@ class Archive:
     pixels: np.ndarray
     patients: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray) -> "Archive":
+    def __getitem__(self, rows: np.ndarray | slice) -> "Archive":
         return Archive(self.pixels[rows], self.patients[rows])
 
     def __len__(self) -> int:

@@ -7,19 +7,19 @@ muscle 238, bone 255.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 from gansfp.errors import UsageError
+from gansfp.simulation.vessels import draw_tree, share_of_vessels
 
 SIDE = 256
 SLICE_GAP = 0.035  # between a patient's neighbouring levels, as a share of the height of the lungs: about 8 mm
-_VESSEL_TIPS = 260  # nodes in the vessel tree of one lung
-_VESSEL_WIDTHS = (0.5, 0.75, 1.1, 1.7)  # pixels (sigma): vessels are drawn in four widths, each with its own blur
 _ANGLES = 2048  # bins of tables of functions of the angle
 
 
@@ -105,36 +105,8 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         bend=0.045 * normal((2, 1, 6, 6)) + 0.02 * normal((2, 2, 6, 6)),
         mottle=normal((14, 14)) + 0.5 * normal((2, 14, 14)),
         haze=normal((14, 14)) + 0.6 * normal((2, 14, 14)) - u(0.9, 4.0),
-        vessels=_vessel_tree(rng, lung, gap),
+        vessels=draw_tree(rng, lung, gap),
     )
-
-
-def _vessel_tree(rng: np.random.Generator, lung: tuple[float, float], gap: float) -> np.ndarray:
-    """Draws two trees that fill the lungs from the hila. Returns points (n, 4): x, y, z and the class of the width.
-
-    Nodes are drawn at random in the lung. The parent of a node is the nearest node that is closer to the hilum, which
-    gives the branching of real vessels. The width follows from the number of tips that a vessel feeds (Murray's law).
-    """
-    points = []
-    for side in (-1.0, 1.0):
-        nodes = rng.uniform(-1, 1, (2 * _VESSEL_TIPS, 3))
-        nodes = nodes[(nodes**2).sum(axis=1) < 1][:_VESSEL_TIPS] * [lung[0], lung[1], 0.55] + [side * gap, 0.0, 0.6]
-        hilum = np.array([side * (gap - 0.75 * lung[0]), rng.uniform(-0.02, 0.08), rng.uniform(0.45, 0.55)])
-        away = np.linalg.norm(nodes - hilum, axis=1)
-        order = np.argsort(away)
-        nodes, away = np.vstack([hilum, nodes[order]]), np.concatenate([[0.0], away[order]])
-        distance = np.linalg.norm(nodes[:, None] - nodes[None], axis=2) + 0.35 * away[None]
-        parent = np.where(away[None] < away[:, None], distance, np.inf)[1:].argmin(axis=1)
-        tips = np.ones(len(nodes))
-        for node in range(len(nodes) - 1, 0, -1):
-            tips[parent[node - 1]] += tips[node]
-        breadth = np.digitize(tips[1:] ** (1 / 3), [1.5, 2.2, 3.2])
-        steps = np.linspace(0, 1, 24)[None, :, None]
-        start, end = nodes[parent][:, None], nodes[1:][:, None]
-        bow = np.sin(np.pi * steps) * rng.normal(0, 0.008, (len(end), 1, 3))  # real vessels are not quite straight
-        xyz = start + steps * (end - start) + bow
-        points.append(np.dstack([xyz, np.broadcast_to(breadth[:, None, None], (*xyz.shape[:2], 1))]).reshape(-1, 4))
-    return np.concatenate(points).astype(np.float32)
 
 
 def draw_slice(patient: Patient, level: float, rng: np.random.Generator) -> np.ndarray:
@@ -156,7 +128,7 @@ def draw_slice(patient: Patient, level: float, rng: np.random.Generator) -> np.n
     _paint_mediastinum(picture, p, x, y, heart)
     _blend(picture, lungs, grey["lung"])
     _blend(picture, lungs * 0.6 * _soft(_field(p.haze, level, _MIDDLE), 0.3), grey["muscle"])
-    _blend(picture, lungs * _vessels(p, level), grey["blood"])
+    _blend(picture, lungs * share_of_vessels(p.vessels, level, p.centre, SIDE), grey["blood"])
     _paint_airways(picture, p, x, y, level)
     picture += _noise(p, body, rng)
     if p.round_field:
@@ -294,22 +266,6 @@ def _paint_table(picture: np.ndarray, p: Patient) -> None:
         _blend(picture, _soft(sheet, 0.006) * (np.abs(_X) < 0.8), grey)
 
 
-def _vessels(p: Patient, level: float) -> np.ndarray:
-    """Returns the share of vessel in each pixel: the tree's points near the level, blurred to their widths."""
-    near = p.vessels[np.abs(p.vessels[:, 2] - level) < 0.05]
-    weight = np.exp(-((near[:, 2] - level) ** 2) / (2 * 0.016**2))
-    column = (near[:, 0] + p.centre[0] + 1) * (SIDE / 2)
-    row = (near[:, 1] + p.centre[1] + 1) * (SIDE / 2)
-    inside = (column >= 0) & (column < SIDE) & (row >= 0) & (row < SIDE)
-    total = np.zeros((SIDE, SIDE), np.float32)
-    for breadth, sigma in enumerate(_VESSEL_WIDTHS):
-        chosen = inside & (near[:, 3] == breadth)
-        cell = row[chosen].astype(int) * SIDE + column[chosen].astype(int)
-        hits = np.bincount(cell, weight[chosen], SIDE * SIDE).reshape(SIDE, SIDE).astype(np.float32)
-        total += ndimage.gaussian_filter(hits, sigma, truncate=3.0) * np.float32(4.0 * sigma)
-    return 1 - np.exp(-1.4 * total)
-
-
 def _noise(p: Patient, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns grainy noise in grey levels, stronger in the body, with horizontal streaks as from wide shoulders."""
     strength, grain, streak = p.noise
@@ -320,8 +276,13 @@ def _noise(p: Patient, body: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return strength * (noise + streaks + 0.3 * clouds) * (0.35 + 0.65 * body)
 
 
-def phantoms(patients: int, slices_per_patient: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def phantoms(
+    patients: int, slices_per_patient: int, seed: int, pool: Executor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws `slices_per_patient` neighbouring slices of each of `patients` invented patients.
+
+    pool: of processes that draw the patients; without it this process draws all of them. Threads would be slower than
+    one thread, because the work is many short calls that hold the interpreter's lock.
 
     Returns
     -------
@@ -335,14 +296,21 @@ def phantoms(patients: int, slices_per_patient: int, seed: int) -> tuple[np.ndar
             f"got patients={patients}, slices_per_patient={slices_per_patient}, expected 1 or more of each"
         )
 
-    def scan(number: int) -> np.ndarray:
-        rng = np.random.default_rng([seed, number])
-        patient = draw_patient(rng)
-        first = rng.uniform(0.25, max(0.3, 0.88 - SLICE_GAP * slices_per_patient))
-        levels = first + SLICE_GAP * np.arange(slices_per_patient)
-        return np.stack([draw_slice(patient, level, rng) for level in levels])
-
+    scan = partial(_scan, slices_per_patient=slices_per_patient, seed=seed)
+    slices = np.empty((patients, slices_per_patient, SIDE, SIDE), np.uint8)
     # Several BLAS threads are slower for such small matrices, and much slower if other work uses the cores.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2) as pool:
-        slices = np.concatenate(list(pool.map(scan, range(patients))))
-    return slices, np.repeat([f"patient_{i:04d}" for i in range(patients)], slices_per_patient)
+    with threadpool_limits(1, user_api="blas"):
+        scans = pool.map(scan, range(patients), chunksize=8) if pool else map(scan, range(patients))
+        for number, of_patient in enumerate(scans):
+            slices[number] = of_patient
+    groups = np.repeat([f"patient_{i:04d}" for i in range(patients)], slices_per_patient)
+    return slices.reshape(-1, SIDE, SIDE), groups
+
+
+def _scan(number: int, slices_per_patient: int, seed: int) -> np.ndarray:
+    """Draws the slices of patient `number`: (slices_per_patient, 256, 256) uint8."""
+    rng = np.random.default_rng([seed, number])
+    patient = draw_patient(rng)
+    first = rng.uniform(0.25, max(0.3, 0.88 - SLICE_GAP * slices_per_patient))
+    levels = first + SLICE_GAP * np.arange(slices_per_patient)
+    return np.stack([draw_slice(patient, level, rng) for level in levels])

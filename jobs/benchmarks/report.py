@@ -18,7 +18,7 @@ class Report:
     versions: Mapping[str, str]
     measured: str
     seconds: float
-    sizes: Sizes
+    sizes: Sizes | None  # None for the audit at full size
     rows: Sequence[Row]
 
     def as_dict(self) -> dict[str, object]:
@@ -28,7 +28,7 @@ class Report:
             "versions": dict(self.versions),
             "measured": self.measured,
             "seconds": self.seconds,
-            "sizes": asdict(self.sizes),
+            "sizes": self.sizes and asdict(self.sizes),
             "rows": [{**asdict(row), "met": row.met} for row in self.rows],
         }
 

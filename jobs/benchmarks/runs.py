@@ -45,7 +45,7 @@ class Memory:
         cpu: seconds of CPU by process id; this call updates it.
         """
         driver, workers, store = 0, [0], 0
-        for process in _with_children(root):
+        for process in with_children(root):
             with suppress(psutil.Error):  # it has ended in the meantime
                 times = process.cpu_times()
                 # A process that is ending reports no time any more.
@@ -134,7 +134,7 @@ def _watch(process: subprocess.Popen[bytes], memory: Memory, cpu: dict[int, floa
         time.sleep(EVERY)
 
 
-def _with_children(root: int) -> list[psutil.Process]:
+def with_children(root: int) -> list[psutil.Process]:
     """Returns a process and all processes below it; an empty list once it has ended."""
     with suppress(psutil.Error):
         process = psutil.Process(root)

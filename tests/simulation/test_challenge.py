@@ -15,7 +15,9 @@ from gansfp.collection.catalog import read_catalog
 from gansfp.errors import DataError, UsageError
 from gansfp.runtime.command import run
 from gansfp.simulation import challenge as module
-from gansfp.simulation.challenge import SETS, SimulatedSet, SimulationConfig, phantom_archive, simulate, simulated_set
+from gansfp.simulation import processes
+from gansfp.simulation.challenge import SimulatedSet, phantom_archive, simulate, simulated_set
+from gansfp.simulation.configuration import SETS, SetSize, SimulationConfig
 from gansfp.simulation.generators import generate
 from jobs.simulate import main
 
@@ -25,10 +27,12 @@ SMALL = {
     "generated": 8,
     "generated_test": 4,
     "attributed": 4,
+    "attributed_test": 4,
     "vae_steps": 2,
     "glo_steps": 2,
 }
 EVERY = SimulationConfig(seed=4, **SMALL)
+ROLES = ("used", "not_used")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,54 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(data, tmp_path):
     assert not any(four[name] == five[name] for name in four if name.endswith((".png", "truth.csv")))
 
 
+def test_processes_give_the_same_bytes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_PICTURES_EACH", 50)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: {0, 1})
+    simulate(EVERY, str(tmp_path / "DATA"), progress=lambda line: None)
+    assert digests(tmp_path / "DATA") == digests(data)
+
+
+def test_sets_may_differ_in_size_and_few_slices_train_a_generator_of_the_attribution_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_TO_TRAIN", 3)
+    sizes = {"warp": SetSize(3, 6, 5, 2), "warp_2": SetSize(6, 4, 3, 4)}
+    lines: list[str] = []
+    config = SimulationConfig.tiny(
+        sets=tuple(sizes), set_sizes=sizes, attributed=2, attributed_test=3, slices_per_patient=3
+    )
+    simulate(config, str(tmp_path / "DATA"), progress=lines.append)
+    counts = Counter(str(path.parent.relative_to(tmp_path / "DATA")) for path in tmp_path.rglob("*.png"))
+    assert counts == {
+        **{f"membership/{name}/train/{role}": size.labelled for name, size in sizes.items() for role in ROLES},
+        **{f"membership/{name}/train/generated": size.generated for name, size in sizes.items()},
+        **{f"membership/{name}/test/generated": size.generated_test for name, size in sizes.items()},
+        **{f"membership/{name}/test/unknown": size.unknown for name, size in sizes.items()},
+        **{f"attribution/train/{generator}": 2 for generator in ("warp", "eigen")},
+        "attribution/test": 6,
+    }
+    patients = Counter(row["group"] for row in rows(tmp_path / "DATA" / "groups.csv"))
+    assert set(patients.values()) <= {1, 2, 3}
+    trained = sorted(line.partition("by ")[2] for line in lines if "trained on" in line)
+    assert trained == [
+        "eigen, trained on 3 slices of set warp",
+        "warp, trained on 6 slices of set warp",
+        "warp, trained on 8 slices of set warp_2",
+    ]
+
+
+def test_the_size_of_imageclef_2024_and_multiples_of_the_default():
+    config = SimulationConfig.imageclef_2024()
+    sizes = [config.size(name) for name in config.sets]
+    assert [size.generated + size.generated_test for size in sizes] == [17_200, 15_000]
+    assert [2 * size.labelled + size.unknown for size in sizes] == [4_200, 10_000]
+    assert all(config.leaks(name) for name in config.sets)
+    assert len(config.known) * config.attributed == 600
+    assert (len(config.known) + len(config.unseen)) * config.attributed_test == 3_000
+    assert module._pictures(config) == 50_000
+    assert module._pictures(SimulationConfig().times(16)) == 16 * module._pictures(SimulationConfig())
+    smaller = config.with_counts(labelled=7)
+    assert [smaller.size(name) for name in config.sets] == [SetSize(7, *sizes[i][1:]) for i in range(2)]
+
+
 def highpass(pixels: np.ndarray) -> np.ndarray:
     smooth = ndimage.uniform_filter(pixels.astype(np.float32), (0, 31, 31), mode="reflect")
     small = (pixels - smooth).reshape(len(pixels), 64, 4, 64, 4).mean((2, 4)).reshape(len(pixels), -1)
@@ -155,7 +207,9 @@ def test_training_slices_are_the_used_ones_or_outsiders():
 
 @pytest.mark.parametrize("patients", [10, 200])
 def test_real_slices_come_from_their_folder_with_their_groups(tmp_path, patients):
-    config = SimulationConfig.tiny(labelled=4, unknown=8, generated=6, generated_test=2, attributed=2, leak=0.5)
+    config = SimulationConfig.tiny(
+        labelled=4, unknown=8, generated=6, generated_test=2, attributed=2, attributed_test=2, leak=0.5
+    )
     rng = np.random.default_rng(0)
     real = tmp_path / "real"
     real.mkdir()
@@ -186,7 +240,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args: object) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(module, "generate", fail)
+    monkeypatch.setattr(module, "generate_in_turn", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         simulate(SimulationConfig.tiny(), str(tmp_path / "DATA"), progress=lambda line: None)
     assert list(tmp_path.iterdir()) == []
@@ -210,6 +264,8 @@ def test_a_folder_that_is_not_empty_is_refused_and_not_changed(tmp_path):
         ({"leak": 1.5}, "got leak 1.5"),
         ({"leak": float("nan")}, "got leak nan"),
         ({"labelled": 1}, "got labelled 1"),
+        ({"set_sizes": {"warp": SetSize(1, 2, 2, 2)}}, "got labelled 1"),
+        ({"attributed_test": 1}, "got attributed_test 1"),
         ({"unknown": 0}, "got unknown 0"),
         ({"slices_per_patient": 0}, "got slices_per_patient 0"),
         ({"glo_steps": 0}, "got glo_steps 0"),
@@ -238,6 +294,7 @@ def test_the_command_writes_a_small_challenge_and_refuses_what_is_wrong(tmp_path
         (["--out", out + "2", "--leak", "2"], "got leak 2.0"),
         (["--out", out + "2", "--real", str(tmp_path / "none")], "no images found"),
         (["--out", out + "2", "--unknown", "x"], "got 'x'"),
+        (["--out", out + "2", "--size", "huge"], "'huge'"),
         ([], "--out"),
     ):
         with pytest.raises(SystemExit) as stopped:
