@@ -13,6 +13,7 @@ from gansfp.embedding.backbone import Backbone
 from gansfp.embedding.feature_maps import sketch, whole_map
 from gansfp.embedding.preparation import preparation
 from gansfp.errors import UsageError
+from gansfp.networks.fused import fused
 from gansfp.networks.weights import Weights, create, has_fixed_size, translate
 from gansfp.store import one_line
 
@@ -36,6 +37,9 @@ class TimmNetwork:
         model.load_state_dict(translate(tensors, model) if size and has_fixed_size(backbone.model) else tensors)
         self.model: Any = model.eval().to(device).to(memory_format=torch.channels_last)
         self.preparation = preparation(backbone.model, size)
+        if device == "cpu":
+            noise = torch.rand(1, 3, self.preparation.size, self.preparation.size, generator=torch.Generator())
+            self.model = fused(self.model, noise, torch.float32 if precision == "float32" else torch.bfloat16)
         self.device_type = device.partition(":")[0]
         self.precision = precision
         self._scale, self._shift = self.preparation.scale_and_shift(device)
