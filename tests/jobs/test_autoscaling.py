@@ -87,6 +87,7 @@ def head(tmp_path, limit, checkout):
     second = {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD}  # the one of `ray up` and KubeRay
     options = ["--num-cpus", "0", "--num-gpus", "0", f"--autoscaling-config={limit.path}"]
     settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "PYTHONPATH": str(checkout), **second}
+    settings["CUDA_VISIBLE_DEVICES"] = "99"  # Ray may declare a GPU of this name, and CUDA finds none
     with running_head(tmp_path, *options, port=limit.port, **settings) as running:
         yield running
 
