@@ -186,7 +186,7 @@ class TestMembership:
 
         monkeypatch.setattr(MembershipSlices, "evaluate", on_a_full_gpu)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        assert problem.run([Trial(*PAIR, 0, metric="euclidean")], "cuda") > 0.9
+        assert problem.run([Trial(*PAIR, 0, metric="euclidean")], "cuda") > 0.8
         assert devices == ["cuda", "cpu"]
 
 
