@@ -121,6 +121,12 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
 
 
+def release_memory() -> None:
+    """Gives freed memory back to the system. By default glibc keeps some of it, more with each trial of a process."""
+    with suppress(OSError, AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for every error by which PyTorch reports that memory is short.
 

@@ -88,8 +88,8 @@ def serial_trials(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
         with threadpool_limits(1):  # as in a worker: sums over several threads differ in their last bits
             for trial in todo:
-                problem.run([trial], "cpu")
-                progress.add(1)
+                for _ in problem.run([trial], "cpu"):
+                    progress.add(1)
         torch.set_num_threads(threads)
         return list(todo)
 

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.search_result import Scalar, Search, SearchedIds, SearchResult, Trial
-from gansfp.device import in_memory_of
+from gansfp.device import in_memory_of, release_memory
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.scoring import distances
@@ -198,27 +198,30 @@ class Problem:
         once as read and once as prepared."""
         return min(self.slices.square_bytes(), self.config.limit) + 2 * 4 * self.slices.most_rows() * self.width
 
-    def run(self, trials: Sequence[Trial], device: str) -> float:
+    def run(self, trials: Sequence[Trial], device: str) -> Iterator[float]:
         """Runs trials of one embedding, which share its principal components. Leaves out those whose file is there.
 
-        Returns what Optuna maximises, of the best one. A trial that fails is one row. A trial that does not fit into a
-        GPU's memory is computed on the CPU.
+        Yields of each trial, when it has ended, what Optuna maximises. A trial that fails is one row. A trial that does
+        not fit into a GPU's memory is computed on the CPU.
         """
         options = TrialOptions(self.sweeps, device, self.config.seed, self.config.limit)
         for trial in trials:
             place = self.place(trial)
-            if is_there(place):
-                continue
-            started = time.monotonic()
-            rows, error = [], ""
-            try:
-                rows = in_memory_of(device, functools.partial(self._evaluate, trial, options))
-            except Exception as failure:  # whatever failed, the other trials must go on
-                error = f"{type(failure).__name__}: {store.one_line(failure)}"
-            sink = pa.BufferOutputStream()
-            pq.write_table(trial_table(self.config.task, trial, rows, started, error), sink)
-            store.write_bytes_atomically(place, sink.getvalue())
-        return max(merit(read_table(self.place(trial)), self.task) for trial in trials)
+            if not is_there(place):
+                self._run(trial, place, options)
+            yield merit(read_table(place), self.task)
+
+    def _run(self, trial: Trial, place: str, options: TrialOptions) -> None:
+        started = time.monotonic()
+        rows, error = [], ""
+        try:
+            rows = in_memory_of(options.device, functools.partial(self._evaluate, trial, options))
+        except Exception as failure:  # whatever failed, the other trials must go on
+            error = f"{type(failure).__name__}: {store.one_line(failure)}"
+        sink = pa.BufferOutputStream()
+        pq.write_table(trial_table(self.config.task, trial, rows, started, error), sink)
+        store.write_bytes_atomically(place, sink.getvalue())
+        release_memory()
 
     def _evaluate(self, trial: Trial, options: TrialOptions, device: str) -> list[Row]:
         return self.slices.evaluate(trial, self.vectors_of(trial.pair), replace(options, device=device))

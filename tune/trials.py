@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import: only the old output can be switched off
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the search, not only Tune's part of it
@@ -31,7 +31,7 @@ from gansfp.errors import GansfpError, UsageError
 from gansfp.runtime.cluster import usable_gpus
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.worker_errors import from_text
-from tune.problem import Problem, SearchConfig, Task, Vectors, is_there
+from tune.problem import Problem, SearchConfig, Task, Vectors
 from tune.space import TASKS, grid, suggest
 
 log = logging.getLogger(__name__)
@@ -104,15 +104,16 @@ class _Report(tune.Callback):
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune writes its callbacks to disk, to restore a run, which is never done; threads cannot be written
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
-        ended = [Trial.from_json(text) for text in trial.last_result["trials"]]
-        self.trials += ended
-        self.progress.add(len(ended))
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Mapping[str, Any], **info: object
+    ) -> None:
+        self.trials.append(Trial.from_json(result["trial"]))
+        self.progress.add(1)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         with open(trial.error_file, encoding="utf-8") as file:
             self.error = file.read()
-        lost = len(trial.config["trials"])
+        lost = len(trial.config["trials"]) - (trial.last_result or {}).get("training_iteration", 0)
         self.progress.add(lost, lost)
 
 
@@ -154,11 +155,11 @@ def run_trials(
     def trainable(settings: Mapping[str, str | list[str]], problem: Problem) -> None:
         torch.set_num_threads(1)
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-        texts = settings["trials"]
-        merit = problem.run([Trial.from_json(text) for text in texts], device)
+        bundle = [Trial.from_json(text) for text in settings["trials"]]
+        for trial, merit in zip(bundle, problem.run(bundle, device), strict=True):
+            tune.report({"merit": merit, "trial": trial.to_json()})
         if device == "cuda":
             torch.cuda.empty_cache()  # the process stays for the next trials; others share the GPU meanwhile
-        tune.report({"merit": merit, "trials": texts})
 
     report = _Report(progress)
     planned = [[trial.to_json() for trial in bundle] for bundle in bundles(todo, slots)] if todo else []
@@ -177,12 +178,8 @@ def run_trials(
         tuner.fit()
     if error := from_text(report.error):
         raise error
-    # Tune goes on after a worker's death. A trial that ended before it, in the same bundle, has left its file.
-    lost = total - len(report.trials)
-    if not algorithm.searcher:
-        lost = sum(not is_there(problem.place(trial)) for trial in todo)
-    if lost > 0:
-        expected = total if algorithm.searcher else len(todo)
+    expected = total if algorithm.searcher else len(todo)
+    if lost := expected - len(report.trials):  # Tune goes on after a worker's death
         raise GansfpError(f"search {config.task}: {lost} of {expected} trials did not end; run the command again")
     return report.trials
 

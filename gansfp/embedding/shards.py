@@ -22,7 +22,7 @@ WIDTH = b"width"  # key in the metadata of a table as it was read: numbers in a 
 FAILED = "failed"  # the status of a slice that could not be read; its embedding is null
 READERS = 8  # threads that read shards: a remote store answers slowly, but answers many requests at once
 LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes, and URIs add percent signs
-AHEAD = 64  # shards in memory at once, beside the matrix that they fill
+AHEAD = 16  # shards in memory at once, beside the matrix that they fill
 
 Pair = tuple[str, str]  # the names of a backbone and a view
 
@@ -116,7 +116,10 @@ class StoredEmbedding:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Returns the vectors (m, d) float32 of these rows (m,) of the images. Raises DataError as read_embeddings."""
         ids = np.array(list(self.images), object)[rows].tolist()
-        return read_embeddings(self.work, self.identity, {image_id: self.images[image_id] for image_id in ids}).vectors
+        images = {image_id: self.images[image_id] for image_id in ids}
+        vectors = read_embeddings(self.work, self.identity, images).vectors
+        pa.default_memory_pool().release_unused()  # what the shards took; trials need it for other things
+        return vectors
 
 
 def repair_and_list_done(

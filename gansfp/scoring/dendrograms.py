@@ -114,11 +114,11 @@ def cluster_centres(x: np.ndarray, labels: np.ndarray, weights: np.ndarray | Non
     """Returns the mean of each cluster, (k, d) float32. x: (n, d), labels: (n,) in 0..k-1, no cluster empty; weights:
     (n,), or None for equal weights."""
     sums = torch.zeros((int(labels.max()) + 1, x.shape[1]), dtype=torch.float64)
-    for start in range(0, len(x), 4096):  # in parts, so that float64 takes little memory
-        part = torch.from_numpy(x[start : start + 4096]).double()
+    for start in range(0, len(x), 1024):  # in parts, so that float64 takes little memory
+        part = torch.from_numpy(x[start : start + 1024]).double()
         if weights is not None:
-            part *= torch.from_numpy(weights[start : start + 4096, None])
-        sums.index_add_(0, torch.from_numpy(labels[start : start + 4096]), part)
+            part *= torch.from_numpy(weights[start : start + 1024, None])
+        sums.index_add_(0, torch.from_numpy(labels[start : start + 1024]), part)
     return (sums.numpy() / np.bincount(labels, weights)[:, None]).astype(np.float32)
 
 

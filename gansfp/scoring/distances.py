@@ -126,7 +126,7 @@ def distance_strips(
     """
     _check(x, y, metric)
     to_y = METRICS[metric](y, device)
-    for part in strips(len(x), len(y)):
+    for part in strips(len(x), max(len(y), x.shape[1])):  # a strip also holds a copy of its rows
         yield part, to_y(x[part])
 
 

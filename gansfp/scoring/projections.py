@@ -31,7 +31,7 @@ class Projection:
     variance_ratio: np.ndarray
     fitted_to: int
 
-    def transform(self, x: np.ndarray, device: str = "cpu", block: int = 4096) -> np.ndarray:
+    def transform(self, x: np.ndarray, device: str = "cpu", block: int = 1024) -> np.ndarray:
         """Returns the coordinates of x along the components, (n, k) float32. x: (n, d) float32."""
         mean, basis = tensor(self.mean, device), tensor(self.components, device).T
         parts = [((tensor(x[i : i + block], device) - mean) @ basis).cpu().numpy() for i in range(0, len(x), block)]

@@ -169,7 +169,7 @@ class TestMembership:
     def test_a_trial_that_fails_is_a_row_and_the_others_go_on(self, challenge, searched):
         problem = problem_of(challenge, searched)
         trial = Trial(*PAIR, 5000, metric="euclidean")
-        assert problem.run([trial], "cpu") == -1.0
+        assert list(problem.run([trial], "cpu")) == [-1.0]
         (row,) = pq.read_table(problem.place(trial)).to_pylist()
         assert row["status"] == "failed"
         assert "PCA components: got 5000" in row["error"]
@@ -186,7 +186,7 @@ class TestMembership:
 
         monkeypatch.setattr(MembershipSlices, "evaluate", on_a_full_gpu)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        assert problem.run([Trial(*PAIR, 0, metric="euclidean")], "cuda") > 0.8
+        assert next(problem.run([Trial(*PAIR, 0, metric="euclidean")], "cuda")) > 0.8
         assert devices == ["cuda", "cpu"]
 
 
@@ -237,7 +237,7 @@ class TestFaults:
                 if trials[0].components and not killed.exists():
                     killed.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-                return super().run(trials, device)
+                yield from super().run(trials, device)
 
         with pytest.raises(GansfpError, match="1 of 2 trials did not end; run the command again"):
             self.search(Deadly, challenge, searched, tmp_path, monkeypatch)
