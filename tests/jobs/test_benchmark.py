@@ -84,7 +84,7 @@ class TestTheCommand:
         assert ended.returncode == 2
         assert ended.stdout == ""
         assert ended.stderr.splitlines() == [
-            "error: --only: got 'speed', expected some of embedding,passes,memory,start,sweep,search,statistics"
+            "error: --only: got 'speed', expected some of embedding,passes,memory,start,features,sweep,search,statistics"
         ]
 
     def test_a_measurement_that_fails_is_a_row_and_the_others_run(self, tmp_path, capsys, monkeypatch):
@@ -156,7 +156,7 @@ class TestTheSearch:
             for kind in (Problem, search.OneConfiguration)
         ]
         for problem in problems:
-            problem.run(trial, "cpu")
+            list(problem.run([trial], "cpu"))
         all_rows, single = (read_table(problem.place(trial)).to_pylist() for problem in problems)
         assert len(single) == 1
         (same,) = [row for row in all_rows if row["configuration"] == single[0]["configuration"]]

@@ -191,7 +191,10 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
     done_before |= {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
     caplog.set_level("INFO")
     audit_job.main(audit_options(challenge, work))
-    assert f"search membership: {len(done_before)} of {TRIALS} trials are there already" in caplog.text
+    # More may have ended since: Ray ends the processes of a lost command after a while only.
+    there = re.search(rf"search membership: (\d) of {TRIALS} trials are there already", caplog.text)
+    assert there is not None
+    assert int(there[1]) >= len(done_before)
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
     assert len(list(trials.glob("*.parquet"))) == TRIALS
     check_embeddings(work)
