@@ -84,7 +84,8 @@ class TestTheCommand:
         assert ended.returncode == 2
         assert ended.stdout == ""
         assert ended.stderr.splitlines() == [
-            "error: --only: got 'speed', expected some of embedding,passes,memory,start,features,sweep,search,statistics"
+            "error: --only: got 'speed', expected some of "
+            "embedding,passes,memory,start,features,sweep,search,statistics"
         ]
 
     def test_a_measurement_that_fails_is_a_row_and_the_others_run(self, tmp_path, capsys, monkeypatch):
