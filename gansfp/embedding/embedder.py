@@ -183,8 +183,9 @@ class Embedder:
             of_members = kind.compute(members, slices, lungs)
             on_device |= {(m[0].name, m[1].name): vectors for m, vectors in zip(members, of_members, strict=True)}
         watch.mark("features")
+        grey_levels = slices.float() if self._by_view else slices  # once for all views
         for view in self._by_view:
-            vectors = self._embed_view(view, slices.float(), lungs, watch)
+            vectors = self._embed_view(view, grey_levels, lungs, watch)
             on_device |= {(backbone, view): vector for backbone, vector in vectors.items()}
         on_host = {pair: vectors.to("cpu", non_blocking=True) for pair, vectors in on_device.items()}
         watch.mark("download")

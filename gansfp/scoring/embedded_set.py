@@ -109,11 +109,11 @@ class EmbeddedSet:
 
     def _to_real(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         to_any, to_not_used = (np.full((len(self.real), count), np.inf, np.float32) for _ in range(2))
+        reference = self.labels == NOT_USED
         for part, strip in distances.distance_strips(self.real, self.real, self.metric, self.device):
             strip[self.codes[part, None] == self.codes] = np.inf
             near = distances.smallest(strip, count)
             to_any[part, : near.shape[1]] = near
-            reference = self.labels == NOT_USED
             strip = strip[:, reference]
             strip[self.folds[part, None] == self.folds[reference]] = np.inf
             near = distances.smallest(strip, count)
@@ -127,7 +127,8 @@ class EmbeddedSet:
     @cached_property
     def generated_coordinates(self) -> np.ndarray:
         """The generated slices in the coordinates that k-means reads, (g, ...)."""
-        return coordinates(self.generated, self.device) if self.leading is None else self.leading[: len(self.generated)]
+        leading = self._leading_generated
+        return coordinates(self.generated, self.device) if leading is None else leading
 
     @cached_property
     def real_coordinates(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np  # noqa: F401  its BLAS must be loaded when _prepare limits the threads
 from threadpoolctl import threadpool_limits
 
+from gansfp.cores import cores
 from gansfp.errors import DataError
 
 _PICTURES_EACH = 500  # a process takes seconds to start, which fewer pictures do not pay back
@@ -26,8 +27,7 @@ def processes(pictures: int) -> Iterator[Executor | None]:
     They are started afresh (spawn), because a copy of a process with running threads may hang. Raises DataError in the
     block where one of them was ended from outside.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores, pictures // _PICTURES_EACH)
+    count = min(cores(), pictures // _PICTURES_EACH)
     if count < 2:
         yield None
         return
