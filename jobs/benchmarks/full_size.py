@@ -8,9 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +19,12 @@ from typing import Any
 import psutil
 
 from gansfp import store
-from gansfp.errors import GansfpError
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import versions
 from jobs.benchmarks.machine import describe_machine
 from jobs.benchmarks.measure import Row, Target
 from jobs.benchmarks.report import Report
-from jobs.benchmarks.runs import ROOT, with_children
+from jobs.benchmarks.runs import run_watched, with_children
 
 EVERY = 1.0  # seconds between two looks at the memory of all processes
 SIZE = "imageclef-2024"  # of jobs.simulate
@@ -146,23 +142,8 @@ def run_audit(data: str, folder: str, options: str) -> Audit:
 
 
 def _run(command: Sequence[str], folder: str, memory: PeakMemory) -> None:
-    """Runs a command, a module with its arguments, to its end, and watches its memory."""
-    output = os.path.join(folder, "output")
-    with open(output, "wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=said, stderr=said, stdin=subprocess.DEVNULL
-        )
-        try:
-            while process.poll() is None:
-                memory.look(process.pid)
-                time.sleep(EVERY)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)  # on this signal the command ends its Ray, too
-                process.wait(30)
-    if process.returncode:
-        last = (Path(output).read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        raise GansfpError(f"{command[0]} ended with status {process.returncode} and said: {last}")
+    """Runs a command to its end, however long it takes, and watches its memory."""
+    run_watched(command, os.path.join(folder, "output"), memory.look, EVERY, limit=float("inf"))
 
 
 def _rows(audit: Audit) -> Iterator[Row]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -96,21 +95,11 @@ def run_embed(data: str, pairs: Sequence[Pair], precision: str, batch: int) -> R
     backbones, views = (",".join(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     with tempfile.TemporaryDirectory(prefix="gansfp-run-") as scratch:
         work, output = os.path.join(scratch, "work"), os.path.join(scratch, "stderr")
-        command = [sys.executable, "-m", "jobs.embed", "--data", data, "--work", work, "--address", "local"]
+        command = ["jobs.embed", "--data", data, "--work", work, "--address", "local"]
         command += ["--backbones", backbones, "--views", views, "--precision", precision, "--batch", str(batch)]
         started, memory, cpu = time.time(), Memory(), dict[int, float]()
-        with open(output, "wb") as stderr:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=stderr, stdin=subprocess.DEVNULL)
-            try:
-                _watch(process, memory, cpu, started)
-            finally:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)  # on this signal the command ends its Ray, too
-                    process.wait(30)
+        run_watched(command, output, lambda pid: memory.look(pid, cpu), EVERY)
         ended = time.time()
-        if process.returncode:
-            last = (Path(output).read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
-            raise GansfpError(f"jobs.embed of {slices} slices ended with status {process.returncode} and said: {last}")
         shards = sorted(path.stat().st_mtime for path in Path(work, "embeddings").rglob("*.parquet"))
         cataloged = os.stat(os.path.join(work, "catalog.parquet")).st_mtime
         seconds = (ended - started, shards[0] - started, shards[-1] - cataloged, sum(cpu.values()))
@@ -125,13 +114,32 @@ def _record(work: str) -> EmbedRecord | None:
     return EmbedRecord(*(record.values[name] for name in ("done", "work_seconds", "bottleneck")))
 
 
-def _watch(process: subprocess.Popen[bytes], memory: Memory, cpu: dict[int, float], started: float) -> None:
-    """Measures the command again and again until it ends. Raises GansfpError when it takes longer than LIMIT."""
-    while process.poll() is None:
-        memory.look(process.pid, cpu)
-        if time.time() - started > LIMIT:
-            raise GansfpError(f"jobs.embed had not ended after {LIMIT:.0f} seconds")
-        time.sleep(EVERY)
+def run_watched(
+    command: Sequence[str], output: str, look: Callable[[int], None], every: float, limit: float = LIMIT
+) -> None:
+    """Runs a command, a module with its arguments, to its end; calls `look` with its process id every `every` seconds.
+
+    output: the file for what it says. Raises GansfpError, with its last line, where it fails, and where it takes longer
+    than `limit` seconds.
+    """
+    started = time.monotonic()
+    with open(output, "wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=said, stderr=said, stdin=subprocess.DEVNULL
+        )
+        try:
+            while process.poll() is None:
+                look(process.pid)
+                if time.monotonic() - started > limit:
+                    raise GansfpError(f"{command[0]} had not ended after {limit:.0f} seconds")
+                time.sleep(every)
+        finally:
+            if process.poll() is None:
+                process.terminate()  # on this signal the command ends its Ray, too; in the background SIGINT is ignored
+                process.wait(30)
+    if process.returncode:
+        last = (Path(output).read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        raise GansfpError(f"{command[0]} ended with status {process.returncode} and said: {last}")
 
 
 def with_children(root: int) -> list[psutil.Process]:
