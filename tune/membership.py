@@ -11,6 +11,7 @@ import numpy as np
 
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.decide import decide_by_other_folds
+from gansfp.decision.real_slices import read_real_slices, write_real_slices
 from gansfp.decision.search_result import (
     Configuration,
     Scalar,
@@ -39,6 +40,8 @@ from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, Vectors
 from tune.rows import Row
 
 FOLDS = 5
+OWN = 32  # numbers of a real slice in each embedding that the blind control looks at
+FITTED_TO = 1024
 NEAREST = 3  # generated slices named beside each decision
 USUAL_SHARE = 0.95  # of the variance: trials that keep no more share the principal components of a set
 
@@ -102,18 +105,24 @@ class MembershipSlices(TaskSlices):
         return min(len(of_set.generated) for of_set in self.sets)
 
     def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
-        """Writes nearest.parquet, unless it is there: the generated slices nearest to each unknown slice, of every
-        embedding, because the final step chooses the embedding."""
+        """Writes nearest.parquet and real.parquet, unless they are there: of every embedding, because the final step
+        chooses the embeddings, the generated slices nearest to each unknown slice, and what the real slices show by
+        themselves."""
         result = search.result
-        sources = [result.identities, result.ids.as_dict(), result.digest]  # all that decides which slices are nearest
+        sources = [result.identities, result.ids.as_dict(), result.digest]  # all that decides what these files hold
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
-        if read_nearest(search.folder, digest) is None:
-            rows = []
-            nearest = for_each_pair(search.pairs, self.nearest_generated)
-            for pair, of_sets in zip(search.pairs, nearest, strict=True):
-                rows += nearest_rows(result.ids.sets, pair, of_sets)
+        if read_nearest(search.folder, digest) is None or read_real_slices(search.folder, digest) is None:
+            rows, of_pairs = [], {}
+            for pair, left in zip(search.pairs, for_each_pair(search.pairs, self._left_for_final), strict=True):
+                nearest, of_pairs[pair] = left
+                if pair not in MEMBERSHIP.controls:
+                    rows += nearest_rows(result.ids.sets, pair, nearest)
             write_nearest(search.folder, rows, digest)
+            write_real_slices(search.folder, of_pairs, digest)
         return result
+
+    def _left_for_final(self, vectors: Vectors) -> tuple[dict[str, list[list[int]]], dict[str, np.ndarray]]:
+        return self.nearest_generated(vectors), self.own_numbers(vectors)
 
     def nearest_generated(self, vectors: Vectors) -> dict[str, list[list[int]]]:
         """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice,
@@ -124,6 +133,18 @@ class MembershipSlices(TaskSlices):
             )[1].tolist()
             for of_set in self.sets
         }
+
+    def own_numbers(self, vectors: Vectors) -> dict[str, np.ndarray]:
+        """For each set (n, at most OWN) float32: its real slices along their leading principal components, or their
+        vectors where these are as short."""
+        return {of_set.name: _own_numbers(vectors[of_set.real]) for of_set in self.sets}
+
+
+def _own_numbers(real: np.ndarray) -> np.ndarray:
+    if real.shape[1] <= OWN:
+        return real
+    # Fitted to at most a thousand slices: that is enough for the leading components, and takes less than a second.
+    return pca(real, min(OWN, len(real) - 1), limit=32 * FITTED_TO**2).transform(real)
 
 
 def find_sets(images: Catalog, readable: np.ndarray, seed: int) -> MembershipSlices:
@@ -258,4 +279,5 @@ MEMBERSHIP = Task(
     order=_order,
     describe=lambda columns: f"AUC {columns['auc']:.3f}",
     least_k=1,
+    controls=(("measures", "full"),),
 )

@@ -141,7 +141,8 @@ class Task:
     """One of the two questions, and what the search does differently for it.
 
     default_pairs: embeddings that are searched unless others are named. trials: every way to prepare an embedding with
-    that many principal components. find_slices: the slices of a catalog of the task's images; raises DataError where
+    that many principal components. controls: embeddings that no trial searches; the final step compares classes by
+    them. find_slices: the slices of a catalog of the task's images; raises DataError where
     they do not allow a search. merit: the column that Optuna maximises. order: of a configuration's choices and its
     row's columns; the largest is the best. describe: says in words how good a row is. least_k: the smallest number of
     clusters.
@@ -155,6 +156,11 @@ class Task:
     order: Callable[[Mapping[str, Scalar], Mapping[str, Scalar]], tuple[float, ...]]
     describe: Callable[[Mapping[str, Scalar]], str]
     least_k: int
+    controls: tuple[Pair, ...] = ()
+
+    def with_controls(self, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+        """The embeddings to search, and those of the controls, each once."""
+        return tuple(dict.fromkeys([*pairs, *self.controls]))
 
     def check_ks(self, ks: Sequence[int]) -> None:
         """Raises UsageError for a number of clusters below the smallest one that makes sense."""

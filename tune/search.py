@@ -104,7 +104,7 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
         tried=table.num_rows,
         failed=int(np.sum(np.array(table["status"].to_pylist()) == "failed")),
         search=asdict(config),
-        identities={f"{backbone} {view}": identities[backbone, view] for backbone, view in inputs.embedding.pairs},
+        identities={f"{backbone} {view}": of_pair for (backbone, view), of_pair in identities.items()},
         unreadable=unreadable,
         ids=ids,
         digest=images.digest(),
@@ -127,7 +127,7 @@ def _problem(
     identities: dict[Pair, dict[str, str]] = {}
     unreadable: dict[str, str] = {}
     readable = np.ones(len(images), bool)
-    for pair in inputs.embedding.pairs:
+    for pair in TASKS[config.task].with_controls(inputs.embedding.pairs):
         identities[pair] = identity(pair, inputs.embedding, inputs.weights)
         statuses = shards.read_statuses(work, identities[pair], hashes)
         width = max(width, statuses.width)
@@ -273,7 +273,8 @@ def embed_and_search(
     hashes = dict.fromkeys(inputs.embedding.pairs, images.hashes())
     settled = settle_precision(inputs.embedding, hashes, work, inputs.weights, cluster)
     inputs = replace(inputs, embedding=settled)
-    embed(images, work, inputs.embedding, inputs.weights, workers, cluster, stage)
+    everything = replace(settled, pairs=TASKS[config.task].with_controls(settled.pairs))
+    embed(images, work, everything, inputs.weights, workers, cluster, stage)
     start_ray(cluster)
     return search(catalog, work, config, inputs)
 

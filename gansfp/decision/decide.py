@@ -13,12 +13,18 @@ from gansfp.labels import UNKNOWN
 
 @dataclass(frozen=True)
 class FinalConfig:
-    """How the final decisions are made. combine: best, stack, or None for whichever cross-validates better."""
+    """How the final decisions are made.
+
+    combine: best, stack, or None for whichever cross-validates better. alpha: the level of the verdicts. match: also
+    compare patients of both classes who are alike by themselves.
+    """
 
     combine: str | None = None
     rule: str | float = DEFAULT_RULE
     permutations: int = 1000
     seed: int = 0
+    alpha: float = 0.05
+    match: bool = False
 
 
 @dataclass(frozen=True, eq=False)

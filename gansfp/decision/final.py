@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
-from gansfp.decision.decide import Decision, FinalConfig, decide_membership
+from gansfp.decision.blind import collect_facts
+from gansfp.decision.controls import ControlConfig, Controls, Judged, control, member_only
+from gansfp.decision.decide import Decision, FinalConfig, decide_membership, rows_to_combine
 from gansfp.decision.evidence import Evidence, attribution_evidence, cross_validated_evidence, membership_evidence
+from gansfp.decision.judged import DecidedSet, judged_by_others, judged_by_truth
+from gansfp.decision.real_slices import read_real_slices
 from gansfp.decision.reports import (
     AttributionReport,
     DecisionReport,
@@ -31,6 +35,8 @@ from gansfp.decision.search_result import (
     check_current,
     read_search,
 )
+from gansfp.decision.verdict import Support, judge_clusters, judge_set
+from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
 from gansfp.scoring.membership import learns_from_labels
@@ -80,26 +86,52 @@ class _Job:
 
 def decide_sets(job: _Job, search: Search) -> MembershipReport:
     """Decides about the unknown slices of every set, writes the decisions, and scores them where there is truth."""
-    reports, scored = {}, []
-    for name, ids in search.result.ids.sets.items():
-        rows = search.rows(name)
-        labels, folds, groups = np.array(ids.labels), np.array(ids.folds), np.array(ids.groups)
-        learns = np.array([learns_from_labels(configuration.choices) for configuration in rows.configurations])
-        decided = decide_membership(rows.scores, labels, folds, job.config.combine, job.config.rule, learns)
-        evidence = cross_validated_evidence(decided, rows.scores, labels, folds, groups, job.config, learns)
-        test, test_evidence = job.catalog.unknown(name), None
+    own, reports, scored = read_real_slices(search.folder) or {}, {}, []
+    for name in search.result.ids.sets:
+        of_set = _read_set(job, search, name)
+        decided = of_set.decided
+        evidence = cross_validated_evidence(
+            decided, of_set.rows.scores, of_set.labels, of_set.folds, of_set.groups, job.config, of_set.learns
+        )
+        judged, test_evidence = judged_by_others(of_set, job.config.combine), None
+        test = job.catalog.unknown(name)
         if len(test):
-            answers, tried = _answers(test, ids, decided, rows)
-            nearest = search.nearest(name, _strongest(decided, rows).pair) if ids.unknown else {}
+            answers, tried = _answers(test, of_set.ids, decided, of_set.rows)
+            nearest = search.nearest(name, _strongest(decided, of_set.rows).pair) if of_set.ids.unknown else {}
             write_membership(job.work, name, test, answers, nearest)
             truth = read_membership_truth(job.data, job.catalog, name)
             if truth is not None:
-                used = np.array(list(truth.values()))
-                prediction = answers.prediction
-                test_evidence = membership_evidence(used, answers.score, prediction, test.groups(), tried, job.config)
-                scored.append(SetDecisions(truth=used, prediction=prediction, groups=test.groups()))
-        reports[name] = SetReport(evidence, _described(decided, rows, job.config), len(rows.scores), test_evidence)
+                used, groups = np.array(list(truth.values())), test.groups()
+                test_evidence = membership_evidence(used, answers.score, answers.prediction, groups, tried, job.config)
+                scored.append(SetDecisions(truth=used, prediction=answers.prediction, groups=groups))
+                judged = judged_by_truth(of_set, truth)
+        controls = _controls(job, of_set, judged, own.get(name))
+        support = Support(*judged.patients, has_truth=test_evidence is not None)
+        verdict = judge_set(test_evidence or evidence, controls, support, job.config.alpha)
+        described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
+        reports[name] = SetReport(verdict, evidence, controls, described, tried_rows, test_evidence)
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
+
+
+def _read_set(job: _Job, search: Search, name: str) -> DecidedSet:
+    ids, rows = search.result.ids.sets[name], search.rows(name)
+    labels, folds, groups = np.array(ids.labels), np.array(ids.folds), np.array(ids.groups)
+    learns = np.array([learns_from_labels(configuration.choices) for configuration in rows.configurations])
+    decided = decide_membership(rows.scores, labels, folds, job.config.combine, job.config.rule, learns)
+    return DecidedSet(ids, rows, labels, folds, groups, learns, decided)
+
+
+def _controls(job: _Job, of_set: DecidedSet, judged: Judged, own: Mapping[Pair, np.ndarray] | None) -> Controls:
+    """The controls of a set. own: what the search left of its real slices; None where an earlier version left none."""
+    if own is None:
+        missing = "blind control: the search of an earlier version left nothing for it; run tune.search again"
+        return Controls(missing=(missing,))
+    facts = collect_facts(own, of_set.ids.real, job.catalog.select(task="membership"))
+    config = job.config
+    controls = control(judged, facts, ControlConfig(config.alpha, config.permutations, config.seed, config.match))
+    scores = of_set.rows.scores[rows_to_combine(of_set.rows.scores, of_set.learns)]
+    halves, missing_halves = member_only(scores, of_set.labels, of_set.groups, config.combine, config.seed)
+    return replace(controls, member_only=halves, missing=(*controls.missing, *missing_halves))
 
 
 def _described(decided: Decision, rows: ScoredRows, config: FinalConfig) -> DecisionReport:
@@ -157,8 +189,10 @@ def decide_clusters(job: _Job, search: Search) -> AttributionReport:
     test_evidence: Evidence | None = None
     if truth is not None:
         test_evidence = attribution_evidence(np.array(list(truth.values())), answer, test.groups(), tried, config)
-    clusters = int(labels.max()) + 1
-    return AttributionReport(evidence, clusters, best.configuration, len(tried), search.result.names, test_evidence)
+    clusters, verdict = int(labels.max()) + 1, judge_clusters(test_evidence or evidence, config.alpha)
+    return AttributionReport(
+        verdict, evidence, clusters, best.configuration, len(tried), search.result.names, test_evidence
+    )
 
 
 def _of_known(catalog: Catalog, known: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

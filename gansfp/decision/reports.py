@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gansfp.decision.controls import Controls
 from gansfp.decision.evidence import Evidence
 from gansfp.decision.search_result import Configuration
+from gansfp.decision.verdict import Verdict
 from gansfp.statistics.intervals import Estimate
 
 
@@ -40,7 +42,9 @@ class DecisionReport:
 class SetReport:
     """One membership set. test: None where there is no truth; cross_validated: of the labelled slices."""
 
+    verdict: Verdict
     cross_validated: Evidence
+    controls: Controls
     decision: DecisionReport
     tried: int
     test: Evidence | None = None
@@ -48,6 +52,8 @@ class SetReport:
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it: the figures of the test beside the rest."""
         return {
+            "verdict": self.verdict.as_dict(),
+            "controls": self.controls.as_dict(),
             "cross_validated": self.cross_validated.as_dict(),
             "configuration": self.decision.as_dict(),
             "tried": self.tried,
@@ -72,6 +78,7 @@ class MembershipReport:
 class AttributionReport:
     """The clusters of the test slices. names: the known generator, or "new", that each cluster resembles."""
 
+    verdict: Verdict
     cross_validated: Evidence
     clusters: int
     configuration: Configuration
@@ -82,6 +89,7 @@ class AttributionReport:
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it: the figures of the test beside the rest."""
         return {
+            "verdict": self.verdict.as_dict(),
             "cross_validated": self.cross_validated.as_dict(),
             "clusters": self.clusters,
             "configuration": dict(self.configuration.choices),

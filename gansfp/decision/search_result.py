@@ -33,7 +33,7 @@ NEAREST_SCHEMA = pa.schema(
         ("nearest", pa.list_(pa.string())),  # image ids of the nearest generated slices of its set
     ]
 )
-_DIGEST = b"gansfp_digest"  # key in the metadata of nearest.parquet: what the rows were computed from
+DIGEST = b"gansfp_digest"  # key in the metadata of nearest.parquet: what the rows were computed from
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def write_result(folder: str, result: SearchResult) -> None:
 
 def write_nearest(folder: str, rows: Iterable[Mapping[str, object]], digest: str) -> None:
     """Writes nearest.parquet: rows of NEAREST_SCHEMA. digest: of what they were computed from."""
-    schema = NEAREST_SCHEMA.with_metadata({_DIGEST: digest.encode()})
+    schema = NEAREST_SCHEMA.with_metadata({DIGEST: digest.encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
     store.write_bytes_atomically(store.join(folder, "nearest.parquet"), sink.getvalue())
@@ -334,7 +334,7 @@ def read_nearest(folder: str, digest: str | None = None) -> pa.Table | None:
     if not store.exists(place):
         return None
     table = store.read_parquet(place)
-    written = (table.schema.metadata or {}).get(_DIGEST, b"").decode()
+    written = (table.schema.metadata or {}).get(DIGEST, b"").decode()
     return table if digest is None or digest == written else None
 
 

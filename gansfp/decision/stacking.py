@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy.special import expit
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -23,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from gansfp.cores import cores
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN, USED
+from gansfp.statistics.logistic import logistic
 from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
 
 MEMBERS = 40  # configurations in a stack
@@ -112,7 +112,7 @@ def _best(pool: Pool, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], n
 
 def _stack(pool: Pool, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
     members = choose_members(pool.aucs(held_out, used), pool.alike)
-    coefficients, intercept = logistic(pool.standard[members][:, pool.rows(held_out)].T, used)
+    coefficients, intercept = logistic(pool.standard[members][:, pool.rows(held_out)].T, used, STRENGTH)
     return members, coefficients, intercept
 
 
@@ -257,36 +257,6 @@ def standardised(scores: np.ndarray, outlier: float = OUTLIER) -> np.ndarray:
     constant = scores.max(1, keepdims=True) == scores.min(1, keepdims=True)
     scaled = (scores - scores.mean(1, keepdims=True)) / np.where(constant, 1, scores.std(1, keepdims=True))
     return np.where(constant, 0, np.clip(scaled, -outlier, outlier))
-
-
-def logistic(x: np.ndarray, used: np.ndarray, strength: float = STRENGTH) -> tuple[np.ndarray, float]:
-    """Fits a ridge logistic regression of used (n,) bool on x (n, m) with balanced classes; returns its coefficients
-    (m,) and intercept.
-
-    Equal to scikit-learn's LogisticRegression(C=strength, class_weight="balanced"). The checks of scikit-learn take ten
-    times as long as these few Newton steps, and permutations need thousands of fits.
-    """
-    columns = np.column_stack([x, np.ones(len(x))])
-    weight = np.where(used, 0.5 / used.mean(), 0.5 / (1 - used.mean()))
-    penalty = np.append(np.full(x.shape[1], 1 / strength), 0.0)
-    sign = np.where(used, 1.0, -1.0)
-
-    def loss(parameters: np.ndarray) -> float:
-        return float(weight @ np.logaddexp(0, -sign * (columns @ parameters)) + penalty @ parameters**2 / 2)
-
-    fitted = np.zeros(columns.shape[1])
-    lowest = loss(fitted)
-    for _ in range(100):
-        expected = expit(columns @ fitted)
-        gradient = columns.T @ (weight * (expected - used)) + penalty * fitted
-        curvature = (columns.T * (weight * expected * (1 - expected))) @ columns + np.diag(penalty)
-        step = np.linalg.solve(curvature, gradient)
-        while (reached := loss(fitted - step)) > lowest + 1e-12 * abs(lowest):  # the step was too long
-            step = step / 2
-        fitted, lowest = fitted - step, reached
-        if np.abs(step).max() < 1e-8:
-            break
-    return fitted[:-1], float(fitted[-1])
 
 
 def calibrated(score: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from gansfp.decision.evidence import Evidence
 from gansfp.decision.reports import AttributionReport, Metrics, SetReport
+from gansfp.decision.verdict import Reason
 from gansfp.statistics.intervals import Estimate
 
-ALPHA = 0.05
 MEMBERSHIP_FIGURES = ("auc", "f1", "accuracy", "kappa", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1")
 ATTRIBUTION_FIGURES = ("ari", "nmi", "purity")
 
@@ -38,7 +37,9 @@ def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, 
     if evidence is None:
         evidence, slices = report.cross_validated, "labelled slices, cross-validated (the test has no truth)"
     counts = evidence.support
-    lines = [title, f"  {counts['n']:,} {slices}, {counts['n_groups']:,} groups; {report.tried:,} configurations tried"]
+    lines = [title, f"  {report.verdict.finding.upper()}: {report.verdict.sentence}"]
+    lines += [f"  - {_reason(reason)}" for reason in report.verdict.reasons]
+    lines += [f"  {counts['n']:,} {slices}, {counts['n_groups']:,} groups; {report.tried:,} configurations tried"]
     lines.append(f"  {'':<18}{'value':>7}  {'95 % interval':<17}{'by chance':>9}")
     for name in names:
         figure = evidence.figures[name]
@@ -47,18 +48,11 @@ def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, 
     p_value, selected = _p(evidence.p_value), _p(evidence.p_value_selected)
     lines.append(f"  p-value {p_value}; corrected for the search {selected}")
     lines += [f"  careful: {warning}" for warning in evidence.warnings]
-    return [*lines, f"  => {_conclusion(evidence)}"]
+    return lines
 
 
-def _conclusion(evidence: Evidence) -> str:
-    p_value, selected = evidence.p_value, evidence.p_value_selected
-    if p_value is None or selected is None:
-        return "not tested: there is no p-value"
-    if p_value < ALPHA and selected < ALPHA:
-        return "better than chance"
-    if p_value < ALPHA:
-        return "better than chance by itself, not after correcting for the search: weak evidence"
-    return "not told apart from chance; that nothing was seen does not mean that nothing is there"
+def _reason(reason: Reason) -> str:
+    return reason.what if reason.figure is None else f"{reason.what}: {reason.figure:.3g}"
 
 
 def _interval(estimate: Estimate) -> str:

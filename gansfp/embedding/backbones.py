@@ -16,6 +16,7 @@ Names that a user may write:
     highpass, highpass-wW-SIDE   without weights: slice minus its W-pixel mean (default 31; 0: the slice itself),
                             area-resized to SIDE x SIDE (default 64)
     residual                without weights: statistics of the high-pass residual, for attribution
+    measures                without weights: plain measurements, such as noise and brightness; for the blind control
     lbp, lbp-mean           without weights: histogram (or mean) of uniform local binary patterns
 
 A new kind of backbones is a new entry of KINDS; nothing else depends on the kinds that there are. The functions below
@@ -171,6 +172,13 @@ def _residual(members: Sequence[tuple[Backbone, View]], pixels: Tensor, masks: T
     return residual([view for _, view in members], pixels, masks)
 
 
+def _measures(members: Sequence[tuple[Backbone, View]], pixels: Tensor, masks: Tensor) -> list[Tensor]:
+    from gansfp.embedding.measures import measures
+
+    del masks  # of the whole slice, whatever the view
+    return [measures(pixels)] * len(members)
+
+
 def _read_lbp(kind: Kind, match: re.Match[str]) -> Backbone:
     return Backbone(match[0], kind, features=match["output"] or "histogram")
 
@@ -196,6 +204,13 @@ KINDS: tuple[Kind, ...] = (
         re.compile("residual"),
         _read_plain,
         compute=_residual,
+    ),
+    DeviceKind(
+        "measures",
+        ("measures",),
+        re.compile("measures"),
+        _read_plain,
+        compute=_measures,
     ),
     CpuKind("lbp", ("lbp", "lbp-mean"), re.compile("lbp(?:-(?P<output>mean))?"), _read_lbp, compute=_lbp),
     NetworkKind(

@@ -138,11 +138,27 @@ def add_final_options(parser: Parser) -> None:
     parser.add_argument(
         "--permutations", type=positive, default=1000, help="permutations for each p-value (default %(default)s)"
     )
+    parser.add_argument(
+        "--alpha",
+        type=level,
+        default=0.05,
+        help="the level of the verdicts' tests (default %(default)s)",
+    )
+    parser.add_argument(
+        "--match", action="store_true", help="also compare used and not-used patients whose slices are alike"
+    )
 
 
 def final_config(options: argparse.Namespace) -> FinalConfig:
     """Returns the final step that the options ask for. Raises UsageError for an unknown threshold rule."""
-    return FinalConfig(options.combine, parse_rule(options.decide), options.permutations, options.seed)
+    return FinalConfig(
+        options.combine,
+        parse_rule(options.decide),
+        options.permutations,
+        options.seed,
+        alpha=options.alpha,
+        match=options.match,
+    )
 
 
 def count(text: str, least: int = 0) -> int:
@@ -166,6 +182,17 @@ def seed(text: str) -> int:
     value = count(text)
     if value >= 2**32:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number below {2**32}")
+    return value
+
+
+def level(text: str) -> float:
+    """Parses the level of a test: more than 0, at most 0.5."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 0.5:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0 and at most 0.5, such as 0.05")
     return value
 
 

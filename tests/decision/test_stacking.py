@@ -19,12 +19,12 @@ from gansfp.decision.stacking import (
     calibrated,
     choose_members,
     combine,
-    logistic,
     p_value_refitted,
     standardised,
 )
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.statistics.logistic import logistic
 from gansfp.statistics.permutation import p_values_auc
 
 NONE: frozenset[int] = frozenset()
@@ -55,7 +55,7 @@ def test_logistic_equals_scikit_learn(numbers, signal, share):
     x = rng.normal(size=(60, numbers))
     x[:, 0] += signal * used  # 50: separable by far
     x[:, 2] = 0
-    coefficients, intercept = logistic(x, used)
+    coefficients, intercept = logistic(x, used, STRENGTH)
     model = LogisticRegression(C=STRENGTH, class_weight="balanced", tol=1e-10, max_iter=10000).fit(x, used)
     np.testing.assert_allclose(coefficients, model.coef_[0], atol=1e-4)
     assert intercept == pytest.approx(model.intercept_[0], abs=1e-3)

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import pytest
-
+from gansfp.decision.controls import Conditional, Controls
 from gansfp.decision.evidence import Evidence, Figure
 from gansfp.decision.reports import AttributionReport, DecisionReport, MembershipReport, Metrics, RunReport, SetReport
 from gansfp.decision.search_result import Configuration
 from gansfp.decision.summary import ATTRIBUTION_FIGURES, MEMBERSHIP_FIGURES, summary
+from gansfp.decision.verdict import Support, judge_clusters, judge_set
 from gansfp.statistics.intervals import Estimate
 
 RUN = RunReport(0, 100, {})
@@ -20,36 +20,27 @@ def evidence(names=MEMBERSHIP_FIGURES, p_value=0.01, selected=0.02, warnings=())
 
 def metrics(cross_validated, test=None, run=RUN):
     decision = DecisionReport("best", {"best": 0.75}, "f1", 0.5, [])
-    return Metrics(run, MembershipReport({"s": SetReport(cross_validated, decision, 1206, test)}))
+    controls = Controls(Estimate(0.5, 0.4, 0.6), conditional=Conditional(0.03, 0.001))
+    verdict = judge_set(test or cross_validated, controls, Support(33, 33, has_truth=test is not None), 0.05)
+    report = SetReport(verdict, cross_validated, controls, decision, 1206, test)
+    return Metrics(run, MembershipReport({"s": report}))
 
 
 def test_every_figure_stands_beside_its_interval_and_chance_level():
     lines = summary(metrics(evidence(), evidence())).splitlines()
     assert lines[0] == "membership, set s: did these slices train the generator?"
-    assert lines[1] == "  1,300 test slices with truth, 66 groups; 1,206 configurations tried"
+    assert lines[1].startswith("  LEAK: Looked for traces of 66 patients (33 used, 33 not used)")
+    assert "  - p-value of a leak beyond what the slices show by themselves: 0.03" in lines
+    assert "  1,300 test slices with truth, 66 groups; 1,206 configurations tried" in lines
     for name in MEMBERSHIP_FIGURES:
         assert f"  {name:<18}  0.750  [0.500, 0.875]       0.250" in lines
-    assert lines[-2:] == ["  p-value 0.01; corrected for the search 0.02", "  => better than chance"]
+    assert lines[-1] == "  p-value 0.01; corrected for the search 0.02"
 
 
 def test_without_truth_the_labelled_slices_are_shown():
     text = summary(metrics(evidence(warnings=("few groups",))))
     assert "1,300 labelled slices, cross-validated (the test has no truth), 66 groups" in text
     assert "  careful: few groups" in text
-
-
-@pytest.mark.parametrize(
-    ("p_value", "selected", "conclusion"),
-    [
-        (0.01, 0.04, "better than chance"),
-        (0.01, 0.06, "better than chance by itself, not after correcting for the search: weak evidence"),
-        (0.06, 0.01, "not told apart from chance; that nothing was seen does not mean that nothing is there"),
-        (None, None, "not tested: there is no p-value"),
-    ],
-)
-def test_the_conclusion_needs_both_p_values(p_value, selected, conclusion):
-    text = summary(metrics(evidence(p_value=p_value, selected=selected)))
-    assert text.splitlines()[-1] == f"  => {conclusion}"
 
 
 def test_an_answer_that_others_follow_says_so_first():
@@ -69,12 +60,14 @@ def test_what_is_not_defined_is_a_dash():
 
 
 def test_clusters_bad_images_and_what_is_left_out():
+    of_clusters = evidence(ATTRIBUTION_FIGURES)
     attribution = AttributionReport(
-        evidence(ATTRIBUTION_FIGURES), 2, Configuration({"method": "kmeans"}), 5, {0: "gan", 1: "new"}
+        judge_clusters(of_clusters, 0.05), of_clusters, 2, Configuration({"method": "kmeans"}), 5, {0: "gan", 1: "new"}
     )
     run = RunReport(0, 100, {"a": "empty file"}, left_out=("backbone 'x': no weights",))
     lines = summary(replace(metrics(evidence(), run=run), attribution=attribution)).splitlines()
     assert "attribution: which generator made each slice?" in lines
+    assert "  TOLD APART: The clusters tell generators apart: adjusted Rand index 0.750, where chance gives 0." in lines
     assert "  2 clusters: 0 resembles gan, 1 resembles new" in lines
     assert lines[-2:] == [
         "1 images could not be read; metrics.json names them with their reasons",

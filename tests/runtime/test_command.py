@@ -169,7 +169,7 @@ def test_from_a_shell(tmp_path):
     assert done.stdout == ""
     assert done.stderr == (
         "error: backbone: got 'nope', "
-        "expected a timm model, MODEL@FOLDER, lbp, lbp-mean, residual, highpass or highpass-wW-SIDE\n"
+        "expected a timm model, MODEL@FOLDER, lbp, lbp-mean, measures, residual, highpass or highpass-wW-SIDE\n"
     )
     assert time.monotonic() - start < 40  # of which all is Python's imports, on a busy machine
 
