@@ -15,8 +15,9 @@ from gansfp.labels import UNKNOWN
 class FinalConfig:
     """How the final decisions are made.
 
-    combine: best, stack, or None for whichever cross-validates better. alpha: the level of the verdicts. match: also
-    compare patients of both classes who are alike by themselves.
+    combine: best, stack, or None for whichever cross-validates better. alpha: the level of the verdicts. fdr: the share
+    of wrong names that a list of patients may have on average. match: also compare patients of both classes who are
+    alike by themselves.
     """
 
     combine: str | None = None
@@ -24,6 +25,7 @@ class FinalConfig:
     permutations: int = 1000
     seed: int = 0
     alpha: float = 0.05
+    fdr: float = 0.1
     match: bool = False
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,8 @@ import pyarrow as pa
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
 from gansfp.decision.blind import collect_facts
-from gansfp.decision.controls import ControlConfig, Controls, Judged, control, member_only
-from gansfp.decision.decide import Decision, FinalConfig, decide_membership, rows_to_combine
+from gansfp.decision.conclusion import conclude
+from gansfp.decision.decide import Decision, FinalConfig, decide_membership
 from gansfp.decision.evidence import Evidence, attribution_evidence, cross_validated_evidence, membership_evidence
 from gansfp.decision.judged import DecidedSet, judged_by_others, judged_by_truth
 from gansfp.decision.real_slices import read_real_slices
@@ -25,7 +25,14 @@ from gansfp.decision.reports import (
     RunReport,
     SetReport,
 )
-from gansfp.decision.result_files import MembershipAnswers, submit, submitted_ids, write_membership, write_table
+from gansfp.decision.result_files import (
+    MembershipAnswers,
+    submit,
+    submitted_ids,
+    write_membership,
+    write_patients,
+    write_table,
+)
 from gansfp.decision.search_result import (
     Configuration,
     ScoredRows,
@@ -35,8 +42,7 @@ from gansfp.decision.search_result import (
     check_current,
     read_search,
 )
-from gansfp.decision.verdict import Support, judge_clusters, judge_set
-from gansfp.embedding.shards import Pair
+from gansfp.decision.verdict import judge_clusters
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
 from gansfp.scoring.membership import learns_from_labels
@@ -105,11 +111,13 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
                 test_evidence = membership_evidence(used, answers.score, answers.prediction, groups, tried, job.config)
                 scored.append(SetDecisions(truth=used, prediction=answers.prediction, groups=groups))
                 judged = judged_by_truth(of_set, truth)
-        controls = _controls(job, of_set, judged, own.get(name))
-        support = Support(*judged.patients, has_truth=test_evidence is not None)
-        verdict = judge_set(test_evidence or evidence, controls, support, job.config.alpha)
+        facts = None
+        if name in own:
+            facts = collect_facts(own[name], of_set.ids.real, job.catalog.select(task="membership"))
+        concluded = conclude(of_set, judged, test_evidence or evidence, facts, job.config)
+        write_patients(job.work, name, concluded.patients)
         described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
-        reports[name] = SetReport(verdict, evidence, controls, described, tried_rows, test_evidence)
+        reports[name] = SetReport(concluded, evidence, described, tried_rows, test_evidence)
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
 
 
@@ -119,19 +127,6 @@ def _read_set(job: _Job, search: Search, name: str) -> DecidedSet:
     learns = np.array([learns_from_labels(configuration.choices) for configuration in rows.configurations])
     decided = decide_membership(rows.scores, labels, folds, job.config.combine, job.config.rule, learns)
     return DecidedSet(ids, rows, labels, folds, groups, learns, decided)
-
-
-def _controls(job: _Job, of_set: DecidedSet, judged: Judged, own: Mapping[Pair, np.ndarray] | None) -> Controls:
-    """The controls of a set. own: what the search left of its real slices; None where an earlier version left none."""
-    if own is None:
-        missing = "blind control: the search of an earlier version left nothing for it; run tune.search again"
-        return Controls(missing=(missing,))
-    facts = collect_facts(own, of_set.ids.real, job.catalog.select(task="membership"))
-    config = job.config
-    controls = control(judged, facts, ControlConfig(config.alpha, config.permutations, config.seed, config.match))
-    scores = of_set.rows.scores[rows_to_combine(of_set.rows.scores, of_set.learns)]
-    halves, missing_halves = member_only(scores, of_set.labels, of_set.groups, config.combine, config.seed)
-    return replace(controls, member_only=halves, missing=(*controls.missing, *missing_halves))
 
 
 def _described(decided: Decision, rows: ScoredRows, config: FinalConfig) -> DecisionReport:

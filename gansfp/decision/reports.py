@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gansfp.decision.controls import Controls
+from gansfp.decision.conclusion import Conclusion
 from gansfp.decision.evidence import Evidence
 from gansfp.decision.search_result import Configuration
 from gansfp.decision.verdict import Verdict
@@ -42,18 +42,21 @@ class DecisionReport:
 class SetReport:
     """One membership set. test: None where there is no truth; cross_validated: of the labelled slices."""
 
-    verdict: Verdict
+    concluded: Conclusion
     cross_validated: Evidence
-    controls: Controls
     decision: DecisionReport
     tried: int
     test: Evidence | None = None
 
+    @property
+    def verdict(self) -> Verdict:
+        """What is concluded."""
+        return self.concluded.verdict
+
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it: the figures of the test beside the rest."""
         return {
-            "verdict": self.verdict.as_dict(),
-            "controls": self.controls.as_dict(),
+            **self.concluded.as_dict(),
             "cross_validated": self.cross_validated.as_dict(),
             "configuration": self.decision.as_dict(),
             "tried": self.tried,

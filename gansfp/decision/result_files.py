@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.submission import problems, submission
+from gansfp.decision.conclusion import Patients
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,22 @@ def write_membership(
         }
     )
     write_table(work, f"membership-{name}.parquet", table)
+
+
+def write_patients(work: str, name: str, patients: Patients) -> None:
+    """Writes the unknown patients of one set to a CSV, those with the smallest p-values first; only its header where
+    there are none."""
+    lines = ["patient,slices,score,p,q,named"]
+    if listed := patients.listed:
+        for row in np.lexsort((-listed.score, listed.p)):
+            numbers = f"{listed.slices[row]},{listed.score[row]:.6g},{listed.p[row]:.6g},{listed.q[row]:.6g}"
+            lines.append(f"{_quoted(str(patients.names[row]))},{numbers},{int(listed.named[row])}")
+    write_result(work, f"membership-{name}-patients.csv", ("\n".join(lines) + "\n").encode())
+
+
+def _quoted(name: str) -> str:
+    """A field of a CSV file (RFC 4180)."""
+    return f'"{name.replace(chr(34), chr(34) * 2)}"' if any(mark in name for mark in ',"\r\n') else name
 
 
 def submit(work: str, name: str, values: dict[str, int], binary: bool = True) -> None:

@@ -52,11 +52,12 @@ class Combined:
 
     name: "best" or "stack"; score: (n,) float64, out of fold for labelled slices; probability: (n,) calibrated
     probability that the slice was used; members, coefficients: of the fit for the unknown slices; aucs: the
-    cross-validated AUC of each combination that could be chosen.
+    cross-validated AUC of each combination that could be chosen; of_fits: (f, n), row i by the fit without fold i.
     """
 
     name: str
     score: np.ndarray
+    of_fits: np.ndarray
     probability: np.ndarray
     members: tuple[int, ...]
     coefficients: tuple[float, ...]
@@ -184,8 +185,10 @@ def combine(combination: str | None, scores: np.ndarray, labels: np.ndarray, fol
         name = nested.choose()
         fit = nested.fit(name)
         score = np.where(labels == UNKNOWN, fit.score, nested.out_of_fold())
+        held_out = [frozenset({fold}) for fold in sorted(nested.folds)]
+        of_fits = np.stack([nested.fit(nested.choose(fold), fold).score for fold in held_out])
         aucs = {candidate: nested.auc(candidate) for candidate in nested.names}
-    return Combined(name, score, calibrated(score, labels), fit.members, fit.coefficients, aucs)
+    return Combined(name, score, of_fits, calibrated(score, labels), fit.members, fit.coefficients, aucs)
 
 
 def p_value_refitted(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from gansfp.decision.conclusion import Conclusion
 from gansfp.decision.reports import AttributionReport, Metrics, SetReport
 from gansfp.decision.verdict import Reason
 from gansfp.statistics.intervals import Estimate
+from gansfp.statistics.patients import false_accusations_at_most
 
 MEMBERSHIP_FIGURES = ("auc", "f1", "accuracy", "kappa", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1")
 ATTRIBUTION_FIGURES = ("ari", "nmi", "purity")
@@ -39,6 +41,7 @@ def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, 
     counts = evidence.support
     lines = [title, f"  {report.verdict.finding.upper()}: {report.verdict.sentence}"]
     lines += [f"  - {_reason(reason)}" for reason in report.verdict.reasons]
+    lines += _of_patients(report.concluded) if isinstance(report, SetReport) else []
     lines += [f"  {counts['n']:,} {slices}, {counts['n_groups']:,} groups; {report.tried:,} configurations tried"]
     lines.append(f"  {'':<18}{'value':>7}  {'95 % interval':<17}{'by chance':>9}")
     for name in names:
@@ -48,6 +51,22 @@ def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, 
     p_value, selected = _p(evidence.p_value), _p(evidence.p_value_selected)
     lines.append(f"  p-value {p_value}; corrected for the search {selected}")
     lines += [f"  careful: {warning}" for warning in evidence.warnings]
+    return lines
+
+
+def _of_patients(concluded: Conclusion) -> list[str]:
+    """How many of the unknown patients were used, and how many can be named."""
+    patients, lines = concluded.patients, []
+    if share := concluded.share:
+        used = f"{share.value:.0%} of the unknown patients were used, {share.low:.0%} to {share.high:.0%}"
+        lines.append(f"  - share: {used} at 95 %")
+    if patients.listed is not None:
+        named = f"{patients.listed.named.sum():,} of {len(patients.names):,} unknown patients"
+        lines.append(f"  - named at a false discovery rate of {patients.fdr:.0%}: {named}")
+    if patients.wrong is not None:
+        most = false_accusations_at_most(patients.of, patients.wrong)
+        high = f"{patients.wrong:,} of {patients.of:,} patients who were not used score as high as the last one named"
+        lines.append(f"  - {high}: at most {most:.1%} false accusations, at 95 %")
     return lines
 
 

@@ -145,6 +145,9 @@ def add_final_options(parser: Parser) -> None:
         help="the level of the verdicts' tests (default %(default)s)",
     )
     parser.add_argument(
+        "--fdr", type=level, default=0.1, help="the share of wrong names in a list of patients (default %(default)s)"
+    )
+    parser.add_argument(
         "--match", action="store_true", help="also compare used and not-used patients whose slices are alike"
     )
 
@@ -157,6 +160,7 @@ def final_config(options: argparse.Namespace) -> FinalConfig:
         options.permutations,
         options.seed,
         alpha=options.alpha,
+        fdr=options.fdr,
         match=options.match,
     )
 

@@ -2,6 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from gansfp.decision.conclusion import Conclusion, Patients
 from gansfp.decision.controls import Conditional, Controls
 from gansfp.decision.evidence import Evidence, Figure
 from gansfp.decision.reports import AttributionReport, DecisionReport, MembershipReport, Metrics, RunReport, SetReport
@@ -9,8 +13,10 @@ from gansfp.decision.search_result import Configuration
 from gansfp.decision.summary import ATTRIBUTION_FIGURES, MEMBERSHIP_FIGURES, summary
 from gansfp.decision.verdict import Support, judge_clusters, judge_set
 from gansfp.statistics.intervals import Estimate
+from gansfp.statistics.patients import PatientList
 
 RUN = RunReport(0, 100, {})
+NAMED = np.array([True, False])
 
 
 def evidence(names=MEMBERSHIP_FIGURES, p_value=0.01, selected=0.02, warnings=()):
@@ -22,7 +28,10 @@ def metrics(cross_validated, test=None, run=RUN):
     decision = DecisionReport("best", {"best": 0.75}, "f1", 0.5, [])
     controls = Controls(Estimate(0.5, 0.4, 0.6), conditional=Conditional(0.03, 0.001))
     verdict = judge_set(test or cross_validated, controls, Support(33, 33, has_truth=test is not None), 0.05)
-    report = SetReport(verdict, cross_validated, controls, decision, 1206, test)
+    listed = PatientList(*np.array([[0, 1], [3, 1], [4, 0]]), np.array([0.01, 0.9]), np.array([0.02, 0.9]), NAMED)
+    patients = Patients(listed, np.array(["anna", "bert"]), 0.1, wrong=0, of=33)
+    concluded = Conclusion(verdict, controls, patients, Estimate(0.5, 0.4, 0.6))
+    report = SetReport(concluded, cross_validated, decision, 1206, test)
     return Metrics(run, MembershipReport({"s": report}))
 
 
@@ -35,6 +44,19 @@ def test_every_figure_stands_beside_its_interval_and_chance_level():
     for name in MEMBERSHIP_FIGURES:
         assert f"  {name:<18}  0.750  [0.500, 0.875]       0.250" in lines
     assert lines[-1] == "  p-value 0.01; corrected for the search 0.02"
+
+
+def test_patients_are_counted_beside_slices():
+    lines = summary(metrics(evidence(), evidence())).splitlines()
+    assert "  - share: 50% of the unknown patients were used, 40% to 60% at 95 %" in lines
+    assert "  - named at a false discovery rate of 10%: 1 of 2 unknown patients" in lines
+    most = 1 - 0.05 ** (1 / 33)
+    high = "0 of 33 patients who were not used score as high as the last one named"
+    assert f"  - {high}: at most {most:.1%} false accusations, at 95 %" in lines
+    of_set = metrics(evidence(), evidence()).as_dict()["membership"]["sets"]["s"]
+    assert of_set["patients"]["false_accusations_at_most"] == pytest.approx(most)
+    assert of_set["patients"]["named"] == 1
+    assert of_set["share"] == {"value": 0.5, "low": 0.4, "high": 0.6}
 
 
 def test_without_truth_the_labelled_slices_are_shown():

@@ -1,0 +1,118 @@
+"""What is concluded about one membership set: verdict, controls, patients, share. It reads and writes no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gansfp.decision.blind import Facts
+from gansfp.decision.controls import ControlConfig, Controls, control, member_only
+from gansfp.decision.decide import FinalConfig, rows_to_combine
+from gansfp.decision.evidence import Evidence
+from gansfp.decision.judged import DecidedSet, Judged
+from gansfp.decision.verdict import Support, Verdict, judge_set
+from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.statistics.intervals import Estimate
+from gansfp.statistics.patients import (
+    PatientList,
+    PatientScores,
+    false_accusations_at_most,
+    list_patients,
+    score_patients,
+)
+from gansfp.statistics.resampling import group_codes
+from gansfp.statistics.share import share_of_used
+
+
+@dataclass(frozen=True, eq=False)
+class Patients:
+    """The unknown patients of a set, and how far names may be wrong.
+
+    listed: None where there are no unknown or no not-used patients. names: (u,) str, the group of each, or the slice's
+    id where it has no group. fdr: the level of the list. wrong, of: how many of how many patients who were certainly
+    not used score as high as the patient with the lowest score that is named; where none is named, None.
+    """
+
+    listed: PatientList | None
+    names: np.ndarray
+    fdr: float
+    wrong: int | None = None
+    of: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """As metrics.json holds it."""
+        most = None if self.wrong is None else false_accusations_at_most(self.of, self.wrong)
+        return {
+            "n": len(self.names),
+            "fdr": self.fdr,
+            "named": 0 if self.listed is None else int(self.listed.named.sum()),
+            "false_accusations": self.wrong,
+            "false_accusations_of": self.of,
+            "false_accusations_at_most": most,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Conclusion:
+    """What is concluded about a set. share: of the unknown patients that were used; None where there are none."""
+
+    verdict: Verdict
+    controls: Controls
+    patients: Patients
+    share: Estimate | None
+
+    def as_dict(self) -> dict[str, object]:
+        """As metrics.json holds it."""
+        return {
+            "verdict": self.verdict.as_dict(),
+            "controls": self.controls.as_dict(),
+            "patients": self.patients.as_dict(),
+            "share": self.share.as_dict() if self.share else None,
+        }
+
+
+def conclude(
+    of_set: DecidedSet, judged: Judged, evidence: Evidence, facts: Facts | None, config: FinalConfig
+) -> Conclusion:
+    """Concludes about a set.
+
+    judged: the slices that `evidence` is about. facts: of its real slices; None where the search of an earlier version
+    left none, and then nothing can be told.
+    """
+    controls = _controls(of_set, judged, facts, config)
+    support = Support(*judged.patients, has_truth=judged.refit is None)
+    verdict = judge_set(evidence, controls, support, config.alpha)
+    codes = group_codes(of_set.groups, len(of_set.groups))
+    scores = score_patients(of_set.decided.combined.of_fits, of_set.labels, of_set.folds, codes)
+    return Conclusion(verdict, controls, _patients(of_set, scores, codes, config.fdr), _share(scores, config.seed))
+
+
+def _controls(of_set: DecidedSet, judged: Judged, facts: Facts | None, config: FinalConfig) -> Controls:
+    if facts is None:
+        missing = "blind control: the search of an earlier version left nothing for it; run tune.search again"
+        return Controls(missing=(missing,))
+    controls = control(judged, facts, ControlConfig(config.alpha, config.permutations, config.seed, config.match))
+    scores = of_set.rows.scores[rows_to_combine(of_set.rows.scores, of_set.learns)]
+    halves, missing_halves = member_only(scores, of_set.labels, of_set.groups, config.combine, config.seed)
+    return replace(controls, member_only=halves, missing=(*controls.missing, *missing_halves))
+
+
+def _patients(of_set: DecidedSet, scores: PatientScores, codes: np.ndarray, fdr: float) -> Patients:
+    none = Patients(None, np.array([], dtype=str), fdr)
+    if not (scores.labels == UNKNOWN).any() or not (scores.labels == NOT_USED).any():
+        return none
+    listed = list_patients(scores, fdr)
+    first = np.unique(codes, return_index=True)[1]
+    names = np.where(of_set.groups == "", np.array(of_set.ids.real), of_set.groups)[first][listed.patients]
+    if not listed.named.any():
+        return Patients(listed, names, fdr)
+    not_used = scores.held_out(NOT_USED)
+    lowest = scores.unknown()[:, listed.named].mean(0).min()
+    return Patients(listed, names, fdr, int((not_used >= lowest).sum()), len(not_used))
+
+
+def _share(scores: PatientScores, seed: int) -> Estimate | None:
+    present: Mapping[int, bool] = {label: bool((scores.labels == label).any()) for label in (USED, NOT_USED, UNKNOWN)}
+    return share_of_used(scores, seed=seed) if all(present.values()) else None
