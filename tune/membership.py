@@ -183,33 +183,35 @@ def _embedded(
     """The vectors of a set as the trial prepares them, and what is approximated."""
     both = vectors[np.concatenate([of_set.generated, of_set.real])]
     approximation: dict[str, Scalar] = {}
-    leading: np.ndarray | None = None
+    leading, metric = None, str(trial.metric)
     many = max(len(of_set.generated), len(of_set.real)) > MAX_COORDINATES and both.shape[1] > LEADING
-    if trial.components or many:
-        axes = _axes(both, of_set.name, trial.components, options)
-        if many:
-            leading = axes.leading(LEADING).transform(both, options.device)
-            approximation["kmeans_components"] = leading.shape[1]
-        if trial.components:
-            both = axes.leading(trial.components).transform(both, options.device)
-        if axes.fitted_to < len(both):
-            approximation["fitted_to"] = axes.fitted_to
+    # Scores in whitened components do not depend on the metric: one trial of an embedding computes them.
+    whitens = not trial.components and metric == "euclidean"
+    axes = _axes(both, of_set.name, trial.components, options) if trial.components or many or whitens else None
+    if axes and axes.fitted_to < len(both):
+        approximation["fitted_to"] = axes.fitted_to
+    if axes and many:
+        leading = axes.leading(LEADING).transform(both, options.device)
+        approximation["kmeans_components"] = leading.shape[1]
+    if axes and trial.components:
+        both = axes.leading(trial.components).transform(both, options.device)
     generated, real = both[: len(of_set.generated)], both[len(of_set.generated) :]
-    metric, device, seed, limit = str(trial.metric), options.device, options.seed, options.limit
     members = (generated, real, of_set.labels, of_set.groups, of_set.folds)
-    return EmbeddedSet(*members, metric, device, seed, limit, leading), approximation
+    device, seed, limit = options.device, options.seed, options.limit
+    return EmbeddedSet(*members, metric, device, seed, limit, leading, axes if whitens else None), approximation
 
 
 def _axes(both: np.ndarray, name: str, components: int | float, options: TrialOptions) -> Projection:
-    """The principal components of all slices of a set: at least those that a trial keeps, and LEADING.
+    """The principal components of all slices of a set: at least those that a trial keeps, and those that scores read.
 
     Trials with a usual share of the variance share the same components, so that a trial gives the same rows whatever
     trials ran before it.
     """
+    at_least = max(LEADING, *options.sweeps.membership.whitened)
     if components > USUAL_SHARE:
-        return pca(both, components, options.device, options.limit, options.seed, at_least=LEADING)
+        return pca(both, components, options.device, options.limit, options.seed, at_least)
     if name not in options.axes:
-        options.axes[name] = pca(both, USUAL_SHARE, options.device, options.limit, options.seed, at_least=LEADING)
+        options.axes[name] = pca(both, USUAL_SHARE, options.device, options.limit, options.seed, at_least)
     return options.axes[name]
 
 

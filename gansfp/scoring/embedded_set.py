@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,7 @@ from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring import distances
 from gansfp.scoring.clustering_space import ClusteringSpace
-from gansfp.scoring.projections import coordinates
+from gansfp.scoring.projections import Projection, coordinates
 from gansfp.statistics.resampling import group_codes
 
 TINY = 1e-12  # added before every logarithm, because a copy has distance 0
@@ -26,7 +26,8 @@ class EmbeddedSet:
     slices of one patient; folds: (n,) fold of each labelled slice, -1 for unknown slices. limit: bytes for what grows
     by the square of the number of generated slices; distances to real slices are computed in strips, and only the
     nearest are kept. leading: (g + n, c) float32, all slices along their leading principal components, the generated
-    ones first: k-means of many slices reads these (Cohen et al. 2015); None where it reads all numbers.
+    ones first: k-means of many slices reads these (Cohen et al. 2015); None where it reads all numbers. axes: the
+    principal components of all slices; None where the vectors are along them already.
     """
 
     generated: np.ndarray
@@ -39,6 +40,7 @@ class EmbeddedSet:
     seed: int = 0
     limit: int = distances.MAX_MEMORY
     leading: np.ndarray | None = None
+    axes: Projection | None = None
     codes: np.ndarray = field(init=False)
     _near: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(init=False, default_factory=dict)
 
@@ -119,6 +121,18 @@ class EmbeddedSet:
             near = distances.smallest(strip, count)
             to_not_used[part, : near.shape[1]] = near
         return to_any, to_not_used
+
+    def whitened(self, components: int) -> EmbeddedSet:
+        """Returns the set along its first principal components, each at variance 1, compared by cosines.
+
+        Raises UsageError where the set has no axes.
+        """
+        if self.axes is None:
+            raise UsageError("whitened: got vectors without principal components, expected their axes")
+        axes = self.axes.leading(components)
+        scale = np.sqrt(axes.variance_ratio).astype(np.float32)
+        generated, real = (axes.transform(x, self.device) / scale for x in (self.generated, self.real))
+        return replace(self, generated=generated, real=real, metric="cosine", leading=None, axes=None)
 
     @property
     def _leading_generated(self) -> np.ndarray | None:

@@ -38,6 +38,7 @@ class Sweep:
     class_ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     neighbours: tuple[int, ...] = (1, 5)
     spans: tuple[int, ...] = (20, 60, 150, 300)
+    whitened: tuple[int, ...] = (100, 300)
 
     def __post_init__(self) -> None:
         for name, values, choices in (
@@ -52,6 +53,7 @@ class Sweep:
             ("k", self.class_ks),
             ("neighbours", self.neighbours),
             ("span", self.spans),
+            ("whitened", self.whitened),
         ):
             for number in numbers:
                 if number < 1:
@@ -206,6 +208,26 @@ def _span(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
         yield {"span": c}, scores_of_span[c]
 
 
+def _whitened(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
+    """Mean cosine to the m nearest generated slices in whitened principal components. With the reference "real", that
+    to the m nearest real slices of other patients is subtracted.
+
+    The strongest components show what all slices share, such as the outline of the body, and hide in plain distances
+    what one slice has alone. Whitening gives each component the same weight (Jegou and Chum 2012). The components are
+    those of generated and real slices together, and need no labels.
+    """
+    if data.axes is None or not data.axes.rank:
+        return  # the vectors are principal components already, and another trial computes these scores; or all are equal
+    for c in dict.fromkeys(min(c, data.axes.rank) for c in sweep.whitened):
+        white = data.whitened(c)
+        to_generated, _ = white.to_generated(max(sweep.neighbours))
+        to_any, _ = white.to_real(max(sweep.neighbours))
+        for m in sweep.neighbours:
+            near = mean_nearest(to_generated, m)
+            yield {"whitened": c, "neighbours": m, "reference": "none"}, -near
+            yield {"whitened": c, "neighbours": m, "reference": "real"}, mean_nearest(to_any, m) - near
+
+
 @dataclass(frozen=True)
 class Method:
     """A family of membership scores.
@@ -226,6 +248,7 @@ METHODS: dict[str, Method] = {
     "contrast": Method(_contrast, learns=lambda parameters: True),
     "reverse": Method(_reverse),
     "span": Method(_span),
+    "whitened": Method(_whitened),
 }
 
 

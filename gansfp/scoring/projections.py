@@ -31,6 +31,11 @@ class Projection:
     variance_ratio: np.ndarray
     fitted_to: int
 
+    @property
+    def rank(self) -> int:
+        """How many components have a variance that is more than a rounding error."""
+        return int((self.variance_ratio > 1e-6 * self.variance_ratio.max(initial=0)).sum())
+
     def transform(self, x: np.ndarray, device: str = "cpu", block: int = 1024) -> np.ndarray:
         """Returns the coordinates of x along the components, (n, k) float32. x: (n, d) float32."""
         mean, basis = tensor(self.mean, device), tensor(self.components, device).T

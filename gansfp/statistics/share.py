@@ -15,7 +15,7 @@ from gansfp.statistics.patients import PatientScores
 from gansfp.statistics.resampling import bootstrap_weights
 
 STRENGTH = 10.0  # inverse regularisation of the calibration, as scikit-learn's C, on scores of unit variance
-SAMPLES = 2000  # drawn counts behind a lower bound
+SAMPLES = 1000  # drawn counts behind a lower bound
 POINTS = 50  # the most scores at which the two samples are compared
 _CELLS = 1 << 22  # numbers in one block of resamples: bounds the memory
 

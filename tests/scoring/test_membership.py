@@ -11,6 +11,7 @@ from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.distances import smallest
 from gansfp.scoring.embedded_set import TINY, EmbeddedSet
 from gansfp.scoring.membership import METHODS, Sweep, check_ks, learns_from_labels, mean_nearest, scores
+from gansfp.scoring.projections import pca
 
 METRICS = {"euclidean": "euclidean", "manhattan": "cityblock", "cosine": "cosine"}  # our name and scipy's
 SMALL = Sweep(ks=(1, 2, 3, 8, 30), class_ks=(1, 2, 4), neighbours=(1, 3), spans=(1, 4))
@@ -24,7 +25,8 @@ def example(metric="euclidean", seed=0, numbers=40, patient=2, generated=30):
     drawn = np.concatenate([real[:8], real[16:21]])[rng.integers(13, size=generated)]
     drawn = (drawn + 0.5 * rng.normal(size=drawn.shape)).astype(np.float32)
     folds = np.where(labels == UNKNOWN, -1, np.arange(26) // 2 % 4)
-    return EmbeddedSet(drawn, real, labels, np.arange(26) // patient, folds, metric)
+    axes = pca(np.concatenate([drawn, real]), min(numbers, 20))
+    return EmbeddedSet(drawn, real, labels, np.arange(26) // patient, folds, metric, axes=axes)
 
 
 def scores_of(data, method, sweep=SMALL):
@@ -198,7 +200,10 @@ def test_methods_order_and_names():
     every = [parameters for parameters, _ in scores(data, SMALL)]
     assert list(dict.fromkeys(p["method"] for p in every)) == list(METHODS) == list(Sweep().methods)
     # the trials of a search are named after the default, so neither its names nor their order may change
-    assert Sweep().methods == ("clusters", "kmeans_per_class", "two_means", "nearest", "contrast", "reverse", "span")
+    assert Sweep().methods == (
+        *("clusters", "kmeans_per_class", "two_means"),
+        *("nearest", "contrast", "reverse", "span", "whitened"),
+    )
     assert len({str(sorted(p.items())) for p in every}) == len(every)
     chosen = Sweep(methods=("span", "reverse"), spans=(3,))
     assert [p["method"] for p, _ in scores(data, chosen)] == ["span", "reverse"]
