@@ -217,7 +217,7 @@ def _whitened(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     those of generated and real slices together, and need no labels.
     """
     if data.axes is None or not data.axes.rank:
-        return  # the vectors are principal components already, and another trial computes these scores; or all are equal
+        return  # another trial of the embedding computes these scores, or all slices are equal
     for c in dict.fromkeys(min(c, data.axes.rank) for c in sweep.whitened):
         white = data.whitened(c)
         to_generated, _ = white.to_generated(max(sweep.neighbours))

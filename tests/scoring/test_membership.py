@@ -1,5 +1,7 @@
 """Membership scores: each against a slow plain reference; labels never change the scores of their fold; odd inputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
@@ -185,7 +187,7 @@ def test_a_folds_own_labels_never_change_its_scores(metric):
         of_fold = data.folds == fold
         flipped = np.where(of_fold, 1 - data.labels, data.labels)
         assert (flipped != data.labels).sum() == 4
-        other = EmbeddedSet(data.generated, data.real, flipped, data.groups, data.folds, metric)
+        other = replace(data, labels=flipped)
         after = list(scores(other, SMALL))
         assert len(after) == len(before)
         for i, (score_before, (parameters, score_after)) in enumerate(zip(before, after, strict=True)):
