@@ -19,7 +19,7 @@ FLOORS = (
     {"gansfp.decision", "gansfp.published"},
     {"gansfp.runtime"},
     {"tune"},
-    {"jobs.benchmarks", "jobs.reproduction"},
+    {"jobs.benchmarks", "jobs.reproduction", "jobs.validation"},
     {"jobs"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -155,13 +155,12 @@ def _rows(audit: Audit) -> Iterator[Row]:
     yield Row(NAME, "start to finish", audit.seconds, "s", target=TIME if default else None, note=note)
     for name, stage in stages.items():
         yield Row(NAME, name, stage.seconds, "s")
-        task = name.removeprefix("search-")
-        if task != name:
-            yield Row(
-                NAME, f"{name}: {audit.trials[task]} trials", 60 * audit.trials[task] / stage.seconds, "trials/min"
-            )
-        elif stage.done:
+        if stage.done:
             yield Row(NAME, f"{name}: {stage.done:,} slices", stage.done / stage.seconds, "slices/s")
+    for task, trials in audit.trials.items():
+        searches = [stages[name] for name in (f"search-{task}", f"search-{task}-networks") if name in stages]
+        rate = 60 * trials / sum(stage.seconds for stage in searches)
+        yield Row(NAME, f"search-{task}: {trials} trials", rate, "trials/min")
     for part, name in (("driver", "driver"), ("worker", "largest worker"), ("workers", "all workers")):
         yield Row(NAME, f"peak memory: {name}", getattr(audit.memory, part) / 1e6, "MB", note=HOW)
     memory = audit.memory.together / 1e6

@@ -162,4 +162,4 @@ class TestTheSearch:
         assert len(single) == 1
         (same,) = [row for row in all_rows if row["configuration"] == single[0]["configuration"]]
         assert same["scores"] == single[0]["scores"]
-        assert len(all_rows) == 67
+        assert len(all_rows) == 75

@@ -17,8 +17,9 @@ from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.clustering_space import exact_bytes
 from gansfp.scoring.embedded_set import EmbeddedSet
 from gansfp.scoring.membership import Sweep, scores
+from gansfp.scoring.projections import pca
 from tune import membership
-from tune.membership import MembershipSlices, SetSlices, find_sets
+from tune.membership import USUAL_SHARE, MembershipSlices, SetSlices, find_sets
 from tune.problem import Sweeps, TrialOptions
 from tune.rows import SCHEMA, trial_table
 
@@ -48,10 +49,12 @@ def test_membership_rows_are_complete(metric):
     assert table.schema == SCHEMA
     expected = []
     for one in slices.sets:
-        data = EmbeddedSet(
-            vectors[one.generated], vectors[one.real], one.labels, one.groups, one.folds, metric, "cpu", 0
-        )
+        parts = vectors[one.generated], vectors[one.real]
+        # Whitened scores read the axes.
+        axes = pca(np.concatenate(parts), USUAL_SHARE, at_least=300) if metric == "euclidean" else None
+        data = EmbeddedSet(*parts, one.labels, one.groups, one.folds, metric, "cpu", 0, axes=axes)
         expected += [(one, parameters, score) for parameters, score in scores(data, SWEEP)]
+    assert any("whitened" in parameters for _, parameters, _ in expected) == (metric == "euclidean")
     assert table.num_rows == len(expected)
     for row, (one, parameters, score) in zip(table.to_pylist(), expected, strict=True):
         assert json.loads(row["configuration"]) == {**trial.as_dict(), **parameters}

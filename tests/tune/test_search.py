@@ -71,7 +71,7 @@ class TestMembership:
         assert len({(row["set"], row["configuration"]) for row in found}) == len(found)
         assert {row["set"] for row in found} == {"clean", "warp"}
         assert {row["status"] for row in found} == {"ok"}
-        methods = {"clusters", "kmeans_per_class", "two_means", "nearest", "contrast", "reverse", "span"}
+        methods = {"clusters", "kmeans_per_class", "two_means", "nearest", "contrast", "reverse", "span", "whitened"}
         assert {row["method"] for row in found} == methods
         assert {row["linkage"] for row in found if row["method"] == "clusters"} == {
             "ward",
