@@ -48,7 +48,7 @@ def decide(
     pending: backbones that are still to be embedded and searched, so that the answer is provisional.
     """
     started = time.monotonic()
-    metrics = final(data, work, config, catalog, tasks)
+    metrics = final(data, work, replace(config, power=config.power and not pending), catalog, tasks)
     record_stage(work, "final", time.monotonic() - started, {"tasks": metrics.tasks}, asdict(config))
     records = read_records(work).values()
     run_report = replace(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -72,21 +73,22 @@ def run_packs(archive: EmbeddedArchive, groups: Mapping[str, Sequence[Pack]]) ->
     named = {f"{group} {number}": group for group, of_group in groups.items() for number in range(len(of_group))}
     every = [pack for of_group in groups.values() for pack in of_group]
     calls = {name: Call(run_pack, (shared, pack)) for name, pack in zip(named, every, strict=True)}
-    found: dict[str, dict[str, Outcome]] = {group: {} for group in groups}
+    found: defaultdict[str, dict[str, Outcome]] = defaultdict(dict)
     failed, reason = 0, ""
     with Progress("validate", len(calls), "packs") as progress:
         for name, outcome in run_calls(calls, gpus=0):
             if outcome.error:
                 failed, reason = failed + 1, outcome.error
             else:
-                found[named[name]][name] = outcome.value
+                for kind, of_kind in outcome.value.items():
+                    found[f"{named[name]} {kind}".rstrip()][name] = of_kind
             progress.add(1, int(bool(outcome.error)))
     if failed == len(calls):
         raise DataError(f"validate: every pack failed, such as: {reason}")
     if failed:
         log.warning("validate: %d of %d packs failed, such as: %s", failed, len(calls), reason)
     # In the order of the packs, whichever ended first.
-    return {group: [found[group][name] for name in named if name in found[group]] for group in groups}
+    return {group: [of_group[name] for name in named if name in of_group] for group, of_group in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -93,8 +93,10 @@ def serial_trials(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(threads)
         return list(todo)
 
-    def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[Vectors], object]) -> list[object]:
-        return [compute(problem.vectors_of(pair)) for pair in pairs]
+    def for_each_pair(
+        problem: Problem, pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], object]
+    ) -> list[object]:
+        return [compute(pair, problem.vectors_of(pair)) for pair in pairs]
 
     monkeypatch.setattr(search, "run_trials", run_trials)
     monkeypatch.setattr(search, "for_each_pair", for_each_pair)

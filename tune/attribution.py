@@ -94,7 +94,7 @@ class AttributionSlices(TaskSlices):
         """One fewer than the test has slices."""
         return len(self.test) - 1
 
-    def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
+    def leave_for_final(self, search: Search, for_each_pair: ForEachPair, images: Catalog) -> SearchResult:
         """Names the clusters of the best row after the known generators that they resemble."""
         best = search.result.best[""]
         labels = search.rows("").of_row(best.row).astype(np.int64)
@@ -104,7 +104,7 @@ class AttributionSlices(TaskSlices):
         return replace(search.result, names=names)
 
     def cluster_names(
-        self, vectors: Vectors, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
+        self, pair: Pair, vectors: Vectors, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
     ) -> dict[int, str]:
         """The known generator, or "new", that each cluster of the test slices resembles.
 

@@ -45,6 +45,13 @@ def add_search_options(parser: Parser) -> None:
         action="store_true",
         help="search embeddings that are larger than --max-memory, such as raw feature maps (MODEL:map)",
     )
+    parser.add_argument(
+        "--copy-blend",
+        type=float,
+        default=SearchConfig.copy_blend,
+        help="planted copies, by which the audit measures what it would have seen: the share of another patient's "
+        "slice in each (default %(default)s)",
+    )
 
 
 def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = ()) -> SearchConfig:
@@ -63,6 +70,7 @@ def search_config(options: argparse.Namespace, task: str, ks: tuple[int, ...] = 
         ks=ks,
         max_memory=options.max_memory,
         allow_large=options.allow_large_embeddings,
+        copy_blend=options.copy_blend,
     )
 
 

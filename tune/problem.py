@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 LEAST_MEMORY = 0.05  # GB: some 800 centres, enough to cut into any number of clusters that is asked for
+COPY_BLEND = 0.5  # a generator that copies so roughly is one that an audit should still see
 ATTRIBUTION_KS = tuple(range(2, 13))
 
 
@@ -42,7 +43,8 @@ class SearchConfig:
 
     gpus: how many to plan for, also those still to come; None: those that the Ray cluster has now. ks: numbers of
     clusters; empty: the default of the task. max_memory: GB of a trial for what grows with the square of the slices.
-    allow_large: take embeddings that are larger than that. Raises UsageError for a value that the search does not take.
+    allow_large: take embeddings that are larger than that. copy_blend: see tune.planted.Plant. Raises UsageError for a
+    value that the search does not take.
     """
 
     task: str
@@ -54,12 +56,15 @@ class SearchConfig:
     ks: tuple[int, ...] = ()
     max_memory: float = distances.MAX_MEMORY / 1e9
     allow_large: bool = False
+    copy_blend: float = COPY_BLEND
 
     def __post_init__(self) -> None:
         if self.gpus_per_trial <= 0:
             raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
         if not LEAST_MEMORY <= self.max_memory < np.inf:
             raise UsageError(f"--max-memory: got {self.max_memory:g}, expected at least {LEAST_MEMORY} (GB)")
+        if not 0 <= self.copy_blend <= 1:
+            raise UsageError(f"--copy-blend: got {self.copy_blend:g}, expected 0 to 1, such as 0.5")
 
     @property
     def limit(self) -> int:
@@ -98,9 +103,9 @@ class Vectors(Protocol):
 
 
 class ForEachPair(Protocol):
-    """Computes something from the vectors of each embedding, in the order of the pairs."""
+    """Computes something from each embedding and its vectors, in the order of the pairs."""
 
-    def __call__(self, pairs: Sequence[Pair], compute: Callable[[Vectors], Result], /) -> Iterable[Result]: ...
+    def __call__(self, pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], Result], /) -> Iterable[Result]: ...
 
 
 class TaskSlices(ABC):
@@ -131,9 +136,9 @@ class TaskSlices(ABC):
         """The largest number of clusters that can be asked for."""
 
     @abstractmethod
-    def leave_for_final(self, search: Search, for_each_pair: ForEachPair) -> SearchResult:
+    def leave_for_final(self, search: Search, for_each_pair: ForEachPair, images: Catalog) -> SearchResult:
         """Computes from the embeddings what the final step needs of them, so that it need not read them. Returns the
-        search's result with it."""
+        search's result with it. images: of the task."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
         ids=ids,
         digest=images.digest(),
     )
-    result = _leave_for_final(problem.folder, result, problem.slices, functools.partial(for_each_pair, problem))
+    for_each = functools.partial(for_each_pair, problem)
+    result = _leave_for_final(problem.folder, result, problem.slices, for_each, images)
     facts = {"rows": result.tried, "failed": result.failed, "left_out": list(inputs.left_out)}
     record_stage(work, f"search-{config.task}{inputs.stage}", time.monotonic() - started, facts, asdict(config))
     _describe(result, table)
@@ -226,9 +227,11 @@ def best_rows(table: pa.Table) -> dict[str, BestRow]:
     return {name: row for name, (_, row) in sorted(best.items())}
 
 
-def _leave_for_final(folder: str, result: SearchResult, slices: TaskSlices, for_each: ForEachPair) -> SearchResult:
+def _leave_for_final(
+    folder: str, result: SearchResult, slices: TaskSlices, for_each: ForEachPair, images: Catalog
+) -> SearchResult:
     """Writes best.json, and what the final step needs of the embeddings."""
-    result = slices.leave_for_final(Search(folder, result), for_each)
+    result = slices.leave_for_final(Search(folder, result), for_each, images)
     write_result(folder, result)
     return result
 
@@ -246,11 +249,11 @@ def complete_search(catalog: Catalog, work: str, task: str) -> None:
     readable = ~np.isin(images.ids, list(result.unreadable))
     slices = TASKS[task].find_slices(images, readable, int(str(result.search["seed"])))
 
-    def for_each(pairs: Sequence[Pair], compute: Callable[[Vectors], Result]) -> Iterator[Result]:
+    def for_each(pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], Result]) -> Iterator[Result]:
         for pair in pairs:
-            yield compute(StoredEmbedding(work, result.identities[" ".join(pair)], images.hashes()))
+            yield compute(pair, StoredEmbedding(work, result.identities[" ".join(pair)], images.hashes()))
 
-    _leave_for_final(found.folder, result, slices, for_each)
+    _leave_for_final(found.folder, result, slices, for_each, images)
 
 
 def _describe(result: SearchResult, table: pa.Table) -> None:

@@ -184,12 +184,15 @@ def run_trials(
     return report.trials
 
 
-def for_each_pair(problem: Problem, pairs: Sequence[Pair], compute: Callable[[Vectors], Result]) -> Iterator[Result]:
-    """What `compute` gives for the vectors of each embedding, in the order of the pairs, a core each."""
+def for_each_pair(
+    problem: Problem, pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], Result]
+) -> Iterator[Result]:
+    """What `compute` gives for each embedding and its vectors, in the order of the pairs, a core each."""
 
-    def task(pair: Pair) -> Result:
+    def task(pair: Pair, shared: Callable[[Pair, Vectors], Result]) -> Result:
         torch.set_num_threads(1)
-        return compute(problem.vectors_of(pair))
+        return shared(pair, problem.vectors_of(pair))
 
-    remote = ray.remote(task)
-    return iter(ray.get([remote.remote(pair) for pair in pairs]))
+    # By the object store: what `compute` holds may be too large to be sent with every task.
+    shared, remote = ray.put(compute), ray.remote(task)
+    return iter(ray.get([remote.remote(pair, shared) for pair in pairs]))

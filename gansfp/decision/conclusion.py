@@ -12,6 +12,8 @@ from gansfp.decision.controls import ControlConfig, Controls, control, member_on
 from gansfp.decision.decide import FinalConfig, rows_to_combine
 from gansfp.decision.evidence import Evidence
 from gansfp.decision.judged import DecidedSet, Judged
+from gansfp.decision.planted import Planted
+from gansfp.decision.power import Power, layout_of, measure_power
 from gansfp.decision.verdict import Support, Verdict, judge_set
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.intervals import Estimate
@@ -56,12 +58,15 @@ class Patients:
 
 @dataclass(frozen=True, eq=False)
 class Conclusion:
-    """What is concluded about a set. share: of the unknown patients that were used; None where there are none."""
+    """What is concluded about a set. share: of the unknown patients that were used; None where there are none. power:
+    None where it was not measured; missing: why."""
 
     verdict: Verdict
     controls: Controls
     patients: Patients
     share: Estimate | None
+    power: Power | None = None
+    missing: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
@@ -70,23 +75,44 @@ class Conclusion:
             "controls": self.controls.as_dict(),
             "patients": self.patients.as_dict(),
             "share": self.share.as_dict() if self.share else None,
+            "power": self.power.as_dict() if self.power else {"missing": self.missing},
         }
 
 
-def conclude(
-    of_set: DecidedSet, judged: Judged, evidence: Evidence, facts: Facts | None, config: FinalConfig
-) -> Conclusion:
-    """Concludes about a set.
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What the search left of a set beside scores; None where an earlier version left nothing, or there was too little.
 
-    judged: the slices that `evidence` is about. facts: of its real slices; None where the search of an earlier version
-    left none, and then nothing can be told.
+    facts: of its real slices; planted: copies of not-used slices.
     """
-    controls = _controls(of_set, judged, facts, config)
+
+    facts: Facts | None = None
+    planted: Planted | None = None
+
+
+def conclude(of_set: DecidedSet, judged: Judged, evidence: Evidence, left: Left, config: FinalConfig) -> Conclusion:
+    """Concludes about a set. judged: the slices that `evidence` is about. Without facts nothing can be told."""
+    controls = _controls(of_set, judged, left.facts, config)
+    power, missing = _power(of_set, controls, left.planted, config)
     support = Support(*judged.patients, has_truth=judged.refit is None)
-    verdict = judge_set(evidence, controls, support, config.alpha)
+    verdict = judge_set(evidence, controls, support, config.alpha, power)
     codes = group_codes(of_set.groups, len(of_set.groups))
     scores = score_patients(of_set.decided.combined.of_fits, of_set.labels, of_set.folds, codes)
-    return Conclusion(verdict, controls, _patients(of_set, scores, codes, config.fdr), _share(scores, config.seed))
+    patients, share = _patients(of_set, scores, codes, config.fdr), _share(scores, config.seed)
+    return Conclusion(verdict, controls, patients, share, power, missing)
+
+
+def _power(
+    of_set: DecidedSet, controls: Controls, planted: Planted | None, config: FinalConfig
+) -> tuple[Power | None, str]:
+    """What would have been seen, or why this was not measured."""
+    if not config.power:
+        return None, "it is measured with the final answer"
+    if planted is None:
+        return None, "it takes 8 not-used patients or more, and features without weights, such as highpass"
+    if controls.test is None:
+        return None, "there is no blind control"
+    return measure_power(layout_of(of_set, planted, controls.test), config), ""
 
 
 def _controls(of_set: DecidedSet, judged: Judged, facts: Facts | None, config: FinalConfig) -> Controls:

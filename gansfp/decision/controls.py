@@ -5,7 +5,7 @@ What a set cannot have is None, and `missing` says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -48,7 +48,8 @@ class Controls:
 
     blind: the AUC, over patients, of what slices show by themselves. differences: in what the classes differ.
     member_only: by class, the mean AUC of its random halves and their range. matched: the attack's AUC among the
-    patients of both classes that the blind score finds alike, and how many pairs they are. missing: reasons.
+    patients of both classes that the blind score finds alike, and how many pairs they are. missing: reasons. test: the
+    conditional one, for other scores.
     """
 
     blind: Estimate | None = None
@@ -57,6 +58,7 @@ class Controls:
     member_only: Mapping[str, Estimate] = field(default_factory=dict)
     matched: tuple[Estimate, int] | None = None
     missing: tuple[str, ...] = ()
+    test: ConditionalTest | None = None
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
@@ -97,12 +99,12 @@ def control(judged: Judged, facts: Facts, config: ControlConfig) -> Controls:
     except UsageError as error:
         return Controls(differences=differences, missing=(f"blind control: {error}",))
     auc = membership_figures(units.labels, blind.odds, (blind.odds > 0).astype(int), seed=config.seed)["auc"]
-    conditional = _conditional(judged, units, blind, config)
+    conditional, test = _conditional(judged, units, blind, config)
     matched = _matched(judged, units, blind, config) if config.match else None
     too_few = f"matching: fewer than {LEAST_PAIRS} pairs of used and not-used patients are alike"
     missing = () if matched or not config.match else (too_few,)
     differences += _source(units, blind, differences, config.alpha)
-    return Controls(auc, differences, conditional, matched=matched, missing=missing)
+    return Controls(auc, differences, conditional, matched=matched, missing=missing, test=test)
 
 
 def _source(units: Units, blind: _Blind, differences: Sequence[Difference], alpha: float) -> tuple[Difference, ...]:
@@ -157,33 +159,61 @@ class _Blind:
         return self._unexplained.of(everything)[self.of_judged]
 
 
-def _conditional(judged: Judged, units: Units, blind: _Blind, config: ControlConfig) -> Conditional:
+@dataclass(frozen=True, eq=False)
+class ConditionalTest:
     """Permutes labels among patients according to the blind score; see statistics.conditional.
 
     The statistic is the covariance of the label and the score, each without what slices by themselves explain (Shah and
     Peters 2020, the generalised covariance measure): if one of the two explanations is right, it is 0 without a leak.
     The odds are moved in favour of the score, as if a difference were hidden that is ALLOWANCE times as strong as the
     visible one (Rosenbaum 2002, sensitivity analysis).
+
+    labels: (u,) 0/1 of units; odds: (u,) log odds of the blind score; strata: (u,), labels are exchanged within them.
     """
-    observed = blind.residuals()
-    visible = np.sqrt(2) * norm.ppf(np.clip(_auc(units.labels, blind.odds), 0.5, 1 - FURTHEST))
-    hidden = ALLOWANCE * visible * np.where(observed > np.median(observed), 1.0, -1.0)
-    propensity = np.clip(expit(blind.odds + hidden), FURTHEST, 1 - FURTHEST)
+
+    labels: np.ndarray
+    odds: np.ndarray
+    strata: np.ndarray
+
+    def __call__(
+        self, rest: np.ndarray, draws: int, seed: int, refit: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Conditional:
+        """rest: (u,) what slices by themselves do not explain of the scores; refit: gives it for other labels (u,)."""
+        visible = np.sqrt(2) * norm.ppf(np.clip(_auc(self.labels, self.odds), 0.5, 1 - FURTHEST))
+        hidden = ALLOWANCE * visible * np.where(rest > np.median(rest), 1.0, -1.0)
+        propensity = np.clip(expit(self.odds + hidden), FURTHEST, 1 - FURTHEST)
+        drawn = conditional_labels(self.labels, propensity, self.strata, draws, seed)
+        expected = expit(self.odds)
+
+        def statistic(labels: np.ndarray) -> float:
+            return float((labels - expected) @ (refit(labels) if refit else rest))
+
+        reference = statistic(self.labels)
+        if refit:
+            with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
+                values = np.array(list(threads.map(statistic, drawn)))
+        else:
+            values = (drawn - expected) @ rest
+        reached = int((values >= reference - 1e-9).sum())
+        # Labellings that the propensities make certain come again and again: then no p-value can be small.
+        same = float((drawn == self.labels).all(1).mean())
+        return Conditional((1 + reached) / (1 + draws), max(1 / (1 + draws), same))
+
+
+def _conditional(
+    judged: Judged, units: Units, blind: _Blind, config: ControlConfig
+) -> tuple[Conditional, ConditionalTest]:
+    """The conditional test of the judged units, and what it found."""
     strata = np.zeros(len(units.labels)) if judged.folds is None else blind.folds[blind.of_judged]
-    draws = config.permutations if judged.refit is None else min(config.permutations, REFITS)
-    drawn = conditional_labels(units.labels, propensity, strata, draws, config.seed)
-    expected = expit(blind.odds)
+    test = ConditionalTest(units.labels, blind.odds, strata)
+    if not judged.refit:
+        return test(blind.residuals(), config.permutations, config.seed), test
+    refit = judged.refit
 
-    def statistic(labels: np.ndarray) -> float:
-        rest = observed if judged.refit is None else blind.residuals(units.means(judged.refit(labels[units.codes])))
-        return float((labels - expected) @ rest)
+    def residuals(labels: np.ndarray) -> np.ndarray:
+        return blind.residuals(units.means(refit(labels[units.codes])))
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
-        reference = statistic(units.labels)
-        reached = sum(value >= reference - 1e-9 for value in threads.map(statistic, drawn))
-    # Labellings that the propensities make certain come again and again: then no p-value can be small.
-    same = float((drawn == units.labels).all(1).mean())
-    return Conditional((1 + reached) / (1 + draws), max(1 / (1 + draws), same))
+    return test(blind.residuals(), min(config.permutations, REFITS), config.seed, residuals), test
 
 
 def _auc(labels: np.ndarray, score: np.ndarray) -> float:

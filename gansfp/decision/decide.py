@@ -17,7 +17,7 @@ class FinalConfig:
 
     combine: best, stack, or None for whichever cross-validates better. alpha: the level of the verdicts. fdr: the share
     of wrong names that a list of patients may have on average. match: also compare patients of both classes who are
-    alike by themselves.
+    alike by themselves. power: measure how small a leak would have been seen.
     """
 
     combine: str | None = None
@@ -27,6 +27,7 @@ class FinalConfig:
     alpha: float = 0.05
     fdr: float = 0.1
     match: bool = False
+    power: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,11 @@ import pyarrow as pa
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.truth import read_attribution_truth, read_membership_truth
 from gansfp.decision.blind import collect_facts
-from gansfp.decision.conclusion import conclude
+from gansfp.decision.conclusion import Left, conclude
 from gansfp.decision.decide import Decision, FinalConfig, decide_membership
 from gansfp.decision.evidence import Evidence, attribution_evidence, cross_validated_evidence, membership_evidence
 from gansfp.decision.judged import DecidedSet, judged_by_others, judged_by_truth
+from gansfp.decision.planted import read_planted
 from gansfp.decision.real_slices import read_real_slices
 from gansfp.decision.reports import (
     AttributionReport,
@@ -92,7 +93,8 @@ class _Job:
 
 def decide_sets(job: _Job, search: Search) -> MembershipReport:
     """Decides about the unknown slices of every set, writes the decisions, and scores them where there is truth."""
-    own, reports, scored = read_real_slices(search.folder) or {}, {}, []
+    own, planted = read_real_slices(search.folder) or {}, read_planted(search.folder) or {}
+    reports, scored = {}, []
     for name in search.result.ids.sets:
         of_set = _read_set(job, search, name)
         decided = of_set.decided
@@ -114,7 +116,8 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
         facts = None
         if name in own:
             facts = collect_facts(own[name], of_set.ids.real, job.catalog.select(task="membership"))
-        concluded = conclude(of_set, judged, test_evidence or evidence, facts, job.config)
+        left = Left(facts, planted.get(name))
+        concluded = conclude(of_set, judged, test_evidence or evidence, left, job.config)
         write_patients(job.work, name, concluded.patients)
         described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
         reports[name] = SetReport(concluded, evidence, described, tried_rows, test_evidence)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from gansfp.decision.controls import Controls
 from gansfp.decision.evidence import Evidence
+from gansfp.decision.power import MATTERS, Power
 
 LEAK, NO_EVIDENCE, CANNOT_TELL = "leak", "no evidence", "cannot tell"
 SEPARATED = 0.95  # blind AUC from which nothing can be concluded
+LEAST_POWER = 0.5  # for a leak that matters: below it, nothing seen says nothing
 TOLD_APART, NOT_TOLD_APART = "told apart", "not told apart"
 
 
@@ -60,10 +62,12 @@ class Support:
         return patients if self.has_truth else f"{patients} whose label is known, each judged by a fit to others"
 
 
-def judge_set(evidence: Evidence, controls: Controls, support: Support, alpha: float) -> Verdict:
-    """The verdict of one membership set, at the level alpha."""
+def judge_set(
+    evidence: Evidence, controls: Controls, support: Support, alpha: float, power: Power | None = None
+) -> Verdict:
+    """The verdict of one membership set, at the level alpha. power: None where it was not measured."""
     obstacles = _obstacles(evidence, controls, alpha)
-    reasons = tuple(obstacles) + _figures(evidence, controls)
+    reasons = (*obstacles, *_figures(evidence, controls), *_of_power(power))
     looked = f"Looked for traces of {support} in the generated slices"
     found = _is_found(evidence, alpha)
     conditional = controls.conditional
@@ -77,11 +81,15 @@ def judge_set(evidence: Evidence, controls: Controls, support: Support, alpha: f
         return Verdict(LEAK, sentence, reasons)
     if found:
         return Verdict(CANNOT_TELL, f"{looked}. {_not_beyond(evidence, controls)}", reasons)
-    sentence = (
-        f"{looked}, and found none: {_auc(evidence)}, p = {evidence.p_value_selected:.2g} after the search. A leak "
-        "that is too small for this number of patients would not have been seen."
-    )
-    return Verdict(NO_EVIDENCE, sentence, reasons)
+    none = f"{looked}, and found none: {_auc(evidence)}, p = {evidence.p_value_selected:.2g} after the search."
+    if power is None:
+        unknown = "How small a leak would have been seen was not measured."
+        return Verdict(NO_EVIDENCE, f"{none} {unknown}", reasons)
+    if power.of_matters < LEAST_POWER:
+        leaks = f"leaks in which one synthetic slice in {1 / MATTERS:.0f} is a copy"
+        little = f"this says little: of {leaks}, {power.of_matters:.0%} would have been found"
+        return Verdict(CANNOT_TELL, f"{none} But {little}.", reasons)
+    return Verdict(NO_EVIDENCE, f"{none} {str(power)[0].upper()}{str(power)[1:]}; a smaller one might not.", reasons)
 
 
 def judge_clusters(evidence: Evidence, alpha: float) -> Verdict:
@@ -142,6 +150,13 @@ def _not_beyond(evidence: Evidence, controls: Controls) -> str:
 def _named(controls: Controls) -> str:
     kinds = [difference.kind for difference in controls.differences]
     return f"; they differ in {', '.join(kinds)}" if kinds else ""
+
+
+def _of_power(power: Power | None) -> tuple[Reason, ...]:
+    if power is None:
+        return ()
+    matters = f"power: share that is found of leaks in which one synthetic slice in {1 / MATTERS:.0f} is a copy"
+    return Reason(f"power: {power}"), Reason(matters, power.of_matters)
 
 
 def _auc(evidence: Evidence) -> str:

@@ -127,12 +127,16 @@ class EmbeddedSet:
 
         Raises UsageError where the set has no axes.
         """
+        generated, real = (self.whiten(x, components) for x in (self.generated, self.real))
+        return replace(self, generated=generated, real=real, metric="cosine", leading=None, axes=None)
+
+    def whiten(self, vectors: np.ndarray, components: int) -> np.ndarray:
+        """Returns vectors (m, d) of this embedding along the set's first principal components, each at variance 1:
+        (m, components) float32. Raises UsageError where the set has no axes."""
         if self.axes is None:
             raise UsageError("whitened: got vectors without principal components, expected their axes")
         axes = self.axes.leading(components)
-        scale = np.sqrt(axes.variance_ratio).astype(np.float32)
-        generated, real = (axes.transform(x, self.device) / scale for x in (self.generated, self.real))
-        return replace(self, generated=generated, real=real, metric="cosine", leading=None, axes=None)
+        return axes.transform(vectors, self.device) / np.sqrt(axes.variance_ratio).astype(np.float32)
 
     @property
     def _leading_generated(self) -> np.ndarray | None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -55,26 +56,52 @@ def eigen(training: np.ndarray, count: int, seed: int, settings: GeneratorSettin
 def warp(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> Iterator[np.ndarray]:
     """Deforms a training slice smoothly and blends it with one of its nearest training slices. Leaks much."""
     rng = np.random.default_rng(seed)
-    displacement = 1.0 + 14.0 * (1.0 - settings.strength)  # pixels, root mean square
+    displacement = displacement_of(settings.strength)
     largest_share = 0.15 + 0.35 * (1.0 - settings.strength)  # of the neighbour in the blend
-    small = training[:, 4::8, 4::8].reshape(len(training), -1).astype(np.float32)
-    squares = (small**2).sum(axis=1)
-    distances = squares[:, None] + squares[None] - 2 * small @ small.T
-    np.fill_diagonal(distances, np.inf)
-    neighbours = np.argsort(distances, axis=1)[:, : max(1, min(4, len(training) - 1))]
-    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    spline = spline_matrix(9)
-
-    def deformed(picture: np.ndarray) -> np.ndarray:
-        # The mean square of a cubic spline through white noise is 0.23 times that of the noise; 2.1 corrects this.
-        down, right = (2.1 * displacement * (spline @ rng.standard_normal((9, 9)) @ spline.T) for _ in range(2))
-        return ndimage.map_coordinates(picture, [rows + down, columns + right], np.float32, order=1, mode="nearest")
-
+    neighbours = most_alike(training)
     for _ in range(count):
         chosen = rng.integers(len(training))
         share = rng.uniform(0, largest_share)
         neighbour = rng.choice(neighbours[chosen])
-        yield _to_grey((1 - share) * deformed(training[chosen]) + share * deformed(training[neighbour]))
+        yield blended_copy(training[chosen], training[neighbour], share, displacement, rng)
+
+
+def displacement_of(strength: float) -> float:
+    """The root mean square of the displacements that `warp` deforms by, in pixels."""
+    return 1.0 + 14.0 * (1.0 - strength)
+
+
+def most_alike(pictures: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
+    """The rows (n, at most 4) of the slices that look most like each slice. pictures: (n, 256, 256) uint8; apart: (n,),
+    with it only slices that differ in it from the slice count."""
+    small = pictures[:, 4::8, 4::8].reshape(len(pictures), -1).astype(np.float32)
+    squares = (small**2).sum(axis=1)
+    distances = squares[:, None] + squares[None] - 2 * small @ small.T
+    np.fill_diagonal(distances, np.inf)
+    if apart is not None:
+        distances[apart[:, None] == apart] = np.inf
+    return np.argsort(distances, axis=1)[:, : max(1, min(4, len(pictures) - 1))]
+
+
+def blended_copy(
+    picture: np.ndarray, neighbour: np.ndarray, share: float, displacement: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Deforms two slices smoothly and blends them: (256, 256) uint8. share: of the neighbour; displacement: pixels."""
+    first = _deformed(picture, displacement, rng)
+    return _to_grey((1 - share) * first + share * _deformed(neighbour, displacement, rng))
+
+
+def _deformed(picture: np.ndarray, displacement: float, rng: np.random.Generator) -> np.ndarray:
+    rows, columns, spline = _grid()
+    # The mean square of a cubic spline through white noise is 0.23 times that of the noise; 2.1 corrects this.
+    down, right = (2.1 * displacement * (spline @ rng.standard_normal((9, 9)) @ spline.T) for _ in range(2))
+    return ndimage.map_coordinates(picture, [rows + down, columns + right], np.float32, order=1, mode="nearest")
+
+
+@cache
+def _grid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    return rows, columns, spline_matrix(9)
 
 
 def vae(training: np.ndarray, count: int, seed: int, settings: GeneratorSettings) -> Iterator[np.ndarray]:

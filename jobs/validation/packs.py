@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from gansfp.decision.blind import MEASURED, Facts, normal_scores
-from gansfp.decision.conclusion import Conclusion, conclude
+from gansfp.decision.conclusion import Conclusion, Left, conclude
 from gansfp.decision.decide import FinalConfig, decide_membership
 from gansfp.decision.evidence import Evidence, membership_evidence
 from gansfp.decision.judged import DecidedSet, judged_by_truth
+from gansfp.decision.planted import Planted
 from gansfp.decision.search_result import ScoredRows, SetIds, Trial
 from gansfp.embedding.embedder import Embedder
 from gansfp.embedding.measures import MEASURES
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
-from gansfp.labels import UNKNOWN
+from gansfp.labels import NOT_USED, UNKNOWN
 from gansfp.scoring.membership import Sweep, learns_from_labels
-from gansfp.simulation.generators import GeneratorSettings, generate
+from gansfp.simulation.generators import GeneratorSettings, blended_copy, generate, most_alike
 from gansfp.simulation.patients import Archive
 from gansfp.statistics.resampling import stratified_group_folds
 from jobs.validation.biases import BIASES, Bias, apply
-from tune.membership import FOLDS, MembershipSlices, SetSlices
-from tune.problem import Sweeps, TrialOptions
+from tune.membership import FOLDS, MembershipSlices, SetSlices, with_axes
+from tune.planted import DISPLACEMENT, Plant, make_copies, measure
+from tune.problem import COPY_BLEND, Sweeps, TrialOptions
 
 PAIRS = (("highpass-w0-64", "full"), ("highpass-w15-64", "full"), ("highpass-w31-32", "full"))
 # Fewer values than a search sweeps, so that a pack takes seconds; all methods that do not learn are there.
@@ -40,6 +42,7 @@ SWEEP = Sweep(
 GENERATED = 250
 GLO_STEPS = 150  # of training, half of the default: so many packs are needed
 MIXED = 1.0  # standard deviations by which patients of the two sources overlap
+TIMES = (0.5, 1.0, 2.0)  # the size that is found with 80 %
 CLASSES = ("used", "not_used", "unknown_used", "unknown_not_used")
 
 
@@ -49,6 +52,8 @@ class Pack:
 
     patients: of each labelled class, and twice as many unknown ones. leak: the generator that is trained on the used
     slices; "": `warp` is trained on other patients. bias: of BIASES, or "". share: of the unknown patients, used ones.
+    copies: without a leak of another kind, the share of generated slices that are blended copies of used ones. power:
+    measure how small a leak of this kind would have been seen.
     """
 
     seed: int
@@ -56,6 +61,8 @@ class Pack:
     leak: str = ""
     bias: str = ""
     share: float = 0.5
+    copies: float = 0.0
+    power: bool = False
     permutations: int = 200
 
 
@@ -64,7 +71,8 @@ class Outcome:
     """What the audit of a pack said, beside the truth.
 
     auc, blind, p_value_conditional: None where all unknown patients are of one class. named, used_named, used, unknown:
-    patients; low, value, high: the estimated share; kinds: of named differences.
+    patients; low, value, high: the estimated share; kinds: of named differences; smallest: of Power, where it was
+    measured.
     """
 
     finding: str
@@ -80,6 +88,7 @@ class Outcome:
     low: float
     value: float
     high: float
+    smallest: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +104,21 @@ def embed_archive(slices: Archive) -> EmbeddedArchive:
     return EmbeddedArchive(slices, _embed(slices.pixels))
 
 
-def run_pack(archive: EmbeddedArchive, pack: Pack) -> Outcome:
+def run_pack(archive: EmbeddedArchive, pack: Pack) -> dict[str, Outcome]:
+    """The outcome of a pack, by the name "".
+
+    Where the pack measures power, the outcomes of three leaks that are planted, by how many times the smallest one that
+    would have been found they are; none where nothing would have been found. Raises UsageError where the archive has
+    too few patients.
+    """
+    outcome = audit_pack(archive, pack)
+    if not pack.power:
+        return {"": outcome}
+    leaks = {times: replace(pack, copies=min(1.0, (outcome.smallest or 0) * times), power=False) for times in TIMES}
+    return {f"{times:g}": audit_pack(archive, leak) for times, leak in leaks.items() if leak.copies}
+
+
+def audit_pack(archive: EmbeddedArchive, pack: Pack) -> Outcome:
     """Deals, generates, embeds, searches and concludes. Raises UsageError where the archive has too few patients."""
     torch.set_num_threads(1)
     rng = np.random.default_rng([pack.seed, 11])
@@ -113,9 +136,24 @@ def run_pack(archive: EmbeddedArchive, pack: Pack) -> Outcome:
     if pack.leak:
         training = real[used == 1]
     generated = generate(pack.leak or "warp", training, GENERATED, pack.seed, GeneratorSettings(glo_steps=GLO_STEPS))
+    if pack.copies:
+        copied = _copies(real[used == 1], patients[used == 1], max(1, round(pack.copies * GENERATED)), rng)
+        generated[: len(copied)] = copied
     labels = np.where(of_class < 2, used, UNKNOWN)
     both = {pair: np.concatenate([of_pair, vectors[pair]]) for pair, of_pair in _embed(generated).items()}
-    return _audited(both, labels, used, patients, pack)
+    return _audited(both, real, labels, used, patients, pack)
+
+
+def _copies(pictures: np.ndarray, patients: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Blended copies of used slices, as decision/power.py plants them: (count, 256, 256) uint8."""
+    neighbours, chosen = most_alike(pictures, patients), rng.integers(len(pictures), size=count)
+    partners = [rng.choice(neighbours[row][patients[neighbours[row]] != patients[row]]) for row in chosen]
+    return np.stack(
+        [
+            blended_copy(pictures[row], pictures[partner], COPY_BLEND, DISPLACEMENT, rng)
+            for row, partner in zip(chosen, partners, strict=True)
+        ]
+    )
 
 
 def _embed(pixels: np.ndarray) -> dict[Pair, np.ndarray]:
@@ -164,9 +202,15 @@ def _strengths(bias: Bias, patients: np.ndarray, used: np.ndarray, rng: np.rando
 
 
 def _audited(
-    vectors: Mapping[Pair, np.ndarray], labels: np.ndarray, used: np.ndarray, patients: np.ndarray, pack: Pack
+    vectors: Mapping[Pair, np.ndarray],
+    real: np.ndarray,
+    labels: np.ndarray,
+    used: np.ndarray,
+    patients: np.ndarray,
+    pack: Pack,
 ) -> Outcome:
-    """Searches and concludes. vectors: by embedding, (GENERATED + n, d), the generated slices first."""
+    """Searches and concludes. vectors: by embedding, (GENERATED + n, d), the generated slices first; real: (n, 256,
+    256) uint8."""
     n = len(labels)
     folds = np.full(n, -1)
     labelled = labels != UNKNOWN
@@ -182,10 +226,11 @@ def _audited(
     ]
     learns = np.array([learns_from_labels(row.configuration.choices) for row in rows])
     scores = np.stack([row.scores for row in rows if row.scores is not None]).astype(np.float64)
-    config = FinalConfig(permutations=pack.permutations, seed=pack.seed)
+    config = FinalConfig(permutations=pack.permutations, seed=pack.seed, power=pack.power)
     decided = decide_membership(scores, labels, folds, learns=learns)
     names = [f"slice_{row:05d}" for row in range(n)]
-    ids = SetIds(names, [], labels.tolist(), folds.tolist(), patients.tolist())
+    generated = [f"generated_{row:05d}" for row in range(GENERATED)]
+    ids = SetIds(names, generated, labels.tolist(), folds.tolist(), patients.tolist())
     scored = ScoredRows(np.arange(len(rows)), [row.configuration for row in rows], scores)
     decided_set = DecidedSet(ids, scored, labels, folds, patients, learns, decided)
     unknown = ~labelled
@@ -201,9 +246,21 @@ def _audited(
     own = slices.own_numbers
     pictures = {pair: own(vectors[pair])["pack"].astype(np.float64) for pair in PAIRS}
     facts = Facts(MEASURES, vectors[MEASURED][GENERATED:].astype(np.float64), pictures)
-    concluded = conclude(decided_set, judged_by_truth(decided_set, truth), evidence, facts, config)
+    left = Left(facts, _planted(vectors, real, of_set, pack.seed) if pack.power else None)
+    concluded = conclude(decided_set, judged_by_truth(decided_set, truth), evidence, left, config)
     of_patient = dict(zip(patients.tolist(), used.tolist(), strict=True))
     return _outcome(concluded, evidence, of_patient)
+
+
+def _planted(vectors: Mapping[Pair, np.ndarray], real: np.ndarray, of_set: SetSlices, seed: int) -> Planted | None:
+    rows = np.flatnonzero(of_set.labels == NOT_USED)
+    copies = make_copies(rows, of_set.groups[rows], lambda row: real[row], PAIRS, Plant(COPY_BLEND, seed))
+    if copies is None:
+        return None
+    spaces = [
+        space for pair in PAIRS for space in measure(with_axes(vectors[pair], of_set), copies, pair, SWEEP.whitened)
+    ]
+    return Planted(copies.rows, copies.partners, spaces, COPY_BLEND)
 
 
 def _outcome(concluded: Conclusion, evidence: Evidence, used: Mapping[str, int]) -> Outcome:
@@ -225,4 +282,5 @@ def _outcome(concluded: Conclusion, evidence: Evidence, used: Mapping[str, int])
         low=share.low,
         value=share.value,
         high=share.high,
+        smallest=concluded.power.smallest if concluded.power else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,18 +15,20 @@ from jobs.validation.packs import Outcome, Pack
 
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 LIST_SHARES = (0.1, 0.3, 0.5)
+POWER = "power"
 OVERLAP = 0.9  # blind AUC up to which a leak must be found beside a bias
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many packs of each kind. The defaults take some 40 minutes on two quiet cores."""
+    """How many packs of each kind. The defaults take some 80 minutes on two quiet cores."""
 
     null: int = 200
     biased: int = 8  # of each bias, without and with a leak
     shares: int = 30  # of each share
     lists: int = 33  # of each share
     glo: int = 8  # of each share of the lists, by a generator that must be trained
+    power: int = 100  # each with three leaks
 
     def times(self, scale: float) -> Plan:
         """The plan with that many times the packs, at least one of each kind that needs no training."""
@@ -37,8 +40,8 @@ def packs(plan: Plan, patients: int, seed: int) -> dict[str, list[Pack]]:
     """The packs of each group, by its name. Equal arguments give equal packs."""
     seeds = iter(range(1_000_000 * seed, 1_000_000 * (seed + 1)))
 
-    def some(count: int, leak: str = "", bias: str = "", share: float = 0.5) -> list[Pack]:
-        return [Pack(next(seeds), patients, leak, bias, share) for _ in range(count)]
+    def some(count: int, leak: str = "", bias: str = "", share: float = 0.5, power: bool = False) -> list[Pack]:
+        return [Pack(next(seeds), patients, leak, bias, share, power=power) for _ in range(count)]
 
     groups = {"null": some(plan.null)}
     groups |= {f"biased {bias}": some(plan.biased, bias=bias) for bias in BIASES}
@@ -46,6 +49,7 @@ def packs(plan: Plan, patients: int, seed: int) -> dict[str, list[Pack]]:
     groups |= {f"share {share:g}": some(plan.shares, "warp", share=share) for share in SHARES}
     groups |= {f"warp {share:g}": some(plan.lists, "warp", share=share) for share in LIST_SHARES}
     groups |= {f"glo {share:g}": some(plan.glo, "glo", share=share) for share in LIST_SHARES}
+    groups |= {POWER: some(plan.power, power=True)}
     return groups
 
 
@@ -90,7 +94,9 @@ def averaged(name: str, values: Sequence[float], at_least: float | None = None, 
 
 
 def figures(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Figure]:
-    """The lines of the table, those without packs left out. outcomes: by the names that `packs` gives."""
+    """The lines of the table, those without packs left out. outcomes: by the names that `packs` gives; those of POWER
+    also by how many times the smallest leak."""
+    outcomes = defaultdict(list, outcomes)
     null = outcomes["null"]
     found = [
         counted('no leak, no bias: "leak"', [o.finding == LEAK for o in null], at_most=0.08),
@@ -100,6 +106,7 @@ def figures(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Figure]:
     found += _lists(outcomes, "warp", 0.8)
     found += _lists(outcomes, "glo", 0.5)
     found += _shares(outcomes)
+    found += _power(outcomes)
     return [line for line in found if line.of]
 
 
@@ -148,6 +155,18 @@ def _shares(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Figure]:
     ]
 
 
+def _power(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Figure]:
+    limits: tuple[tuple[str, str, float | None, float | None], ...] = (
+        ("0.5", "half the size", None, 0.6),
+        ("1", "the smallest one that 80 % of audits would see", 0.72, 0.88),
+        ("2", "twice the size", 0.95, None),
+    )
+    return [
+        counted(f'a leak of {size}: "leak"', [o.finding == LEAK for o in outcomes[f"{POWER} {times}"]], least, most)
+        for times, size, least, most in limits
+    ]
+
+
 def markdown(lines: Sequence[Figure], machine: str) -> str:
     """The table, with a heading."""
     text = [
@@ -160,11 +179,8 @@ def markdown(lines: Sequence[Figure], machine: str) -> str:
     text.append("|---|---|---|---|---|---|")
     for line in lines:
         shown: Callable[[float], str] = (lambda x: f"{x:.1%}") if line.counted else (lambda x: f"{x:.3f}")
-        limit = ""
-        if line.at_least is not None:
-            limit = f"at least {line.at_least:.3g}"
-        if line.at_most is not None:
-            limit = f"at most {line.at_most:.3g}"
+        limits = (("at least", line.at_least), ("at most", line.at_most))
+        limit = ", ".join(f"{word} {value:.3g}" for word, value in limits if value is not None)
         met = {True: "yes", False: "**no**", None: ""}[line.met]
         interval = f"{shown(line.low)} to {shown(line.high)}"
         text.append(f"| {line.name} | {shown(line.value)} | {interval} | {line.of} | {limit} | {met} |")

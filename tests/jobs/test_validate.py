@@ -16,7 +16,7 @@ from gansfp.errors import UsageError
 from gansfp.simulation.patients import Archive
 from gansfp.simulation.phantom import phantoms
 from jobs.validation.biases import BIASES, apply
-from jobs.validation.packs import Outcome, Pack, embed_archive, run_pack
+from jobs.validation.packs import Outcome, Pack, audit_pack, embed_archive
 from jobs.validation.table import SHARES, Plan, averaged, counted, figures, markdown, packs
 
 OUTCOME = Outcome("leak", 0.9, 0.5, 0.01, 0.01, (), 10, 9, 10, 20, 0.4, 0.5, 0.6)
@@ -29,13 +29,13 @@ def archive():
 
 def test_the_same_pack_twice_gives_the_same_outcome(archive):
     pack = Pack(3, 12, "warp", permutations=60)
-    first = run_pack(archive, pack)
-    assert first == run_pack(archive, pack)
-    assert first != run_pack(archive, replace(pack, seed=4))
+    first = audit_pack(archive, pack)
+    assert first == audit_pack(archive, pack)
+    assert first != audit_pack(archive, replace(pack, seed=4))
 
 
 def test_a_leak_is_found_and_other_patients_slices_are_none(archive):
-    leak, none = (run_pack(archive, Pack(0, 12, leak, permutations=99)) for leak in ("warp", ""))
+    leak, none = (audit_pack(archive, Pack(0, 12, leak, permutations=99)) for leak in ("warp", ""))
     assert (leak.finding, none.finding) == ("leak", "no evidence")
     assert leak.auc > 0.95 > 0.75 > none.auc
     assert (leak.used, leak.unknown, none.used) == (12, 24, 12)
@@ -43,20 +43,20 @@ def test_a_leak_is_found_and_other_patients_slices_are_none(archive):
 
 
 def test_two_tables_are_named_and_are_no_leak(archive):
-    found = run_pack(archive, Pack(1, 12, "", "position", permutations=99))
+    found = audit_pack(archive, Pack(1, 12, "", "position", permutations=99))
     assert found.finding != "leak"
     assert "position or size of the body" in found.kinds
 
 
 def test_a_pack_whose_unknown_patients_are_of_one_class_has_a_share(archive):
-    found = run_pack(archive, Pack(2, 12, "warp", share=1.0, permutations=60))
+    found = audit_pack(archive, Pack(2, 12, "warp", share=1.0, permutations=60))
     assert (found.used, found.unknown, found.blind, found.auc) == (24, 24, None, None)
     assert found.high == 1.0
 
 
 def test_an_archive_with_too_few_patients_is_refused(archive):
     with pytest.raises(UsageError, match="got 60 patients, expected at least 100"):
-        run_pack(archive, Pack(0, 20))
+        audit_pack(archive, Pack(0, 20))
 
 
 @pytest.mark.parametrize("name", [name for name, bias in BIASES.items() if bias.change])
