@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +90,7 @@ def read_planted(folder: str, digest: str | None = None) -> dict[str, Planted] |
     starts = [row for row, name in enumerate(names) if not row or name != names[row - 1]]
     found: dict[str, Planted] = {}
     spaces: defaultdict[str, list[Space]] = defaultdict(list)
-    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+    for start, end in pairwise([*starts, len(names)]):
         part, (name, space) = table.slice(start, end - start), names[start]
         if name not in found:
             rows, partners = part["row"].to_numpy(), part["partner"].to_numpy()

@@ -7,6 +7,7 @@ import pytest
 from gansfp.decision.blind import Difference
 from gansfp.decision.controls import Conditional, Controls
 from gansfp.decision.evidence import Evidence, Figure
+from gansfp.decision.power import Power
 from gansfp.decision.verdict import Support, judge_clusters, judge_set
 from gansfp.statistics.intervals import Estimate
 
@@ -96,3 +97,17 @@ def test_clusters(selected, smallest, finding):
     verdict = judge_clusters(evidence(selected=selected, smallest=smallest), ALPHA)
     assert verdict.finding == finding
     assert "0.900" in verdict.sentence or finding == "cannot tell"
+
+
+def test_nothing_seen_says_little_where_hardly_a_leak_would_have_been_seen():
+    weak, strong = Power(0.4, 0.3, 0.5, 112), Power(0.05, 0.9, 0.5, 112)
+    nothing = evidence(0.5, 0.6)
+    verdict = judge_set(nothing, CONTROLS, SUPPORT, ALPHA, weak)
+    assert verdict.finding == "cannot tell"
+    assert "of leaks in which one synthetic slice in 10 is a copy, 30% would have been found" in verdict.sentence
+    verdict = judge_set(nothing, CONTROLS, SUPPORT, ALPHA, strong)
+    assert verdict.finding == "no evidence"
+    assert "A leak in which one synthetic slice in 20 is a copy" in verdict.sentence
+    assert {reason.figure for reason in verdict.reasons} > {0.9}
+    assert judge_set(evidence(), CONTROLS, SUPPORT, ALPHA, weak).finding == "leak"  # what was found was found
+    assert "was not measured" in judge_set(nothing, CONTROLS, SUPPORT, ALPHA).sentence
