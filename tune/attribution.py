@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.search_result import Configuration, Scalar, Search, SearchedIds, SearchResult, Trial
+from gansfp.decision.shortcuts import read_shortcuts, write_shortcuts
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.scoring.attribution import COVARIANCES, INITS, SETTINGS, Clustering, best_k, prepare, results, spaces
@@ -26,6 +29,7 @@ from gansfp.scoring.projections import fitted_rows
 from tune.membership import NETWORKS
 from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, Vectors
 from tune.rows import Row
+from tune.traces import read_known, traces_of
 
 _SPACES = 3  # held by a trial: of the test slices, of the known ones, and of a part of these
 
@@ -95,11 +99,17 @@ class AttributionSlices(TaskSlices):
         return len(self.test) - 1
 
     def leave_for_final(self, search: Search, for_each_pair: ForEachPair, images: Catalog) -> SearchResult:
-        """Names the clusters of the best row after the known generators that they resemble."""
+        """Names the clusters of the best row after the known generators that they resemble, and writes how far files
+        and grey levels alone tell these apart."""
         best = search.result.best[""]
+        choices = best.configuration.choices
+        digest = hashlib.sha256(json.dumps([search.result.digest, dict(choices)]).encode()).hexdigest()
+        if read_shortcuts(search.folder, digest) is None:
+            known = read_known(images, self.known, self.generators)
+            write_shortcuts(search.folder, {"": traces_of(known, choices) if known else []}, digest)
         labels = search.rows("").of_row(best.row).astype(np.int64)
         limit = int(float(str(search.result.search["max_memory"])) * 1e9)
-        name = functools.partial(self.cluster_names, labels=labels, choices=best.configuration.choices, limit=limit)
+        name = functools.partial(self.cluster_names, labels=labels, choices=choices, limit=limit)
         (names,) = for_each_pair([best.configuration.pair], name)
         return replace(search.result, names=names)
 

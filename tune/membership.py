@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.decide import decide_by_other_folds
-from gansfp.decision.planted import Planted, Space, read_planted, write_planted
-from gansfp.decision.real_slices import read_real_slices, write_real_slices
 from gansfp.decision.search_result import (
     Configuration,
     Scalar,
@@ -22,48 +17,25 @@ from gansfp.decision.search_result import (
     SearchResult,
     SetIds,
     Trial,
-    nearest_rows,
-    read_nearest,
-    write_nearest,
 )
 from gansfp.decision.stacking import area_under_curve
 from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
-from gansfp.images.slices import Source, load
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring import distances
 from gansfp.scoring.clustering_space import exact_bytes
 from gansfp.scoring.embedded_set import EmbeddedSet
-from gansfp.scoring.membership import Sweep, learns_from_labels, scores
+from gansfp.scoring.membership import learns_from_labels, scores
 from gansfp.scoring.projections import LEADING, MAX_COORDINATES, Projection, pca
 from gansfp.statistics.metrics import decision_metrics
 from gansfp.statistics.resampling import stratified_group_folds
-from tune.planted import Copies, Plant, make_copies, measure, panel
-from tune.problem import COPY_BLEND, ForEachPair, Task, TaskSlices, TrialOptions, Vectors
+from tune.left_for_final import leave_for_final
+from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, Vectors
 from tune.rows import Row
+from tune.set_slices import USUAL_SHARE, SetSlices
 
 FOLDS = 5
-OWN = 32  # numbers of a real slice in each embedding that the blind control looks at
-FITTED_TO = 1024
-NEAREST = 3  # generated slices named beside each decision
-USUAL_SHARE = 0.95  # of the variance: trials that keep no more share the principal components of a set
-
-
-@dataclass(frozen=True, eq=False)
-class SetSlices:
-    """One membership set, by rows of the task's images.
-
-    generated: (g,) rows; real: (n,) rows, the unknown slices last; labels, groups, folds: (n,) of the real slices;
-    folds: -1 for unknown slices.
-    """
-
-    name: str
-    generated: np.ndarray
-    real: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    folds: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,91 +81,9 @@ class MembershipSlices(TaskSlices):
         return min(len(of_set.generated) for of_set in self.sets)
 
     def leave_for_final(self, search: Search, for_each_pair: ForEachPair, images: Catalog) -> SearchResult:
-        """Writes nearest.parquet, real.parquet and planted.parquet, unless they are there: the generated slices nearest
-        to each unknown slice, what the real slices show by themselves, and how near planted copies lie. Of every
-        embedding, because the final step chooses the embeddings."""
-        result = search.result
-        plant = Plant(float(str(result.search.get("copy_blend", COPY_BLEND))), int(str(result.search["seed"])))
-        # All that decides what these files hold.
-        sources = [result.identities, result.ids.as_dict(), result.digest, asdict(plant)]
-        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
-        folder, pairs = search.folder, [pair for pair in search.pairs if pair not in MEMBERSHIP.controls]
-        if any(read(folder, digest) is None for read in (read_nearest, read_real_slices, read_planted)):
-            copies = self._copies(images, panel(pairs), plant)
-            compute, rows, own = functools.partial(self._left_for_final, copies=copies), [], {}
-            planted: dict[str, list[Space]] = {name: [] for name in copies}
-            for pair, left in zip(search.pairs, for_each_pair(search.pairs, compute), strict=True):
-                own[pair] = left.own
-                if pair in pairs:
-                    rows += nearest_rows(result.ids.sets, pair, left.nearest)
-                for name, spaces in left.spaces.items():
-                    planted[name] += spaces
-            write_nearest(folder, rows, digest)
-            write_real_slices(folder, own, digest)
-            of_sets = {n: Planted(c.rows, c.partners, planted[n], plant.blend) for n, c in copies.items()}
-            write_planted(folder, of_sets, digest)
-        return result
-
-    def _copies(self, images: Catalog, pairs: Sequence[Pair], plant: Plant) -> dict[str, Copies]:
-        """Copies of not-used slices of each set that has enough patients."""
-        sources, found = images.sources(), {}
-        for s in self.sets:
-            rows = np.flatnonzero(s.labels == NOT_USED)
-            load = functools.partial(_load, sources=sources, real=s.real)
-            copies = make_copies(rows, s.groups[rows], load, pairs, plant)
-            if copies:
-                found[s.name] = copies
-        return found
-
-    def _left_for_final(self, pair: Pair, vectors: Vectors, copies: Mapping[str, Copies]) -> _Left:
-        spaces = {
-            s.name: measure(with_axes(vectors, s), copies[s.name], pair, Sweep().whitened)
-            for s in self.sets
-            if s.name in copies and pair in copies[s.name].vectors
-        }
-        return _Left(self.nearest_generated(vectors), self.own_numbers(vectors), spaces)
-
-    def nearest_generated(self, vectors: Vectors) -> dict[str, list[list[int]]]:
-        """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice,
-        by euclidean distances."""
-        return {
-            of_set.name: distances.nearest(
-                vectors[of_set.real[of_set.labels == UNKNOWN]], vectors[of_set.generated], NEAREST
-            )[1].tolist()
-            for of_set in self.sets
-        }
-
-    def own_numbers(self, vectors: Vectors) -> dict[str, np.ndarray]:
-        """For each set (n, at most OWN) float32: its real slices along their leading principal components, or their
-        vectors where these are as short."""
-        return {of_set.name: _own_numbers(vectors[of_set.real]) for of_set in self.sets}
-
-
-@dataclass(frozen=True, eq=False)
-class _Left:
-    """What one embedding leaves for the final step, by set: see nearest_generated, own_numbers and planted.measure."""
-
-    nearest: dict[str, list[list[int]]]
-    own: dict[str, np.ndarray]
-    spaces: dict[str, list[Space]]
-
-
-def _load(row: int, sources: Sequence[Source], real: np.ndarray) -> np.ndarray | None:
-    return load(sources[real[row]]).pixels
-
-
-def with_axes(vectors: Vectors, of_set: SetSlices) -> EmbeddedSet:
-    """The vectors of a set with its principal components, as a trial has them."""
-    generated, real = vectors[of_set.generated], vectors[of_set.real]
-    axes = pca(np.concatenate([generated, real]), USUAL_SHARE, at_least=max(Sweep().whitened))
-    return EmbeddedSet(generated, real, of_set.labels, of_set.groups, of_set.folds, axes=axes)
-
-
-def _own_numbers(real: np.ndarray) -> np.ndarray:
-    if real.shape[1] <= OWN:
-        return real
-    # Fitted to at most a thousand slices: that is enough for the leading components, and takes less than a second.
-    return pca(real, min(OWN, len(real) - 1), limit=32 * FITTED_TO**2).transform(real)
+        """Writes what the final step needs of every embedding, because it chooses the embeddings."""
+        leave_for_final(self.sets, search, for_each_pair, images, MEMBERSHIP.controls)
+        return search.result
 
 
 def find_sets(images: Catalog, readable: np.ndarray, seed: int) -> MembershipSlices:

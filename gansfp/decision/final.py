@@ -43,6 +43,7 @@ from gansfp.decision.search_result import (
     check_current,
     read_search,
 )
+from gansfp.decision.shortcuts import read_shortcuts
 from gansfp.decision.verdict import judge_clusters
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
@@ -94,7 +95,7 @@ class _Job:
 def decide_sets(job: _Job, search: Search) -> MembershipReport:
     """Decides about the unknown slices of every set, writes the decisions, and scores them where there is truth."""
     own, planted = read_real_slices(search.folder) or {}, read_planted(search.folder) or {}
-    reports, scored = {}, []
+    shortcuts, reports, scored = read_shortcuts(search.folder) or {}, {}, []
     for name in search.result.ids.sets:
         of_set = _read_set(job, search, name)
         decided = of_set.decided
@@ -120,7 +121,8 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
         concluded = conclude(of_set, judged, test_evidence or evidence, left, job.config)
         write_patients(job.work, name, concluded.patients)
         described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
-        reports[name] = SetReport(concluded, evidence, described, tried_rows, test_evidence)
+        of_both = test_evidence, shortcuts.get(name, [])
+        reports[name] = SetReport(concluded, evidence, described, tried_rows, *of_both)
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
 
 
@@ -187,9 +189,10 @@ def decide_clusters(job: _Job, search: Search) -> AttributionReport:
     test_evidence: Evidence | None = None
     if truth is not None:
         test_evidence = attribution_evidence(np.array(list(truth.values())), answer, test.groups(), tried, config)
-    clusters, verdict = int(labels.max()) + 1, judge_clusters(test_evidence or evidence, config.alpha)
+    shortcuts = (read_shortcuts(search.folder) or {}).get("", [])
+    clusters, verdict = int(labels.max()) + 1, judge_clusters(test_evidence or evidence, config.alpha, shortcuts)
     return AttributionReport(
-        verdict, evidence, clusters, best.configuration, len(tried), search.result.names, test_evidence
+        verdict, evidence, clusters, best.configuration, len(tried), search.result.names, test_evidence, shortcuts
     )
 
 

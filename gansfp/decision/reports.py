@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gansfp.decision.conclusion import Conclusion
 from gansfp.decision.evidence import Evidence
 from gansfp.decision.search_result import Configuration
+from gansfp.decision.shortcuts import Shortcut
 from gansfp.decision.verdict import Verdict
 from gansfp.statistics.intervals import Estimate
 
@@ -40,13 +41,15 @@ class DecisionReport:
 
 @dataclass(frozen=True)
 class SetReport:
-    """One membership set. test: None where there is no truth; cross_validated: of the labelled slices."""
+    """One membership set. test: None where there is no truth; cross_validated: of the labelled slices. shortcuts: what
+    could make the set easier or harder than it seems."""
 
     concluded: Conclusion
     cross_validated: Evidence
     decision: DecisionReport
     tried: int
     test: Evidence | None = None
+    shortcuts: Sequence[Shortcut] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -59,6 +62,7 @@ class SetReport:
             **self.concluded.as_dict(),
             "cross_validated": self.cross_validated.as_dict(),
             "configuration": self.decision.as_dict(),
+            "shortcuts": [shortcut.as_dict() for shortcut in self.shortcuts],
             "tried": self.tried,
             **(self.test.as_dict() if self.test else {}),
         }
@@ -79,7 +83,8 @@ class MembershipReport:
 
 @dataclass(frozen=True)
 class AttributionReport:
-    """The clusters of the test slices. names: the known generator, or "new", that each cluster resembles."""
+    """The clusters of the test slices. names: the known generator, or "new", that each cluster resembles. shortcuts:
+    how far files and grey levels alone tell generators apart."""
 
     verdict: Verdict
     cross_validated: Evidence
@@ -88,6 +93,7 @@ class AttributionReport:
     tried: int
     names: Mapping[int, str]
     test: Evidence | None = None
+    shortcuts: Sequence[Shortcut] = ()
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it: the figures of the test beside the rest."""
@@ -98,6 +104,7 @@ class AttributionReport:
             "configuration": dict(self.configuration.choices),
             "tried": self.tried,
             "names": {str(cluster): name for cluster, name in self.names.items()},
+            "shortcuts": [shortcut.as_dict() for shortcut in self.shortcuts],
             **(self.test.as_dict() if self.test else {}),
         }
 

@@ -41,7 +41,9 @@ def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, 
     counts = evidence.support
     lines = [title, f"  {report.verdict.finding.upper()}: {report.verdict.sentence}"]
     lines += [f"  - {_reason(reason)}" for reason in report.verdict.reasons]
-    lines += _of_patients(report.concluded) if isinstance(report, SetReport) else []
+    if isinstance(report, SetReport):
+        lines += _of_patients(report.concluded)
+        lines += [f"  careful: {shortcut}" for shortcut in report.shortcuts if shortcut.notable]
     lines += [f"  {counts['n']:,} {slices}, {counts['n_groups']:,} groups; {report.tried:,} configurations tried"]
     lines.append(f"  {'':<18}{'value':>7}  {'95 % interval':<17}{'by chance':>9}")
     for name in names:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gansfp.decision.controls import Controls
 from gansfp.decision.evidence import Evidence
 from gansfp.decision.power import MATTERS, Power
+from gansfp.decision.shortcuts import Shortcut
 
 LEAK, NO_EVIDENCE, CANNOT_TELL = "leak", "no evidence", "cannot tell"
 SEPARATED = 0.95  # blind AUC from which nothing can be concluded
@@ -92,20 +93,32 @@ def judge_set(
     return Verdict(NO_EVIDENCE, f"{none} {str(power)[0].upper()}{str(power)[1:]}; a smaller one might not.", reasons)
 
 
-def judge_clusters(evidence: Evidence, alpha: float) -> Verdict:
-    """The verdict of the attribution, at the level alpha."""
+def judge_clusters(evidence: Evidence, alpha: float, shortcuts: Sequence[Shortcut] = ()) -> Verdict:
+    """The verdict of the attribution, at the level alpha. shortcuts: of tune.traces: what traces alone would find, and
+    last what remains after all files are made equal."""
     ari = evidence.figures["ari"].estimate
     value = f"adjusted Rand index {ari.value:.3f}, where chance gives 0"
     reasons = (
         Reason(f"the clusters agree with the generators: {value}", ari.value),
         Reason("p-value, corrected for the search", evidence.p_value_selected),
+        *(Reason(f"{s.what} ({s.beside} {s.usual:.3g})", s.figure) for s in shortcuts),
     )
     if _lacks_p_value(evidence, alpha):
         few = Reason("there are too few independent slices for any small p-value", evidence.p_value_smallest)
         return Verdict(CANNOT_TELL, f"Nothing can be concluded: {few.what}.", (few, *reasons))
     if _is_found(evidence, alpha):
-        return Verdict(TOLD_APART, f"The clusters tell generators apart: {value}.", reasons)
+        sentence = f"The clusters tell generators apart: {value}."
+        return Verdict(TOLD_APART, f"{sentence}{_of_traces(shortcuts)}", reasons)
     return Verdict(NOT_TOLD_APART, f"The clusters do not tell generators apart better than chance: {value}.", reasons)
+
+
+def _of_traces(shortcuts: Sequence[Shortcut]) -> str:
+    if not shortcuts:
+        return ""
+    *traces, remains = shortcuts
+    notable = [f"{trace.what}, {trace.figure:.3g}" for trace in traces if trace.notable]
+    found = f" Careful: {'; '.join(notable)}." if notable else ""
+    return f"{found} What remains when files are made equal: {remains}."
 
 
 def _is_found(evidence: Evidence, alpha: float) -> bool:

@@ -36,8 +36,9 @@ from gansfp.scoring.membership import Sweep, scores
 from gansfp.statistics.intervals import membership_figures
 from gansfp.statistics.permutation import p_values_ari, p_values_auc
 from jobs.benchmarks.measure import Bench, Row, Target
-from tune.membership import MEMBERSHIP, MembershipSlices, SetSlices
+from tune.membership import MEMBERSHIP, MembershipSlices
 from tune.problem import Problem, SearchConfig, Sweeps, read_table
+from tune.set_slices import SetSlices
 from tune.space import grid
 from tune.trials import run_trials
 

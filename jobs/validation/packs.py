@@ -25,9 +25,11 @@ from gansfp.simulation.generators import GeneratorSettings, blended_copy, genera
 from gansfp.simulation.patients import Archive
 from gansfp.statistics.resampling import stratified_group_folds
 from jobs.validation.biases import BIASES, Bias, apply
-from tune.membership import FOLDS, MembershipSlices, SetSlices, with_axes
+from tune.left_for_final import own_numbers
+from tune.membership import FOLDS, MembershipSlices
 from tune.planted import DISPLACEMENT, Plant, make_copies, measure
 from tune.problem import COPY_BLEND, Sweeps, TrialOptions
+from tune.set_slices import SetSlices
 
 PAIRS = (("highpass-w0-64", "full"), ("highpass-w15-64", "full"), ("highpass-w31-32", "full"))
 # Fewer values than a search sweeps, so that a pack takes seconds; all methods that do not learn are there.
@@ -243,8 +245,7 @@ def _audited(
         scores[:, unknown],
         config,
     )
-    own = slices.own_numbers
-    pictures = {pair: own(vectors[pair])["pack"].astype(np.float64) for pair in PAIRS}
+    pictures = {pair: own_numbers([of_set], vectors[pair])["pack"].astype(np.float64) for pair in PAIRS}
     facts = Facts(MEASURES, vectors[MEASURED][GENERATED:].astype(np.float64), pictures)
     left = Left(facts, _planted(vectors, real, of_set, pack.seed) if pack.power else None)
     concluded = conclude(decided_set, judged_by_truth(decided_set, truth), evidence, left, config)
@@ -258,7 +259,7 @@ def _planted(vectors: Mapping[Pair, np.ndarray], real: np.ndarray, of_set: SetSl
     if copies is None:
         return None
     spaces = [
-        space for pair in PAIRS for space in measure(with_axes(vectors[pair], of_set), copies, pair, SWEEP.whitened)
+        space for pair in PAIRS for space in measure(of_set.with_axes(vectors[pair]), copies, pair, SWEEP.whitened)
     ]
     return Planted(copies.rows, copies.partners, spaces, COPY_BLEND)
 

@@ -19,8 +19,9 @@ from gansfp.scoring.membership import Sweep, learns_from_labels
 from gansfp.simulation.challenge import SETS, SimulationConfig, phantom_archive, simulated_set
 from gansfp.simulation.generators import generate
 from gansfp.statistics.resampling import stratified_group_folds
-from tune.membership import MembershipSlices, SetSlices
+from tune.membership import MembershipSlices
 from tune.problem import Sweeps, TrialOptions
+from tune.set_slices import SetSlices
 
 SEEDS = 20
 PERMUTATIONS = 60

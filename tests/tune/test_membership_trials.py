@@ -19,9 +19,11 @@ from gansfp.scoring.embedded_set import EmbeddedSet
 from gansfp.scoring.membership import Sweep, scores
 from gansfp.scoring.projections import pca
 from tune import membership
-from tune.membership import USUAL_SHARE, MembershipSlices, SetSlices, find_sets
+from tune.left_for_final import nearest_generated
+from tune.membership import MembershipSlices, find_sets
 from tune.problem import Sweeps, TrialOptions
 from tune.rows import SCHEMA, trial_table
+from tune.set_slices import USUAL_SHARE, SetSlices
 
 SWEEP = Sweep(ks=(2, 3, 8), class_ks=(1, 2), neighbours=(1, 5), spans=(2, 3))
 OPTIONS = TrialOptions(Sweeps(SWEEP, ()))
@@ -201,7 +203,7 @@ def test_a_trial_that_failed_is_one_row():
 
 def test_the_nearest_generated_slices_by_plain_distances():
     vectors, slices = example()
-    nearest = slices.nearest_generated(vectors)
+    nearest = nearest_generated(slices.sets, vectors)
     for of_set in slices.sets:
         unknown = of_set.real[of_set.labels == UNKNOWN]
         for image, rows in zip(unknown, nearest[of_set.name], strict=True):
