@@ -78,13 +78,14 @@ def write_planted(folder: str, of_sets: Mapping[str, Planted], digest: str) -> N
 
 
 def read_planted(folder: str, digest: str | None = None) -> dict[str, Planted] | None:
-    """The planted copies by set. None where there is no file, or with `digest` one of another digest. Raises OSError
-    and ValueError where it cannot be read."""
+    """The planted copies by set. None where there is no file, one of another version, or with `digest` one of another
+    digest. Raises OSError and ValueError where it cannot be read."""
     place = store.join(folder, FILE)
     if not store.exists(place):
         return None
     table = store.read_parquet(place)
-    if digest is not None and (table.schema.metadata or {}).get(DIGEST, b"").decode() != digest:
+    written = (table.schema.metadata or {}).get(DIGEST, b"").decode()
+    if table.schema.names != SCHEMA.names or (digest is not None and written != digest):
         return None
     names = list(zip(table["set"].to_pylist(), table["space"].to_pylist(), strict=True))
     starts = [row for row, name in enumerate(names) if not row or name != names[row - 1]]
