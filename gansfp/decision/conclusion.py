@@ -25,7 +25,7 @@ from gansfp.statistics.patients import (
     score_patients,
 )
 from gansfp.statistics.resampling import group_codes
-from gansfp.statistics.share import share_of_used
+from gansfp.statistics.share import least_share, share_of_used
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +58,14 @@ class Patients:
 
 @dataclass(frozen=True, eq=False)
 class Conclusion:
-    """What is concluded about a set. share: of the unknown patients that were used; None where there are none. power:
-    None where it was not measured; missing: why."""
+    """What is concluded about a set. share: of the unknown patients that were used; least: a lower bound of it from the
+    not-used patients alone; None where there are none. power: None where it was not measured; missing: why."""
 
     verdict: Verdict
     controls: Controls
     patients: Patients
     share: Estimate | None
+    least: float | None = None
     power: Power | None = None
     missing: str = ""
 
@@ -74,7 +75,7 @@ class Conclusion:
             "verdict": self.verdict.as_dict(),
             "controls": self.controls.as_dict(),
             "patients": self.patients.as_dict(),
-            "share": self.share.as_dict() if self.share else None,
+            "share": {**self.share.as_dict(), "at_least_by_not_used": self.least} if self.share else None,
             "power": self.power.as_dict() if self.power else {"missing": self.missing},
         }
 
@@ -98,8 +99,8 @@ def conclude(of_set: DecidedSet, judged: Judged, evidence: Evidence, left: Left,
     verdict = judge_set(evidence, controls, support, config.alpha, power)
     codes = group_codes(of_set.groups, len(of_set.groups))
     scores = score_patients(of_set.decided.combined.of_fits, of_set.labels, of_set.folds, codes)
-    patients, share = _patients(of_set, scores, codes, config.fdr), _share(scores, config.seed)
-    return Conclusion(verdict, controls, patients, share, power, missing)
+    share, least = _share(scores, config.seed)
+    return Conclusion(verdict, controls, _patients(of_set, scores, codes, config.fdr), share, least, power, missing)
 
 
 def _power(
@@ -139,6 +140,10 @@ def _patients(of_set: DecidedSet, scores: PatientScores, codes: np.ndarray, fdr:
     return Patients(listed, names, fdr, int((not_used >= lowest).sum()), len(not_used))
 
 
-def _share(scores: PatientScores, seed: int) -> Estimate | None:
+def _share(scores: PatientScores, seed: int) -> tuple[Estimate | None, float | None]:
+    """The share of used among the unknown patients, and its lower bound from the not-used ones alone."""
     present: Mapping[int, bool] = {label: bool((scores.labels == label).any()) for label in (USED, NOT_USED, UNKNOWN)}
-    return share_of_used(scores, seed=seed) if all(present.values()) else None
+    if not all(present.values()):
+        return None, None
+    least = least_share(scores.held_out(NOT_USED), scores.unknown().mean(0), seed)
+    return share_of_used(scores, seed=seed), least

@@ -61,7 +61,8 @@ def _of_patients(concluded: Conclusion) -> list[str]:
     patients, lines = concluded.patients, []
     if share := concluded.share:
         used = f"{share.value:.0%} of the unknown patients were used, {share.low:.0%} to {share.high:.0%}"
-        lines.append(f"  - share: {used} at 95 %")
+        least = f"; at least {concluded.least:.0%} if only the not-used labels hold" if concluded.least else ""
+        lines.append(f"  - share: {used} at 95 %{least}")
     if patients.listed is not None:
         named = f"{patients.listed.named.sum():,} of {len(patients.names):,} unknown patients"
         lines.append(f"  - named at a false discovery rate of {patients.fdr:.0%}: {named}")
