@@ -17,7 +17,7 @@ from gansfp.simulation.patients import Archive
 from gansfp.simulation.phantom import phantoms
 from jobs.validation.biases import BIASES, apply
 from jobs.validation.packs import Outcome, Pack, audit_pack, embed_archive
-from jobs.validation.table import SHARES, Plan, averaged, counted, figures, markdown, packs
+from jobs.validation.table import SHARES, Figure, Plan, averaged, counted, figures, markdown, packs
 
 OUTCOME = Outcome("leak", 0.9, 0.5, 0.01, 0.01, (), 10, 9, 10, 20, 0.4, 0.5, 0.6)
 
@@ -111,3 +111,14 @@ def test_the_command_writes_its_table(tmp_path):
     assert all(len(of_group) == (not group.startswith("glo")) for group, of_group in content["packs"].items())
     assert "| share used: the interval covers it |" in readme.read_text()
     assert readme.read_text().endswith("after\n")
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(4 * 3600)
+def test_every_line_of_the_whole_table_is_met(tmp_path):
+    command = [sys.executable, "-m", "jobs.validate", "--out", str(tmp_path), "--address", "local"]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=4 * 3600)
+    lines = [Figure(**line) for line in json.loads((tmp_path / "validation.json").read_text())["figures"]]
+    assert len(lines) > 20
+    assert [f"{line.name}: {line.value}" for line in lines if line.met is False] == []
