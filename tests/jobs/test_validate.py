@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from scipy.stats import binomtest
 
@@ -15,8 +16,9 @@ from gansfp.embedding.measures import MEASURES, measures
 from gansfp.errors import UsageError
 from gansfp.simulation.patients import Archive
 from gansfp.simulation.phantom import phantoms
+from jobs import validate
 from jobs.validation.biases import BIASES, apply
-from jobs.validation.packs import Outcome, Pack, audit_pack, embed_archive
+from jobs.validation.packs import Outcome, Pack, audit_pack, embed_archive, run_pack
 from jobs.validation.table import SHARES, Figure, Plan, averaged, counted, figures, markdown, packs
 
 OUTCOME = Outcome("leak", 0.9, 0.5, 0.01, 0.01, (), 10, 9, 10, 20, 0.4, 0.5, 0.6)
@@ -52,6 +54,15 @@ def test_a_pack_whose_unknown_patients_are_of_one_class_has_a_share(archive):
     found = audit_pack(archive, Pack(2, 12, "warp", share=1.0, permutations=60))
     assert (found.used, found.unknown, found.blind, found.auc) == (24, 24, None, None)
     assert found.high == 1.0
+
+
+def test_leaks_of_the_smallest_size_and_around_it_are_planted(archive):
+    outcomes = run_pack(archive, Pack(5, 12, power=True, permutations=60))
+    assert list(outcomes) == ["0.5", "1", "2"]
+    aucs = [outcome.auc for outcome in outcomes.values()]
+    assert aucs[0] < aucs[2]
+    assert outcomes["2"].finding == "leak"
+    assert run_pack(archive, Pack(0, 12, permutations=60)) == {"": audit_pack(archive, Pack(0, 12, permutations=60))}
 
 
 def test_an_archive_with_too_few_patients_is_refused(archive):
@@ -100,17 +111,19 @@ def test_the_table_says_what_is_not_met():
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_command_writes_its_table(tmp_path):
+def test_the_command_writes_its_table(tmp_path, monkeypatch):
+    kinds = ("null", "biased noise", "leak and position", "share 0.5", "warp 0.1")  # a small version: one pack each
+    some = {name: of_group for name, of_group in packs(Plan().times(0.001), 6, 0).items() if name in kinds}
+    monkeypatch.setattr(validate, "packs", lambda plan, patients, seed: some)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- written by jobs.validate -->\n<!-- end of jobs.validate -->\nafter\n")
     options = ["--scale", "0.001", "--patients", "6", "--slices", "1", "--out", str(tmp_path), "--readme", str(readme)]
-    command = [sys.executable, "-m", "jobs.validate", *options, "--address", "local"]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=280)
+    validate.main(options)
     content = json.loads((tmp_path / "validation.json").read_text())
-    assert len(content["packs"]) == len(packs(Plan().times(0.001), 6, 0))
-    assert all(len(of_group) == (not group.startswith("glo")) for group, of_group in content["packs"].items())
+    assert {name: len(of_group) for name, of_group in content["packs"].items()} == dict.fromkeys(kinds, 1)
     assert "| share used: the interval covers it |" in readme.read_text()
     assert readme.read_text().endswith("after\n")
+    ray.shutdown()
 
 
 @pytest.mark.ray
