@@ -60,9 +60,10 @@ def panel(pairs: Sequence[Pair]) -> list[Pair]:
 def make_copies(
     rows: np.ndarray, groups: np.ndarray, load: Callable[[int], np.ndarray | None], pairs: Sequence[Pair], plant: Plant
 ) -> Copies | None:
-    """Copies not-used slices of whole patients, at most MOST and one patient, and embeds the copies.
+    """Copies not-used slices of patients drawn at random, and embeds the copies.
 
-    rows: (n,) of the set's real slices, those labelled not used; groups: (n,) their patients; load: gives the pixels
+    At most MOST slices, and of each patient at most MOST / FEWEST_PATIENTS: of larger ones an audit sees a little more
+    than is measured here. rows: (n,) of the set's real slices, those labelled not used; groups: (n,) their patients; load: gives the pixels
     (256, 256) uint8 of a row, None where it cannot be read. None where there are too few patients, or no embedding to
     measure in.
     """
@@ -70,9 +71,11 @@ def make_copies(
     if codes.max(initial=-1) + 1 < FEWEST_PATIENTS or not pairs:
         return None
     rng = np.random.default_rng([plant.seed, 12])
-    order = rng.permutation(codes.max() + 1)
-    sizes = np.bincount(codes)[order].cumsum()
-    chosen = np.flatnonzero(np.isin(codes, order[: max(FEWEST_PATIENTS, int((sizes <= MOST).sum()))]))
+    order, most = rng.permutation(codes.max() + 1), MOST // FEWEST_PATIENTS
+    sizes = np.minimum(np.bincount(codes), most)[order].cumsum()
+    patients = order[: max(FEWEST_PATIENTS, int((sizes <= MOST).sum()))]
+    of_patients = [rng.permutation(np.flatnonzero(codes == patient))[:most] for patient in patients]
+    chosen = np.sort(np.concatenate(of_patients))
     with ThreadPoolExecutor(cores()) as threads:
         loaded = list(threads.map(load, rows[chosen].tolist()))
         chosen = chosen[np.array([pixels is not None for pixels in loaded])]

@@ -51,9 +51,17 @@ def test_a_copy_lies_nearest_to_its_slice_and_less_near_the_more_is_blended(real
 
 def test_whole_patients_up_to_the_most_slices(real, monkeypatch):
     monkeypatch.setattr(planted, "MOST", 18)
+    monkeypatch.setattr(planted, "FEWEST_PATIENTS", 4)
     copies = copies_of(real, np.arange(len(real[0])))
     patients, counts = np.unique(real[1][copies.rows], return_counts=True)
     assert (len(patients), set(counts.tolist())) == (9, {2})
+
+
+def test_of_a_large_patient_some_slices(real, monkeypatch):
+    monkeypatch.setattr(planted, "MOST", 24)
+    patients = np.repeat([f"p{number}" for number in range(8)], [10, 2, 2, 2, 2, 2, 2, 2])
+    copies = make_copies(np.arange(24), patients, lambda row: real[0][row], [PAIR], PLANT)
+    assert np.unique(patients[copies.rows], return_counts=True)[1].tolist() == [3, *[2] * 7]
 
 
 def test_too_few_patients_or_no_embedding_is_none(real):
