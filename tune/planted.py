@@ -63,7 +63,9 @@ def make_copies(
     """Copies not-used slices of patients drawn at random, and embeds the copies.
 
     At most MOST slices, and of each patient at most MOST / FEWEST_PATIENTS: of larger ones an audit sees a little more
-    than is measured here. rows: (n,) of the set's real slices, those labelled not used; groups: (n,) their patients; load: gives the pixels
+    than is measured here.
+
+    rows: (n,) of the set's real slices, those labelled not used; groups: (n,) their patients; load: gives the pixels
     (256, 256) uint8 of a row, None where it cannot be read. None where there are too few patients, or no embedding to
     measure in.
     """
