@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gansfp.cores import cores
-from gansfp.decision.planted import Space
+from gansfp.decision.planted import FEWEST_PATIENTS, Space
 from gansfp.embedding.backbone import DeviceKind
 from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.embedder import Embedder
@@ -22,7 +22,6 @@ from gansfp.statistics.resampling import group_codes
 
 DISPLACEMENT = displacement_of(GeneratorSettings.strength)  # as in set `warp` of the simulated challenge
 MOST = 300  # slices that are copied
-FEWEST_PATIENTS = 8
 NEAREST = 5  # distances that are kept of each slice
 
 

@@ -12,7 +12,7 @@ from gansfp.decision.controls import ControlConfig, Controls, control, member_on
 from gansfp.decision.decide import FinalConfig, rows_to_combine
 from gansfp.decision.evidence import Evidence
 from gansfp.decision.judged import DecidedSet, Judged
-from gansfp.decision.planted import Planted
+from gansfp.decision.planted import FEWEST_PATIENTS, Planted
 from gansfp.decision.power import Power, layout_of, measure_power
 from gansfp.decision.verdict import Support, Verdict, judge_set
 from gansfp.labels import NOT_USED, UNKNOWN, USED
@@ -110,7 +110,7 @@ def _power(
     if not config.power:
         return None, "it is measured with the final answer"
     if planted is None:
-        return None, "it takes 8 not-used patients or more, and features without weights, such as highpass"
+        return None, f"it takes {FEWEST_PATIENTS} not-used patients, and features without weights, such as highpass"
     if controls.test is None:
         return None, "there is no blind control"
     return measure_power(layout_of(of_set, planted, controls.test), config), ""

@@ -20,6 +20,7 @@ from gansfp import store
 from gansfp.decision.search_result import DIGEST
 
 FILE = "planted.parquet"
+FEWEST_PATIENTS = 12  # who are copied: simulated audits take some to fit, the others to judge
 SCHEMA = pa.schema(
     [
         ("set", pa.string()),

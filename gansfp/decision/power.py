@@ -20,9 +20,10 @@ from threadpoolctl import threadpool_limits
 from gansfp.cores import cores
 from gansfp.decision.blind import normal_scores, units_of
 from gansfp.decision.controls import ConditionalTest
-from gansfp.decision.decide import FinalConfig, decide_membership
+from gansfp.decision.decide import FinalConfig
 from gansfp.decision.judged import DecidedSet
 from gansfp.decision.planted import Planted, Space
+from gansfp.decision.stacking import Nested, Pool
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.distances import smallest
 from gansfp.scoring.embedded_set import TINY
@@ -178,7 +179,9 @@ def is_found(layout: Layout, size: float, config: FinalConfig, number: int) -> b
     fitted, judged = ~drawn.judged, drawn.judged
     labels, folds = np.where(fitted, drawn.used, UNKNOWN), np.full(len(drawn.used), -1)
     folds[fitted] = stratified_group_folds(labels[fitted], drawn.units[fitted], FOLDS, number)
-    score = decide_membership(scores, labels, folds, config.combine).combined.score[judged]
+    # As decide_membership decides about unknown slices, without what it does for labelled ones.
+    nested = Nested(Pool(scores, folds), labels, config.combine)
+    score = nested.fit(nested.choose()).score[judged]
     tried = np.concatenate([score[None], scores[:, judged]])
     p = p_values_auc(drawn.used[judged], tried, drawn.units[judged], 0, PERMUTATIONS, number)
     if max(p.p_value, p.p_value_selected) >= config.alpha:

@@ -58,7 +58,7 @@ def test_a_leak_and_none_are_told_and_written(tmp_path):
     assert (leak.verdict.finding, none.verdict.finding) == ("leak", "no evidence")
     assert 0.3 < leak.share.value < 0.7
     assert leak.power is None
-    assert "8 not-used patients" in leak.missing
+    assert "12 not-used patients" in leak.missing
     for found in (leak, none):
         json.dumps(found.as_dict(), allow_nan=False)
     write_patients(str(tmp_path), "a", leak.patients)

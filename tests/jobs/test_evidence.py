@@ -11,12 +11,13 @@ from PIL import Image
 from gansfp.collection.catalog import update_catalog
 from gansfp.decision.decide import FinalConfig
 from jobs import final
-from tune import search
+from tune import planted, search
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_another_table_is_named_and_is_no_leak(challenge, searched, serial_trials, tmp_path):
+def test_another_table_is_named_and_is_no_leak(challenge, searched, serial_trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(planted, "FEWEST_PATIENTS", 8)  # as many as the small challenge has
     data, work = tmp_path / "data", tmp_path / "work"
     shutil.copytree(challenge / "membership/clean", data / "membership/clean")
     shutil.copy(challenge / "groups.csv", data)
@@ -35,3 +36,5 @@ def test_another_table_is_named_and_is_no_leak(challenge, searched, serial_trial
     assert "position or size of the body" in report["verdict"]["sentence"]
     assert report["controls"]["blind"]["auc"]["value"] > 0.7
     assert report["controls"]["p_value_conditional"] > 0.05
+    assert 0 <= report["power"]["power_of_leak_that_matters"] <= 1
+    assert [shortcut["notable"] for shortcut in report["shortcuts"]] == [False] * 4

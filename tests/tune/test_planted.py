@@ -17,7 +17,7 @@ PLANT = Plant(0.5, 0)
 
 @pytest.fixture(scope="module")
 def real():
-    return phantoms(12, 2, 0)
+    return phantoms(14, 2, 0)
 
 
 def copies_of(real, rows=None, plant=PLANT, unreadable=()):
@@ -58,17 +58,17 @@ def test_whole_patients_up_to_the_most_slices(real, monkeypatch):
 
 
 def test_of_a_large_patient_some_slices(real, monkeypatch):
-    monkeypatch.setattr(planted, "MOST", 24)
-    patients = np.repeat([f"p{number}" for number in range(8)], [10, 2, 2, 2, 2, 2, 2, 2])
-    copies = make_copies(np.arange(24), patients, lambda row: real[0][row], [PAIR], PLANT)
-    assert np.unique(patients[copies.rows], return_counts=True)[1].tolist() == [3, *[2] * 7]
+    monkeypatch.setattr(planted, "MOST", 36)
+    patients = np.repeat([f"p{number:02d}" for number in range(12)], [6, *[2] * 11])
+    copies = make_copies(np.arange(28), patients, lambda row: real[0][row], [PAIR], PLANT)
+    assert np.unique(patients[copies.rows], return_counts=True)[1].tolist() == [3, *[2] * 11]
 
 
 def test_too_few_patients_or_no_embedding_is_none(real):
-    assert copies_of(real, np.arange(14)) is None  # 7 patients
-    assert copies_of(real, np.arange(16), unreadable=(14, 15)) is None
-    assert len(copies_of(real, np.arange(18), unreadable=(0, 1)).rows) == 16
-    assert make_copies(np.arange(24), real[1], lambda row: real[0][row], [], PLANT) is None
+    assert copies_of(real, np.arange(22)) is None  # 11 patients
+    assert copies_of(real, np.arange(24), unreadable=(14, 15)) is None
+    assert len(copies_of(real, np.arange(26), unreadable=(0, 1)).rows) == 24
+    assert make_copies(np.arange(28), real[1], lambda row: real[0][row], [], PLANT) is None
 
 
 def test_the_panel_is_of_whole_slices_and_needs_no_weights():
