@@ -20,7 +20,8 @@ from gansfp.decision.real_slices import read_real_slices, write_real_slices
 from gansfp.decision.search_result import Search, nearest_rows, read_nearest, write_nearest
 from gansfp.decision.shortcuts import Shortcut, read_shortcuts, write_shortcuts
 from gansfp.embedding.shards import Pair
-from gansfp.images.slices import Source, load
+from gansfp.images import slices
+from gansfp.images.slices import Source
 from gansfp.labels import NOT_USED, UNKNOWN
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
@@ -79,7 +80,7 @@ def _copies(sets: Sequence[SetSlices], images: Catalog, pairs: Sequence[Pair], p
 
 
 def _pixels(row: int, sources: Sequence[Source], real: np.ndarray) -> np.ndarray | None:
-    return load(sources[real[row]]).pixels
+    return slices.load(sources[real[row]]).pixels
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from gansfp.decision.shortcuts import Shortcut
 from gansfp.embedding.backbones import cpu_features, is_on_cpu, parse_backbone
 from gansfp.embedding.embedder import Embedder
 from gansfp.embedding.shards import Pair
-from gansfp.images.slices import Source, load
+from gansfp.images import slices
+from gansfp.images.slices import Source
 from gansfp.scoring.attribution import Clustering, cluster
 from gansfp.scoring.traces import combs, histograms, with_one_histogram
 from gansfp.statistics.metrics import partition_metrics
@@ -52,7 +53,7 @@ def read_known(images: Catalog, rows: np.ndarray, generators: np.ndarray) -> Kno
 
 
 def _pixels(source: Source) -> np.ndarray | None:
-    return load(source).pixels
+    return slices.load(source).pixels
 
 
 def traces_of(known: Known, choices: Mapping[str, Scalar]) -> list[Shortcut]:
