@@ -170,6 +170,7 @@ def assert_same_findings(work: Path, other: Path) -> None:
     assert_same(found, expected)
 
 
+@pytest.mark.long  # ten minutes on a slow machine; other faults stay in `make test`
 def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
     challenge, undisturbed, hashes, check_embeddings, tmp_path, caplog
 ):
