@@ -83,9 +83,7 @@ def make_copies(
         codes, pixels = codes[chosen], [of_slice for of_slice in loaded if of_slice is not None]
         if len(np.unique(codes)) < FEWEST_PATIENTS:
             return None
-        neighbours = most_alike(np.stack(pixels), codes)
-        allowed = codes[neighbours] != codes[:, None]
-        partners = np.array([rng.choice(of[ok]) for of, ok in zip(neighbours, allowed, strict=True)])
+        partners = np.array([rng.choice(of_slice) for of_slice in most_alike(np.stack(pixels), codes)])
 
         def copied(place: int) -> np.ndarray:
             noise = np.random.default_rng([plant.seed, 13, place])

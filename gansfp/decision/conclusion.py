@@ -110,7 +110,8 @@ def _power(
     if not config.power:
         return None, "it is measured with the final answer"
     if planted is None:
-        return None, f"it takes {FEWEST_PATIENTS} not-used patients, and features without weights, such as highpass"
+        takes = f"{FEWEST_PATIENTS} not-used patients, features without weights, such as highpass, and a search"
+        return None, f"the search left no copies: it takes {takes} by this version"
     if controls.test is None:
         return None, "there is no blind control"
     return measure_power(layout_of(of_set, planted, controls.test), config), ""
