@@ -25,6 +25,7 @@ from gansfp.embedding.embedder import load_all_weights
 from gansfp.errors import DataError, UsageError
 from gansfp.images.grey_levels import AUTO
 from gansfp.networks.weights import check_folder
+from gansfp.report.options import ReportConfig, add_report_option
 from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.collection import CollectionConfig, read_collection
 from gansfp.runtime.command import Parser, run
@@ -66,6 +67,7 @@ class AuditConfig:
     workers: Workers
     cluster: ClusterConfig
     collection: CollectionConfig
+    report: ReportConfig
 
 
 def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
@@ -116,7 +118,7 @@ def _answer(
     """Embeds, searches and decides. pending: the backbones that are still to come."""
     for task, of_task in inputs.items():
         embed_and_search(catalog, config.work, config.searches[task], of_task, config.workers, config.cluster)
-    return decide(config.data, config.work, config.final, catalog, list(inputs), pending)
+    return decide(config.data, config.work, config.final, catalog, list(inputs), pending, config.report)
 
 
 def tasks_of(catalog: Catalog) -> list[str]:
@@ -159,7 +161,8 @@ def audit_config(options: argparse.Namespace) -> AuditConfig:
     embed_config(options, [(b, v) for b in options.backbones or ("highpass",) for v in options.views or ("full",)])
     check_folder(options.weights)
     data, work = options.data or SIMULATED_DATA, store.absolute(options.work or SIMULATED_WORK)
-    return AuditConfig(data, work, searches, final, workers, cluster_config(options), collection_config(options))
+    cluster, collection = cluster_config(options), collection_config(options)
+    return AuditConfig(data, work, searches, final, workers, cluster, collection, ReportConfig(options.pictures))
 
 
 def search_inputs(options: argparse.Namespace) -> dict[str, SearchInputs]:
@@ -186,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_embedding_options(parser, required=False)
     add_search_options(parser)
     add_final_options(parser)
+    add_report_option(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of everything that is drawn (default %(default)s)")
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what DATA's folders and files are taken for; write nothing"

@@ -7,6 +7,7 @@ python -m jobs.final --check FILE --ids IDS          checks any CSV against the 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,6 +21,8 @@ from gansfp.decision.reports import Metrics
 from gansfp.decision.result_files import write_result
 from gansfp.decision.summary import summary
 from gansfp.errors import DataError, UsageError
+from gansfp.report.options import ReportConfig, add_report_option
+from gansfp.report.page import write_report
 from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
 from gansfp.runtime.lock import held
@@ -34,6 +37,8 @@ from gansfp.runtime.options import (
 from gansfp.runtime.record import read_records, record_stage, versions
 from tune.search import complete_search
 
+log = logging.getLogger(__name__)
+
 
 def decide(
     data: str,
@@ -42,8 +47,9 @@ def decide(
     catalog: Catalog,
     tasks: Sequence[str] | None = None,
     pending: Sequence[str] = (),
+    report: ReportConfig | None = None,
 ) -> Metrics:
-    """Runs the final step, records it, and writes metrics.json. Raises what `final` raises.
+    """Runs the final step, records it, and writes metrics.json and report.html. Raises what `final` raises.
 
     pending: backbones that are still to be embedded and searched, so that the answer is provisional.
     """
@@ -60,6 +66,7 @@ def decide(
     )
     metrics = replace(metrics, run=run_report)
     write_result(work, "metrics.json", json.dumps(metrics.as_dict(), indent=1).encode())
+    log.info("report: %s", write_report(work, report or ReportConfig(), catalog))
     return metrics
 
 
@@ -89,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ids", help="for --check: a folder of images, or a file of ids, one a line")
     parser.add_argument("--clusters", action="store_true", help="for --check: values are cluster numbers, not 0 and 1")
     add_final_options(parser)
+    add_report_option(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of permutations and resamples (default %(default)s)")
     options = parser.parse_args(arguments)
     if options.check:
@@ -106,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         catalog = read_collection(options.data, work, collection_config(options))
         for task in TASKS:
             complete_search(catalog, work, task)
-        print(summary(decide(options.data, work, config, catalog)))
+        print(summary(decide(options.data, work, config, catalog, report=ReportConfig(options.pictures))))
 
 
 if __name__ == "__main__":

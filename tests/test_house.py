@@ -18,6 +18,7 @@ FLOORS = (
     {"gansfp.training", "gansfp.simulation"},
     {"gansfp.decision", "gansfp.published"},
     {"gansfp.runtime"},
+    {"gansfp.report"},  # reads what all others have written, also the log of a run
     {"tune"},
     {"jobs.benchmarks", "jobs.reproduction", "jobs.validation"},
     {"jobs"},

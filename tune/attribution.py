@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gansfp.collection.catalog import Catalog
+from gansfp.decision.places import write_places
 from gansfp.decision.search_result import Configuration, Scalar, Search, SearchedIds, SearchResult, Trial
 from gansfp.decision.shortcuts import read_shortcuts, write_shortcuts
 from gansfp.embedding.shards import Pair
@@ -25,6 +26,7 @@ from gansfp.scoring.cluster_splitting import (
 )
 from gansfp.scoring.clustering_space import ClusteringSpace, exact_bytes
 from gansfp.scoring.known_generators import KnownScore, name_clusters, score_on_known
+from gansfp.scoring.neighbourhoods import places_in_a_plane
 from gansfp.scoring.projections import fitted_rows
 from tune.membership import NETWORKS
 from tune.problem import ForEachPair, Task, TaskSlices, TrialOptions, Vectors
@@ -99,8 +101,8 @@ class AttributionSlices(TaskSlices):
         return len(self.test) - 1
 
     def leave_for_final(self, search: Search, for_each_pair: ForEachPair, images: Catalog) -> SearchResult:
-        """Names the clusters of the best row after the known generators that they resemble, and writes how far files
-        and grey levels alone tell these apart."""
+        """Names the clusters of the best row after the known generators that they resemble, and writes where the slices
+        lie, and how far files and grey levels alone tell generators apart."""
         best = search.result.best[""]
         choices = best.configuration.choices
         digest = hashlib.sha256(json.dumps([search.result.digest, dict(choices)]).encode()).hexdigest()
@@ -109,14 +111,17 @@ class AttributionSlices(TaskSlices):
             write_shortcuts(search.folder, {"": traces_of(known, choices) if known else []}, digest)
         labels = search.rows("").of_row(best.row).astype(np.int64)
         limit = int(float(str(search.result.search["max_memory"])) * 1e9)
-        name = functools.partial(self.cluster_names, labels=labels, choices=choices, limit=limit)
-        (names,) = for_each_pair([best.configuration.pair], name)
+        look = functools.partial(self.names_and_places, labels=labels, choices=choices, limit=limit)
+        ((names, places),) = for_each_pair([best.configuration.pair], look)
+        ids = images.ids[np.concatenate([self.known, self.test])].tolist()
+        write_places(search.folder, ids, places, [*self.generators.tolist(), *[""] * len(self.test)], digest)
         return replace(search.result, names=names)
 
-    def cluster_names(
+    def names_and_places(
         self, pair: Pair, vectors: Vectors, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
-    ) -> dict[int, str]:
-        """The known generator, or "new", that each cluster of the test slices resembles.
+    ) -> tuple[dict[int, str], np.ndarray]:
+        """The known generator, or "new", that each cluster of the test slices resembles; and where all slices lie in a
+        picture, the known generators' first, (n, 2) float32.
 
         labels: (n,) clusters; choices: of the configuration that made them;
         limit: bytes, as in TrialOptions.
@@ -126,7 +131,8 @@ class AttributionSlices(TaskSlices):
         assert not isinstance(components, str)
         both = prepare(both, bool(choices["standardise"]), components, limit=limit)
         known, test = both[: len(self.known)], both[len(self.known) :]
-        return {name.cluster: name.generator for name in name_clusters(labels, test, known, self.generators)}
+        names = {name.cluster: name.generator for name in name_clusters(labels, test, known, self.generators)}
+        return names, places_in_a_plane(both, limit)
 
 
 def find_slices(images: Catalog, readable: np.ndarray, seed: int) -> AttributionSlices:

@@ -1,6 +1,6 @@
 """What a membership search leaves for the final step, so that this reads no embeddings.
 
-nearest.parquet: the generated slices nearest to each unknown slice. real.parquet: what real slices show by themselves.
+nearest.parquet: the generated slices nearest to each real slice. real.parquet: what real slices show by themselves.
 planted.parquet: how near planted copies lie. shortcuts.json: what could make a set easier or harder than it seems.
 """
 
@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from gansfp.decision.shortcuts import Shortcut, read_shortcuts, write_shortcuts
 from gansfp.embedding.shards import Pair
 from gansfp.images import slices
 from gansfp.images.slices import Source
-from gansfp.labels import NOT_USED, UNKNOWN
+from gansfp.labels import NOT_USED
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
 from gansfp.scoring.projections import pca
@@ -33,6 +33,7 @@ from tune.variety import shortcuts_of
 
 OWN = 32  # numbers of a real slice in each embedding that the blind control looks at
 FITTED_TO = 1024
+VERSION = 2  # of what the files hold; 2: nearest slices of labelled slices too
 NEAREST = 3  # generated slices named beside each decision
 
 
@@ -43,14 +44,14 @@ def leave_for_final(
     result, folder = search.result, search.folder
     plant = Plant(float(str(result.search.get("copy_blend", COPY_BLEND))), int(str(result.search["seed"])))
     # All that decides what these files hold.
-    sources = [result.identities, result.ids.as_dict(), result.digest, asdict(plant)]
+    sources = [VERSION, result.identities, result.ids.as_dict(), result.digest, asdict(plant)]
     digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
     if all(read(folder, digest) is not None for read in (read_nearest, read_real_slices, read_planted, read_shortcuts)):
         return
     searched = [pair for pair in search.pairs if pair not in controls]
     measured = panel(searched)
     copies = _copies(sets, images, measured, plant)
-    compute = functools.partial(_left, sets=sets, copies=copies, looked_at=[*measured, *searched][0])
+    compute = functools.partial(left_by, sets=sets, copies=copies, looked_at=[*measured, *searched][0])
     nearest, own = [], {}
     shortcuts: dict[str, list[Shortcut]] = {}
     spaces: dict[str, list[Space]] = {name: [] for name in copies}
@@ -85,43 +86,40 @@ def _pixels(row: int, sources: Sequence[Source], real: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class _Left:
-    """What one embedding leaves, by set: see the functions below, planted.measure and variety.shortcuts_of."""
+    """What one embedding leaves, by set.
 
-    nearest: dict[str, list[list[int]]]
-    own: dict[str, np.ndarray]
-    spaces: dict[str, list[Space]]
-    shortcuts: dict[str, list[Shortcut]]
+    nearest: rows (n, at most NEAREST), among its generated slices, of those nearest to each real slice, by euclidean
+    distances. own: see own_numbers. spaces: see planted.measure. shortcuts: see variety.shortcuts_of.
+    """
+
+    nearest: dict[str, list[list[int]]] = field(default_factory=dict)
+    own: dict[str, np.ndarray] = field(default_factory=dict)
+    spaces: dict[str, list[Space]] = field(default_factory=dict)
+    shortcuts: dict[str, list[Shortcut]] = field(default_factory=dict)
 
 
-def _left(
+def left_by(
     pair: Pair, vectors: Vectors, sets: Sequence[SetSlices], copies: Mapping[str, Copies], looked_at: Pair
 ) -> _Left:
-    nearest, own = nearest_generated(sets, vectors), own_numbers(sets, vectors)
-    spaces = {
-        of_set.name: measure(of_set.with_axes(vectors), copies[of_set.name], pair, Sweep().whitened)
-        for of_set in sets
-        if of_set.name in copies and pair in copies[of_set.name].vectors
-    }
-    shortcuts = {of_set.name: shortcuts_of(of_set, vectors) for of_set in sets if pair == looked_at}
-    return _Left(nearest, own, spaces, shortcuts)
+    """What an embedding leaves. copies: by set; looked_at: the embedding whose vectors tell shortcuts."""
+    left = _Left()
+    for of_set in sets:
+        # Read once: at real size this takes longer than most of what is computed from it.
+        generated, real = vectors[of_set.generated], vectors[of_set.real]
+        left.nearest[of_set.name] = distances.nearest(real, generated, NEAREST)[1].tolist()
+        left.own[of_set.name] = own_numbers(real)
+        if pair == looked_at:
+            left.shortcuts[of_set.name] = shortcuts_of(of_set, generated, real)
+        planted = copies.get(of_set.name)
+        if planted and pair in planted.vectors:
+            embedded = of_set.with_axes(generated, real)
+            left.spaces[of_set.name] = measure(embedded, planted, pair, Sweep().whitened)
+    return left
 
 
-def nearest_generated(sets: Sequence[SetSlices], vectors: Vectors) -> dict[str, list[list[int]]]:
-    """For each set the rows (u, at most NEAREST), among its generated slices, of those nearest to an unknown slice, by
-    euclidean distances."""
-    return {
-        s.name: distances.nearest(vectors[s.real[s.labels == UNKNOWN]], vectors[s.generated], NEAREST)[1].tolist()
-        for s in sets
-    }
-
-
-def own_numbers(sets: Sequence[SetSlices], vectors: Vectors) -> dict[str, np.ndarray]:
-    """For each set (n, at most OWN) float32: its real slices along their leading principal components, or their vectors
-    where these are as short."""
-    return {of_set.name: _own_numbers(vectors[of_set.real]) for of_set in sets}
-
-
-def _own_numbers(real: np.ndarray) -> np.ndarray:
+def own_numbers(real: np.ndarray) -> np.ndarray:
+    """The real slices (n, d) of a set along their leading principal components, or their vectors where these are as
+    short: (n, at most OWN) float32."""
     if real.shape[1] <= OWN:
         return real
     # Fitted to at most a thousand slices: that is enough for the leading components, and takes less than a second.

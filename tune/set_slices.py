@@ -9,7 +9,6 @@ import numpy as np
 from gansfp.scoring.embedded_set import EmbeddedSet
 from gansfp.scoring.membership import Sweep
 from gansfp.scoring.projections import pca
-from tune.problem import Vectors
 
 USUAL_SHARE = 0.95  # of the variance: trials that keep no more share the principal components of a set
 
@@ -29,8 +28,7 @@ class SetSlices:
     groups: np.ndarray
     folds: np.ndarray
 
-    def with_axes(self, vectors: Vectors) -> EmbeddedSet:
-        """The vectors of the set with its principal components, as a trial has them."""
-        generated, real = vectors[self.generated], vectors[self.real]
+    def with_axes(self, generated: np.ndarray, real: np.ndarray) -> EmbeddedSet:
+        """The set with its principal components, as a trial has it. generated: (g, d), real: (n, d): its vectors."""
         axes = pca(np.concatenate([generated, real]), USUAL_SHARE, at_least=max(Sweep().whitened))
         return EmbeddedSet(generated, real, self.labels, self.groups, self.folds, axes=axes)

@@ -9,7 +9,6 @@ from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring import distances
 from gansfp.scoring.variety import effective_number
 from gansfp.statistics.resampling import group_codes
-from tune.problem import Vectors
 from tune.set_slices import SetSlices
 
 MOST = 1000  # slices of each kind that are compared
@@ -20,12 +19,15 @@ FEW_KINDS = 0.5  # of the effective number of as many real slices: below it, the
 MANY_COPIES = 0.05
 
 
-def shortcuts_of(of_set: SetSlices, vectors: Vectors) -> list[Shortcut]:
-    """What could make a set easier or harder than it seems, each with its figure. At most MOST slices of each kind."""
+def shortcuts_of(of_set: SetSlices, generated: np.ndarray, real: np.ndarray) -> list[Shortcut]:
+    """What could make a set easier or harder than it seems, each with its figure. At most MOST slices of each kind.
+
+    generated: (g, d), real: (n, d): the vectors of the set.
+    """
     rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(of_set.real))[:MOST])
-    real, labels, codes = vectors[of_set.real[chosen]], of_set.labels[chosen], _patients(of_set)[chosen]
-    generated = vectors[np.sort(rng.permutation(of_set.generated)[:MOST])]
+    chosen = np.sort(rng.permutation(len(real))[:MOST])
+    real, labels, codes = real[chosen], of_set.labels[chosen], _patients(of_set)[chosen]
+    generated = generated[np.sort(rng.permutation(len(generated))[:MOST])]
     among = distances.pairwise(real, real)
     among[codes[:, None] == codes] = np.inf
     nearest = among.min(1)

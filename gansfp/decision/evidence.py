@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from gansfp.decision.stacking import REFITS, p_value_refitted
 from gansfp.labels import UNKNOWN
 from gansfp.statistics.intervals import Estimate, attribution_figures, membership_figures, support
 from gansfp.statistics.metrics import attribution_chance, f1_all_used, membership_chance
-from gansfp.statistics.permutation import p_values_ari, p_values_auc
+from gansfp.statistics.permutation import PValues, p_values_ari, p_values_auc
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Evidence:
     """The figures of one set of slices, and how likely chance would give them.
 
     support: how many slices, groups and negatives the figures rest on. tried: configurations. p_value...: None where
-    there is none. f1_all_used: None for attribution.
+    there is none. f1_all_used: None for attribution. best, by_chance: the best figure of all configurations (AUC,
+    adjusted Rand index), and percentiles 0 to 100 of the best under permuted labels; None and empty without a p-value.
     """
 
     figures: Mapping[str, Figure]
@@ -43,6 +45,8 @@ class Evidence:
     p_value_smallest: float | None
     f1_all_used: float | None = None
     warnings: tuple[str, ...] = ()
+    best: float | None = None
+    by_chance: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
@@ -55,6 +59,8 @@ class Evidence:
             **all_used,
             **self.support,
             "tried": self.tried,
+            "best": self.best,
+            "best_by_chance": [round(value, 4) for value in self.by_chance],
             "warnings": list(self.warnings),
         }
 
@@ -81,6 +87,7 @@ def membership_evidence(
         p.smallest,
         f1_all_used(truth),
         (p.warning,) if p.warning else (),
+        **_luck(p),
     )
 
 
@@ -112,7 +119,8 @@ def cross_validated_evidence(
     selected = p_values_auc(truth, combined[:, labelled], groups[labelled], 0, config.permutations, config.seed)
     warning = f"too few groups in each fold: p cannot fall below {smallest:.2g}" if smallest > 0.05 else ""
     warnings = (warning,) if warning else ()
-    return Evidence(figures, slices, tried, p_value, selected.p_value_selected, smallest, all_used, warnings)
+    p_values = p_value, selected.p_value_selected, smallest
+    return Evidence(figures, slices, tried, *p_values, all_used, warnings, **_luck(selected))
 
 
 def attribution_evidence(
@@ -128,7 +136,18 @@ def attribution_evidence(
         p.p_value_selected,
         p.smallest,
         warnings=(p.warning,) if p.warning else (),
+        **_luck(p),
     )
+
+
+class _Luck(TypedDict):
+    best: float | None
+    by_chance: tuple[float, ...]
+
+
+def _luck(p: PValues) -> _Luck:
+    """What Evidence says of the search's luck; nothing where the figure is not defined."""
+    return {"best": p.best, "by_chance": p.by_chance} if np.isfinite(p.best) else {"best": None, "by_chance": ()}
 
 
 def _membership_figures(

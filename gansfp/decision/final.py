@@ -30,6 +30,8 @@ from gansfp.decision.result_files import (
     MembershipAnswers,
     submit,
     submitted_ids,
+    write_judged,
+    write_judged_clusters,
     write_membership,
     write_patients,
     write_table,
@@ -76,6 +78,7 @@ def final(data: str, work: str, config: FinalConfig, catalog: Catalog, tasks: Se
             unreadable,
             {line.reading: line.slices for line in catalog.readings()},
             catalog.findings,
+            alpha=config.alpha,
         ),
         decide_sets(job, searches["membership"]) if "membership" in searches else None,
         decide_clusters(job, searches["attribution"]) if "attribution" in searches else None,
@@ -103,10 +106,10 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
             decided, of_set.rows.scores, of_set.labels, of_set.folds, of_set.groups, job.config, of_set.learns
         )
         judged, test_evidence = judged_by_others(of_set, job.config.combine), None
+        nearest = search.nearest(name, _strongest(decided, of_set.rows).pair)
         test = job.catalog.unknown(name)
         if len(test):
             answers, tried = _answers(test, of_set.ids, decided, of_set.rows)
-            nearest = search.nearest(name, _strongest(decided, of_set.rows).pair) if of_set.ids.unknown else {}
             write_membership(job.work, name, test, answers, nearest)
             truth = read_membership_truth(job.data, job.catalog, name)
             if truth is not None:
@@ -114,6 +117,7 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
                 test_evidence = membership_evidence(used, answers.score, answers.prediction, groups, tried, job.config)
                 scored.append(SetDecisions(truth=used, prediction=answers.prediction, groups=groups))
                 judged = judged_by_truth(of_set, truth)
+        write_judged(job.work, name, of_set, judged, nearest)
         facts = None
         if name in own:
             facts = collect_facts(own[name], of_set.ids.real, job.catalog.select(task="membership"))
@@ -187,8 +191,11 @@ def decide_clusters(job: _Job, search: Search) -> AttributionReport:
     answer, tried = _write_clusters(job.work, test, ids.test, labels, tried, search.result)
     truth = read_attribution_truth(job.data, job.catalog)
     test_evidence: Evidence | None = None
+    judged = ids.known, known_clusters[best.row], generators
     if truth is not None:
-        test_evidence = attribution_evidence(np.array(list(truth.values())), answer, test.groups(), tried, config)
+        judged = test.ids.tolist(), answer, np.array(list(truth.values()))
+        test_evidence = attribution_evidence(judged[2], answer, test.groups(), tried, config)
+    write_judged_clusters(job.work, *judged, labelled=truth is None)
     shortcuts = (read_shortcuts(search.folder) or {}).get("", [])
     clusters, verdict = int(labels.max()) + 1, judge_clusters(test_evidence or evidence, config.alpha, shortcuts)
     return AttributionReport(

@@ -39,6 +39,7 @@ PERMUTATIONS = 200
 COARSE, OF_EACH = 8, 4  # sizes from the smallest to the largest, and audits of each
 ROUNDS, OF_ROUND = 4, 20  # then audits near the size that is looked for
 MOST_COPIES = 4.0  # of each used slice: more change nothing
+POINTS = 21  # of the curve that is kept
 STEEP, SPREAD = 4.0, 0.5  # where nothing is certain yet: how steep the curve is, and how far that may be off (log)
 
 
@@ -48,13 +49,15 @@ class Power:
 
     smallest: the share of copies among the generated slices from which SEEN of all leaks are found; None where even a
     generator that does nothing but copy is found less often. of_matters: the share of leaks of the size MATTERS that is
-    found. blend: the share of another patient's slice in each copy. audits: simulated.
+    found. blend: the share of another patient's slice in each copy. audits: simulated. curve: the share of copies among
+    the generated slices, rising, and the share of such leaks that is found, by the fitted curve.
     """
 
     smallest: float | None
     of_matters: float
     blend: float
     audits: int
+    curve: tuple[tuple[float, float], ...] = ()
 
     def __str__(self) -> str:
         blended = f"deformed and blended to {self.blend:.0%} with another patient's slice"
@@ -66,8 +69,10 @@ class Power:
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
+        smallest = None if self.smallest is None else {"share_of_generated": self.smallest, "blend": self.blend}
         return {
-            "smallest_leak": self.smallest,
+            "smallest_leak": smallest,
+            "curve": [{"share_of_generated": round(size, 6), "found": round(found, 4)} for size, found in self.curve],
             "found": SEEN,
             "leak_that_matters": MATTERS,
             "power_of_leak_that_matters": self.of_matters,
@@ -138,7 +143,9 @@ def measure_power(layout: Layout, config: FinalConfig) -> Power:
     start, steepness = _curve(sizes, found)
     smallest = float(np.exp(_size(start, steepness, SEEN)))
     of_matters = float(expit(start + steepness * np.log(min(MATTERS, largest))))
-    return Power(smallest if smallest <= largest else None, of_matters, layout.planted.blend, len(sizes))
+    drawn = np.geomspace(largest / 100, largest, POINTS)
+    curve = tuple(zip(drawn.tolist(), expit(start + steepness * np.log(drawn)).tolist(), strict=True))
+    return Power(smallest if smallest <= largest else None, of_matters, layout.planted.blend, len(sizes), curve)
 
 
 def _size(start: float, steepness: float, found: float) -> float:

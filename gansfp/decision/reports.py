@@ -111,10 +111,13 @@ class AttributionReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """How the figures came about. bad_images: reasons by image id. readings: how many slices were read in each way.
-    findings: what in the files could mislead a membership score. versions, seconds, left_out: what the job adds: the
-    libraries, the seconds of each stage, what the default search lacks. pending: backbones that are still to come;
-    where there are some, all figures are provisional."""
+    """How the figures came about.
+
+    alpha: the level of the verdicts' tests. bad_images: reasons by image id. readings: how many slices were read in
+    each way. findings: what in the files could mislead a membership score. versions, seconds, left_out: what the job
+    adds: the libraries, the seconds of each stage, what the default search lacks. pending: backbones that are still to
+    come; where there are some, all figures are provisional.
+    """
 
     seed: int
     permutations: int
@@ -125,6 +128,7 @@ class RunReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     pending: Sequence[str] = ()
+    alpha: float = 0.05
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
@@ -133,6 +137,7 @@ class RunReport:
             "versions": dict(self.versions),
             "seed": self.seed,
             "permutations": self.permutations,
+            "alpha": self.alpha,
             "seconds": dict(self.seconds),
             "left_out": list(self.left_out),
             "pending": list(self.pending),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.submission import problems, submission
 from gansfp.decision.conclusion import Patients
+from gansfp.decision.judged import DecidedSet, Judged
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,37 @@ def write_membership(
         }
     )
     write_table(work, f"membership-{name}.parquet", table)
+
+
+def write_judged(work: str, name: str, of_set: DecidedSet, judged: Judged, nearest: Mapping[str, list[str]]) -> None:
+    """Writes the slices that the figures of a set rest on, each with its truth: test slices, else the labelled ones."""
+    rows, decided = judged.rows, of_set.decided
+    ids = [of_set.ids.real[row] for row in rows]
+    columns = {
+        "catalog_id": ids,
+        "group": of_set.groups[rows].tolist(),
+        "truth": pa.array(judged.truth, pa.int8()),
+        "score": judged.score,
+        "probability": decided.combined.probability[rows],
+        "prediction": pa.array(decided.decision[rows], pa.int8()),
+        "nearest": pa.array([nearest.get(image_id, []) for image_id in ids], pa.list_(pa.string())),
+        "labelled": np.full(len(rows), judged.refit is not None),
+    }
+    write_table(work, f"membership-{name}-judged.parquet", pa.table(columns))
+
+
+def write_judged_clusters(
+    work: str, ids: Sequence[str], clusters: np.ndarray, generators: np.ndarray, labelled: bool
+) -> None:
+    """Writes the slices that the attribution's figures rest on, each with its generator: test slices, else those of the
+    known generators (labelled). clusters: (n,) int; generators: (n,) str."""
+    columns = {
+        "catalog_id": list(ids),
+        "cluster": clusters.astype(np.int64),
+        "generator": generators.tolist(),
+        "labelled": np.full(len(clusters), labelled),
+    }
+    write_table(work, "attribution-judged.parquet", pa.table(columns))
 
 
 def write_patients(work: str, name: str, patients: Patients) -> None:

@@ -29,7 +29,7 @@ NEAREST_SCHEMA = pa.schema(
         ("set", pa.string()),
         ("backbone", pa.string()),
         ("view", pa.string()),
-        ("image_id", pa.string()),  # of an unknown slice
+        ("image_id", pa.string()),  # of a real slice
         ("nearest", pa.list_(pa.string())),  # image ids of the nearest generated slices of its set
     ]
 )
@@ -268,7 +268,7 @@ class Search:
         return {row: np.array(labels) for row, labels in enumerate(clusters) if labels is not None}
 
     def nearest(self, name: str, pair: Pair) -> dict[str, list[str]]:
-        """Returns the nearest generated slices of each unknown slice of a set in an embedding.
+        """Returns the nearest generated slices of each real slice of a set in an embedding.
 
         Raises DataError where an earlier version left none.
         """
@@ -341,9 +341,9 @@ def read_nearest(folder: str, digest: str | None = None) -> pa.Table | None:
 def nearest_rows(
     ids: Mapping[str, SetIds], pair: Pair, nearest: Mapping[str, Sequence[Sequence[int]]]
 ) -> list[dict[str, object]]:
-    """Rows of NEAREST_SCHEMA. nearest: by set, for each unknown slice the rows of its nearest generated slices."""
+    """Rows of NEAREST_SCHEMA. nearest: by set, for each real slice the rows of its nearest generated slices."""
     return [
         dict(zip(NEAREST_SCHEMA.names, (name, *pair, image_id, [ids[name].generated[r] for r in rows]), strict=True))
         for name, of_set in nearest.items()
-        for image_id, rows in zip(ids[name].unknown, of_set, strict=True)
+        for image_id, rows in zip(ids[name].real, of_set, strict=True)
     ]

@@ -11,28 +11,33 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from typing import IO
 
 from gansfp import store
 from gansfp.errors import DataError
+from gansfp.runtime.progress_file import ProgressFile
 
 NAME = ".lock"
 # The folders of WORK in which killed runs may leave unfinished files.
 WRITTEN = ("embeddings", "enlarged", "models", "search", "results", "log")
+ASKING = 0.05  # seconds in which `is_held` has long given the lock back
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def held(work: str, command: str) -> Iterator[None]:
-    """Holds the lock on WORK as long as the context lasts. Makes the folder.
+    """Holds the lock on WORK, and keeps WORK/log/progress.json, as long as the context lasts. Makes the folder.
 
     Raises DataError where another process holds it, here or on another machine that shares the folder.
     """
     if store.is_remote(work):
-        yield
+        with ProgressFile(work, command):
+            yield
         return
     folder = store.absolute(work)
     place = os.path.join(folder, NAME)
@@ -43,7 +48,7 @@ def held(work: str, command: str) -> Iterator[None]:
         raise DataError(f"{work}: the work folder cannot be made or written ({store.one_line(error)})") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             raise DataError(
@@ -60,4 +65,31 @@ def held(work: str, command: str) -> Iterator[None]:
         store.clear_unfinished(folder)
         for name in WRITTEN:
             store.clear_unfinished(os.path.join(folder, name), recursive=True)
-        yield
+        with ProgressFile(folder, command):
+            yield
+
+
+def is_held(work: str) -> bool | None:
+    """Returns whether a process holds the lock on WORK, here or on another machine that shares the folder. Changes
+    nothing. Returns None where that cannot be told: object stores have no lock, nor have some file systems."""
+    if store.is_remote(work):
+        return None
+    try:
+        with open(os.path.join(store.absolute(work), NAME), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
+
+
+def _lock(file: IO[str]) -> None:
+    """Raises BlockingIOError where another process holds the lock, for longer than `is_held` does to ask."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(ASKING)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Progress display: one live line on a terminal; in a log, a line every five seconds."""
+"""Progress display: one live line on a terminal; in a log, a line every five seconds; and WORK/log/progress.json."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 import threading
 import time
 from types import TracebackType
+
+from gansfp.runtime import progress_file
+from gansfp.runtime.progress_file import StageState
 
 LOG_EVERY = 5.0  # seconds between two lines of a log
 LIVE_EVERY = 0.2  # seconds between two states of the live line
@@ -26,9 +29,11 @@ class Progress:
         self._first: tuple[float, int] | None = (
             None  # time and count of the first result: start-up is not part of the rate
         )
+        self._started = progress_file.now()
         self._over = threading.Event()
 
     def __enter__(self) -> Progress:
+        progress_file.follow(self._state)
         if self._live and self.total:
             self._draw(f"{self.stage}: 0/{self.total:,} {self.unit}, starting")
         elif self.total:
@@ -80,12 +85,35 @@ class Progress:
             return (self.done - self._first[1]) / max(self.running, 1e-9)
         return self.done / max(self.seconds, 1e-9)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until all is done; None before a second result, without which the rate is not known."""
+        if not self._first or self.done == self._first[1]:
+            return None
+        return (self.total - self.done) / self.rate
+
     def _line(self) -> str:
         count = f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"
-        if not self._first or self.done == self._first[1]:  # the rate is not known before a second result
+        if self.seconds_left is None:
             return count + self._failures + self._noted
-        seconds_left = (self.total - self.done) / self.rate
-        return f"{count}, {_per_second(self.rate)}, {_clock(seconds_left)} left{self._failures}{self._noted}"
+        return f"{count}, {_per_second(self.rate)}, {_clock(self.seconds_left)} left{self._failures}{self._noted}"
+
+    def _state(self, finished: bool = False, error: str = "") -> StageState:
+        seconds_left = 0.0 if finished else self.seconds_left
+        return StageState(
+            stage=self.stage,
+            done=self.done,
+            total=self.total,
+            unit=self.unit,
+            failed=self.failed,
+            reasons=self.reasons,
+            rate=round(self.rate, 2),
+            seconds=round(self.seconds, 1),
+            seconds_left=None if seconds_left is None else round(seconds_left, 1),
+            started=self._started,
+            finished=finished,
+            error=error,
+        )
 
     @property
     def _failures(self) -> str:
@@ -104,6 +132,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        ended = self._state(finished=error is None, error=progress_file.describe(error))
+        progress_file.follow(lambda: ended)
         if self._live:
             self._draw("")
             print("\r", end="", file=sys.stderr, flush=True)

@@ -24,7 +24,8 @@ class PValues:
 
     p_value: of the chosen configuration; valid if it was chosen without these labels. p_value_selected: compares the
     best of all with the best of all under permuted labels, so it accounts for the search. observed: the statistic of
-    the chosen configuration; best, best_index: of the best. smallest: neither p-value can fall below it; it is large
+    the chosen configuration; best, best_index: of the best. by_chance: percentiles 0 to 100 of the best under permuted
+    labels, which is what the search finds by luck. smallest: neither p-value can fall below it; it is large
     where there are few groups or few permutations.
     """
 
@@ -33,14 +34,11 @@ class PValues:
     observed: float
     best: float
     best_index: int
+    by_chance: tuple[float, ...]
     tried: int
     n_groups: int
     permutations: int
     smallest: float
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Returns the fields; an undefined number is None, because JSON has no NaN."""
-        return {name: None if np.isnan(value) else value for name, value in asdict(self).items()}
 
     @property
     def warning(self) -> str:
@@ -131,6 +129,7 @@ def _permute(
         observed=float(of_chosen[0]),
         best=float(best[0]),
         best_index=best_index,
+        by_chance=tuple(np.percentile(best[1:], np.arange(101)).tolist()),
         tried=len(rows),
         n_groups=int(codes.max()) + 1,
         permutations=permutations,

@@ -56,7 +56,7 @@ def _file_format(picture: np.ndarray, strength: float, rng: np.random.Generator)
 
 
 BIASES: dict[str, Bias] = {
-    "noise": Bias((NOISE,), _noise, usual=4, spread=1.5),
+    "noise": Bias((NOISE,), _noise, usual=5, spread=2.0, apart=2.0),
     "brightness": Bias((BRIGHTNESS,), _brightness, usual=0, spread=12),
     "position": Bias((POSITION,), _position, usual=0, spread=8),
     "file format": Bias((FILES, NOISE), _file_format, usual=15, spread=12),

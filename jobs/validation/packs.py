@@ -149,7 +149,7 @@ def audit_pack(archive: EmbeddedArchive, pack: Pack) -> Outcome:
 def _copies(pictures: np.ndarray, patients: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Blended copies of used slices, as decision/power.py plants them: (count, 256, 256) uint8."""
     neighbours, chosen = most_alike(pictures, patients), rng.integers(len(pictures), size=count)
-    partners = [rng.choice(neighbours[row][patients[neighbours[row]] != patients[row]]) for row in chosen]
+    partners = [rng.choice(neighbours[row]) for row in chosen]
     return np.stack(
         [
             blended_copy(pictures[row], pictures[partner], COPY_BLEND, DISPLACEMENT, rng)
@@ -245,7 +245,7 @@ def _audited(
         scores[:, unknown],
         config,
     )
-    pictures = {pair: own_numbers([of_set], vectors[pair])["pack"].astype(np.float64) for pair in PAIRS}
+    pictures = {pair: own_numbers(vectors[pair][GENERATED:]).astype(np.float64) for pair in PAIRS}
     facts = Facts(MEASURES, vectors[MEASURED][GENERATED:].astype(np.float64), pictures)
     left = Left(facts, _planted(vectors, real, of_set, pack.seed) if pack.power else None)
     concluded = conclude(decided_set, judged_by_truth(decided_set, truth), evidence, left, config)
@@ -258,9 +258,8 @@ def _planted(vectors: Mapping[Pair, np.ndarray], real: np.ndarray, of_set: SetSl
     copies = make_copies(rows, of_set.groups[rows], lambda row: real[row], PAIRS, Plant(COPY_BLEND, seed))
     if copies is None:
         return None
-    spaces = [
-        space for pair in PAIRS for space in measure(of_set.with_axes(vectors[pair]), copies, pair, SWEEP.whitened)
-    ]
+    embedded = {pair: of_set.with_axes(of_pair[:GENERATED], of_pair[GENERATED:]) for pair, of_pair in vectors.items()}
+    spaces = [space for pair in PAIRS for space in measure(embedded[pair], copies, pair, SWEEP.whitened)]
     return Planted(copies.rows, copies.partners, spaces, COPY_BLEND)
 
 

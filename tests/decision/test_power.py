@@ -95,6 +95,9 @@ def test_near_copies_are_found_and_far_ones_are_not(near):
     assert (far.smallest, far.of_matters < 0.1) == (None, True)
     assert "not even a generator whose slices are all copies" in str(far)
     json.dumps([near.as_dict(), far.as_dict()], allow_nan=False)
+    sizes, shares = np.array(near.curve).T
+    assert np.interp(np.log(near.smallest), np.log(sizes), shares) == pytest.approx(0.8, abs=0.02)
+    assert (np.diff(sizes) > 0).all()
 
 
 def test_the_size_that_is_printed_is_found_as_often_as_it_says(near):

@@ -1,5 +1,6 @@
 """One run at a time on a WORK, by processes of their own."""
 
+import fcntl
 import os
 import re
 import subprocess
@@ -8,7 +9,8 @@ import sys
 import pytest
 
 from gansfp.errors import DataError
-from gansfp.runtime.lock import held
+from gansfp.runtime import lock
+from gansfp.runtime.lock import held, is_held
 
 HOLD = """
 import sys
@@ -46,7 +48,7 @@ def test_the_lock_is_gone_with_its_process(tmp_path, holder):
 
 
 def test_other_folders_and_stores_are_free(tmp_path, holder):
-    with held(str(tmp_path / "other"), "jobs.embed"), held("s3://bucket/work", "jobs.embed"):
+    with held(str(tmp_path / "other"), "jobs.embed"), held("mock://bucket/work", "jobs.embed"):
         pass
 
 
@@ -64,3 +66,28 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="the work folder cannot be made"), held(str(tmp_path / "file" / "w"), "x"):
         pass
+
+
+def test_whether_it_is_held_can_be_asked(tmp_path, holder):
+    work = str(tmp_path / "w")
+    assert is_held(work) is True
+    holder.kill()
+    holder.wait()
+    assert is_held(work) is False
+    with held(work, "jobs.embed"):  # this process holds it
+        assert is_held(work) is True
+    assert is_held(str(tmp_path / "new")) is False
+    assert not (tmp_path / "new").exists()
+    assert is_held("mock://bucket/work") is None
+    (tmp_path / "file").write_text("")
+    assert is_held(str(tmp_path / "file")) is None
+
+
+def test_a_run_that_begins_while_another_asks_is_not_refused(tmp_path, monkeypatch):
+    with held(str(tmp_path), "jobs.embed"):
+        pass
+    asking = open(tmp_path / ".lock", "rb")  # noqa: SIM115  # closed below, and with it the lock
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: asking.close())
+    with held(str(tmp_path), "jobs.embed"):
+        assert asking.closed

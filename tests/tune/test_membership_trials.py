@@ -19,7 +19,7 @@ from gansfp.scoring.embedded_set import EmbeddedSet
 from gansfp.scoring.membership import Sweep, scores
 from gansfp.scoring.projections import pca
 from tune import membership
-from tune.left_for_final import nearest_generated
+from tune.left_for_final import left_by
 from tune.membership import MembershipSlices, find_sets
 from tune.problem import Sweeps, TrialOptions
 from tune.rows import SCHEMA, trial_table
@@ -203,9 +203,8 @@ def test_a_trial_that_failed_is_one_row():
 
 def test_the_nearest_generated_slices_by_plain_distances():
     vectors, slices = example()
-    nearest = nearest_generated(slices.sets, vectors)
+    nearest = left_by(("lbp", "full"), vectors, slices.sets, {}, ("lbp", "outer")).nearest
     for of_set in slices.sets:
-        unknown = of_set.real[of_set.labels == UNKNOWN]
-        for image, rows in zip(unknown, nearest[of_set.name], strict=True):
+        for image, rows in zip(of_set.real, nearest[of_set.name], strict=True):
             distances = np.linalg.norm(vectors[of_set.generated] - vectors[image], axis=1)
             assert rows == np.argsort(distances, kind="stable")[:3].tolist()

@@ -27,8 +27,14 @@ def vectors():
 LABELS = np.array([USED] * 20 + [NOT_USED] * 20 + [UNKNOWN] * 20)
 
 
+def shortcuts(vectors, groups=None):
+    """Of a set of 60 real slices and 40 generated ones."""
+    groups = np.arange(60).astype(str) if groups is None else groups
+    return shortcuts_of(of_set(LABELS, groups), vectors[60:], vectors[:60])
+
+
 def test_nothing_is_notable_where_nothing_is_wrong(vectors):
-    found = shortcuts_of(of_set(LABELS, np.arange(60).astype(str)), vectors)
+    found = shortcuts(vectors)
     assert [s.notable for s in found] == [False] * 4
     assert found[0].figure == pytest.approx(found[0].usual, rel=0.1)
     assert [s.figure for s in found[1:]] == [0, 0, 0]
@@ -36,7 +42,7 @@ def test_nothing_is_notable_where_nothing_is_wrong(vectors):
 
 def test_a_generator_that_repeats_itself_is_notable(vectors):
     vectors[60:] = vectors[60:64].repeat(10, axis=0) + 0.01 * vectors[60:]
-    kinds, repeated, *_ = shortcuts_of(of_set(LABELS, np.arange(60).astype(str)), vectors)
+    kinds, repeated, *_ = shortcuts(vectors)
     assert kinds.notable
     assert kinds.figure < 5 < kinds.usual
     assert (repeated.notable, repeated.figure, repeated.usual) == (True, 1.0, 0.0)
@@ -46,13 +52,13 @@ def test_slices_and_patients_of_both_labels_are_counted(vectors):
     vectors[20:23] = vectors[:3] + 0.01
     groups = np.arange(60).astype(str)
     groups[[10, 30]] = "both"
-    *_, same, mixed = shortcuts_of(of_set(LABELS, groups), vectors)
+    *_, same, mixed = shortcuts(vectors, groups)
     assert (same.figure, same.notable) == (3, True)
     assert (mixed.figure, mixed.notable) == (1, True)
 
 
 def test_a_single_patient_has_no_shortcuts(vectors):
-    assert shortcuts_of(of_set(LABELS, np.array(["one"] * 60)), vectors) == []
+    assert shortcuts(vectors, np.array(["one"] * 60)) == []
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+"""Where the attribution's slices lie in two dimensions, for a picture of the clusters: WORK/search/attribution/.
+
+The search writes places.parquet from the embedding of the best configuration. Nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gansfp import store
+from gansfp.decision.search_result import DIGEST
+
+FILE = "places.parquet"
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("x", pa.float32()),  # see scoring/neighbourhoods.py
+        ("y", pa.float32()),
+        ("generator", pa.string()),  # of a known generator's slice; "" for a test slice
+    ]
+)
+
+
+def write_places(folder: str, ids: list[str], places: np.ndarray, generators: list[str], digest: str) -> None:
+    """Writes places.parquet. ids, generators: (n,), as in SCHEMA; places: (n, 2) float32; digest: of what they were
+    computed from."""
+    table = pa.table([ids, places[:, 0], places[:, 1], generators], schema=SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({DIGEST: digest.encode()}), sink)
+    store.write_bytes_atomically(store.join(folder, FILE), sink.getvalue())
+
+
+def read_places(folder: str) -> pa.Table | None:
+    """The table of SCHEMA; None where an earlier version's search left none. Raises OSError and ValueError where it
+    cannot be read."""
+    place = store.join(folder, FILE)
+    return store.read_parquet(place) if store.exists(place) else None

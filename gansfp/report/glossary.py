@@ -1,0 +1,57 @@
+"""The words of the report that a reader may not know. A part of its texts: see texts.py."""
+
+GLOSSARY = (
+    ("Slice", "One picture of a CT scan: a cut through the chest."),
+    (
+        "Synthetic slice",
+        "A slice that a computer program, the generator, has made. It shows no real patient, or should.",
+    ),
+    ("Generator", "A program that has learned from real slices to make synthetic ones."),
+    (
+        "Used, not used, unknown",
+        "Whether a real slice is known to have trained the generator, known not to, or asked about. Papers "
+        "say member and non-member.",
+    ),
+    ("Set", "One generator with its synthetic slices and the real slices that are compared with them."),
+    ("Leak", "The synthetic slices show more of the used patients than of others."),
+    ("Attack", "The method by which this audit tries to tell used from not-used slices. It has only the files."),
+    ("Control", "The same method where nothing can leak. It shows how far chance or other differences go."),
+    ("Score", "A number for each slice: the higher, the more the slice looks as if it had been used."),
+    ("AUC", "How often a used slice scores above a not-used one. 0.5 is chance, 1 is perfect."),
+    (
+        "95 % interval",
+        "The range in which a figure would lie with other patients of the same kind, in 95 of 100 cases.",
+    ),
+    ("p-value", "The probability of a result as strong as this if nothing leaked. Small values speak for a leak."),
+    ("False discovery rate", "The share of wrong names in a list of names, on average."),
+    (
+        "F1",
+        "The measure of the ImageCLEF challenge. Calling every slice used gives 0.667 where half were used, "
+        "so that figures below it say nothing.",
+    ),
+    ("Kappa", "The share of right decisions beyond chance: 0 is chance, 1 is perfect."),
+    (
+        "Precision, recall, specificity",
+        "Of the slices called used, the share that was; of the used slices, the share that was found; of the "
+        "not-used slices, the share that was left alone.",
+    ),
+    (
+        "True positive rate at a false positive rate of 1 %",
+        "The share of used slices that is found when 1 % of the not-used ones are accused.",
+    ),
+    ("Probability", "How sure the audit is that a slice was used, set by the slices whose answer is known."),
+    (
+        "Configuration",
+        "One way to compute scores: features, part of the slice, method, parameters. The search tries many.",
+    ),
+    ("Backbone", "What turns a slice into numbers (features): a neural network, or a formula without training."),
+    ("View", "The part of the slice that is looked at: full, only the lungs, or all but the lungs (outer)."),
+    ("Cluster", "A group of slices that are alike. One cluster should be one generator."),
+    ("ARI", "Adjusted Rand index: how well clusters agree with generators. 0 is chance, 1 is perfect."),
+    ("NMI, V-measure, purity", "Other measures of the same. They are above 0 by chance."),
+    (
+        "Silhouette",
+        "How much nearer a slice lies to its own cluster than to the next one: 1 is best, 0 is between two.",
+    ),
+    ("Shortcut", "Something that makes a task look easier or harder than it is, such as the size of the files."),
+)
