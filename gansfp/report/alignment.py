@@ -20,7 +20,7 @@ Points = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-SIDES = (32, 64, 128)  # of the pictures that the affine map is fitted to, coarse to fine; more tells no more
+COARSEST, SIZES = 32, 3  # the affine map is fitted to pictures of 32, 64 and 128 pixels; full size tells no more
 STEPS = 12  # of Gauss-Newton at each size, at most
 PRECISION = 0.02  # pixels: a step that moves no corner by more is the last one
 SCALES = (0.7, 1.4)  # least and largest stretch of an affine map that is accepted
@@ -28,7 +28,7 @@ FARTHEST = 0.25  # shift of the middle that is accepted, as a share of the side
 GAINS = (0.5, 2.0)  # of the brightness; other slopes would make unrelated slices flat to look alike
 MARGIN = 6  # pixels around the body that the affine map is fitted to as well, so that the skin counts
 RADIUS, WARPS = 7, 3  # of the elastic step: of its window, at half size, and its repetitions at each size
-STIFFNESS = 6.0  # pixels over which displacements are smoothed
+STIFFNESS = 9.0  # pixels over which displacements are smoothed
 LARGEST_SHIFT = 8.0  # pixels, of the elastic step
 BLUR = 1.0  # pixels: noise is neither aligned nor compared
 WINDOW = 15  # pixels, the side of the windows that are compared; a vessel and its surroundings
@@ -136,17 +136,17 @@ def fit_affine(real: Picture, synthetic: Picture, inside: Mask) -> Floats:
 
     real, synthetic: (n, n) in grey levels; inside: (n, n) bool, where differences count. n is a power of 2, 32 or more.
     """
-    sizes = [tuple(ndimage.gaussian_filter(picture, BLUR) for picture in (real, synthetic))]
-    insides = [inside.astype(np.float32)]
-    while len(insides[-1]) > SIDES[0]:
-        sizes.append(tuple(_halved(picture) for picture in sizes[-1]))
-        insides.append(_halved(insides[-1]))
-    levels = [(*two, share > 0.5) for two, share in zip(sizes[::-1], insides[::-1], strict=True) if len(share) in SIDES]
-    starts = (_IDENTITY, _shifted(*levels[0][:2]))
-    parameters = min((descend(*levels[0], start) for start in starts), key=lambda end: end[1])[0]
-    for level in levels[1:]:
-        parameters, _ = descend(*level, parameters)
-    return _in_pixels(parameters, len(real))
+    levels: list[tuple[Picture, Picture, Picture]] = [
+        (ndimage.gaussian_filter(real, BLUR), ndimage.gaussian_filter(synthetic, BLUR), inside.astype(np.float32))
+    ]
+    while len(levels[0][0]) > COARSEST:
+        fine = levels[0]
+        levels.insert(0, (_halved(fine[0]), _halved(fine[1]), _halved(fine[2])))
+    starts = [_IDENTITY, _shifted(*levels[0][:2])]
+    for a, b, share in levels[:SIZES]:
+        ends = [descend(a, b, share > 0.5, start) for start in starts]
+        starts = [min(ends, key=lambda end: end[1])[0]]
+    return _in_pixels(starts[0], len(real))
 
 
 def descend(real: Picture, synthetic: Picture, inside: Mask, start: Floats) -> tuple[Floats, float]:
@@ -156,10 +156,10 @@ def descend(real: Picture, synthetic: Picture, inside: Mask, start: Floats) -> t
     so that it is the same at all sizes. Returns the last (8,) before a step that did not help, and its sum of squares.
     """
     half = len(real) / 2
-    rows, columns = (np.nonzero(inside) - np.float64(half - 0.5)) / half
+    rows, columns = (np.argwhere(inside).T - (half - 0.5)) / half
     ones, wanted = np.ones_like(rows), real[inside].astype(np.float64)
     places = np.stack([rows, columns, ones])
-    slopes = np.gradient(synthetic)
+    slopes: list[Picture] = list(np.gradient(synthetic))
 
     def at(parameters: Floats) -> tuple[Points, Floats, Floats]:
         points = parameters[:6].reshape(2, 3) @ places * half + (half - 0.5)
@@ -228,7 +228,7 @@ def _elastic(real: Picture, moved: Picture) -> Points:
 
 def _without_table(picture: Picture, body: Mask) -> Picture:
     """Returns the picture with all that is outside the body as dark as its lungs: tables and fields of view differ."""
-    return np.where(ndimage.binary_dilation(body, iterations=2), picture, np.percentile(picture[body], 5))
+    return np.where(ndimage.binary_dilation(body, iterations=2), picture, np.float32(np.percentile(picture[body], 5)))
 
 
 def _matched(picture: Picture, target: Picture, body: Mask) -> Picture:

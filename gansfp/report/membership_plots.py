@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from scipy.special import logit
 
 from gansfp import labels
 from gansfp.report.curves import Curve, calibration_bins
@@ -288,4 +289,6 @@ def _crossing(shares: np.ndarray, found: np.ndarray) -> float | None:
     at = int(enough.argmax())
     if at == 0:
         return float(shares[0])
-    return float(np.exp(np.interp(WANTED, found[at - 1 : at + 1], np.log(shares[at - 1 : at + 1]))))
+    # The curve is logistic over the logarithm of the share, so that it is straight in these coordinates.
+    rising = logit(found[at - 1 : at + 1].clip(1e-6, 1 - 1e-6))
+    return float(np.exp(np.interp(logit(WANTED), rising, np.log(shares[at - 1 : at + 1]))))

@@ -86,7 +86,16 @@ def _section(
     }
     shown = with_pictures(choose(decided, judged, everything), pictures)
     more = max(0, len(patients) - LISTED)
-    return SetSection(name, slug, report, evidence, by_truth, drawn, patients[:LISTED], more, shown)
+    listed = _without_folders(patients)[:LISTED]
+    return SetSection(name, slug, report, evidence, by_truth, drawn, listed, more, shown)
+
+
+def _without_folders(patients: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The same lines, with names without their folders if these stay different."""
+    names = [line["patient"].rpartition("/")[2] for line in patients]
+    if len(set(names)) < len(names) or not all(names):
+        return list(patients)
+    return [{**line, "patient": name} for line, name in zip(patients, names, strict=True)]
 
 
 def _glance(report: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[plots.Row]:

@@ -28,7 +28,7 @@ from gansfp.report.pictures import Pictures
 from gansfp.report.plot_style import STYLE
 from gansfp.report.record_section import THRESHOLD, record_section
 from gansfp.report.search_section import search_sections
-from gansfp.report.texts import MEANINGS, TEXTS
+from gansfp.report.texts import FIGURE_NAMES, MEANINGS, TEXTS
 
 NAME = "report.html"
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def render(audited: AuditedWork, config: ReportConfig) -> str:
             meanings=MEANINGS,
             t=SimpleNamespace(**TEXTS),
             glossary=GLOSSARY,
+            figure_names=FIGURE_NAMES,
             threshold=THRESHOLD,
             alpha=audited.run.get("alpha", FinalConfig.alpha),
             power_sentence=power_sentence,
@@ -107,6 +108,7 @@ def _environment() -> Environment:
         "p": p_value,
         "svg": Markup,
         "interval": interval,
+        "short": short,
         "count": "{:,}".format,
     }
     return environment
@@ -134,6 +136,11 @@ def interval(figure: Mapping[str, float | None]) -> str:
     if figure.get("low") is None:
         return "–"
     return f"{number(figure['low'])} to {number(figure['high'])}"
+
+
+def short(image_id: str) -> str:
+    """An id without its folders: two slices of one name are in different places of the page."""
+    return image_id.rpartition("/")[2] or image_id
 
 
 def power_sentence(power: Mapping[str, Any]) -> str:

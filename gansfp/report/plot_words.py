@@ -33,7 +33,7 @@ def exact_percent(value: float) -> str:
 
 def one_in(share: float) -> str:
     """A share as one in so many: `1 in 40`."""
-    return "all" if share > 0.999 else f"1 in {1 / share:,.0f}" if share < 0.1 else f"1 in {1 / share:.3g}"
+    return "all" if share > 0.999 else f"1 in {1 / share:,.0f}" if share < 0.4 else f"1 in {1 / share:.2g}"
 
 
 def scientific(value: float) -> str:

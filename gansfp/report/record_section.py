@@ -132,7 +132,7 @@ def _inference(name: str, evidence: Mapping[str, Any]) -> Risk:
     """The used slices that are found at few false alarms. Bound: beyond them, (attack - control) / (1 - control), as
     Giomi et al. (2023) define the risk."""
     figure, control = evidence[f"tpr_at_fpr_{FALSE_ALARMS:g}"], FALSE_ALARMS
-    what = f"a slice is recognised as used, at {FALSE_ALARMS:.0%} false alarms"
+    what = f"a slice is recognised as used, at {100 * FALSE_ALARMS:g} % false alarms"
     if figure["value"] is None:
         return Risk(name, "inference", what, why="it takes used and not-used slices")
     high = figure["high"] if figure["high"] is not None else 1.0

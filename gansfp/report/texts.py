@@ -92,6 +92,22 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
 }
 
+FIGURE_NAMES: Mapping[str, str] = {
+    "auc": "AUC",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+    "kappa": "kappa",
+    "tpr_at_fpr_0.01": "true positive rate at 1 % false positives",
+    "tpr_at_fpr_0.1": "true positive rate at 10 % false positives",
+    "ari": "ARI",
+    "nmi": "NMI",
+    "v_measure": "V-measure",
+    "purity": "purity",
+}
+
 TEXTS: Mapping[str, str] = {
     "title": "Audit of synthetic chest-CT slices",
     "lead": (
@@ -183,6 +199,7 @@ TEXTS: Mapping[str, str] = {
         "How much of the best result is luck: the best of everything that was tried, again and again with labels "
         "exchanged at random, beside the best that was observed."
     ),
+    "new_generator": "a generator that is not known",
     "clusters_caption": (
         "Each point is a slice. Neighbours are alike; how far heaps lie apart, and how large they are, means nothing "
         "(t-SNE)."
