@@ -2,21 +2,21 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 import torch
-from threadpoolctl import threadpool_limits
+from runs import trials_in_this_process
 
-from gansfp.decision.search_result import Trial
-from gansfp.embedding.shards import Pair
+from gansfp.collection.catalog import update_catalog
+from gansfp.decision.decide import FinalConfig
 from gansfp.runtime.cluster import start_ray
-from gansfp.runtime.progress import Progress
 from gansfp.simulation.challenge import SimulationConfig, simulate
+from jobs import final
 from tune import search
-from tune.problem import Problem, Vectors
 
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests at the same time
 if ONE_OF_SEVERAL:
@@ -25,9 +25,11 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides GPUs, so that all machines test the same, unless the tests of GPUs are asked for."""
+    """Hides GPUs, so that all machines test the same, unless the tests of GPUs are asked for; keeps Ray's workers."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Ray ends idle workers beyond one a core, and the next step imports PyTorch anew, which is most of a test's time.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(6, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
@@ -77,26 +79,30 @@ def searched(challenge: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def decided(challenge: Path, searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that WORK after the final step; tests that change it make a copy of their own."""
+
+    def make(work: Path) -> None:
+        shutil.copytree(searched, work)
+        catalog = update_catalog(str(challenge), str(work))
+        final.decide(str(challenge), str(work), FinalConfig(permutations=200), catalog)
+
+    return made_once(tmp_path_factory, "decided", make)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray for all tests of a file that run commands in this process: each start of one takes seconds."""
+    started = not ray.is_initialized()
+    start_ray()
+    yield
+    if started:
+        ray.shutdown()
+
+
 @pytest.fixture
-def serial_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def serial_trials() -> Iterator[None]:
     """Runs a search's trials in this process, one after the other, where Ray Tune is not what is tested."""
-
-    def run_trials(
-        problem: Problem, todo: Sequence[Trial], total: int, pairs: Sequence[Pair], progress: Progress
-    ) -> list[Trial]:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        with threadpool_limits(1):  # as in a worker: sums over several threads differ in their last bits
-            for trial in todo:
-                for _ in problem.run([trial], "cpu"):
-                    progress.add(1)
-        torch.set_num_threads(threads)
-        return list(todo)
-
-    def for_each_pair(
-        problem: Problem, pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], object]
-    ) -> list[object]:
-        return [compute(pair, problem.vectors_of(pair)) for pair in pairs]
-
-    monkeypatch.setattr(search, "run_trials", run_trials)
-    monkeypatch.setattr(search, "for_each_pair", for_each_pair)
+    with trials_in_this_process():
+        yield

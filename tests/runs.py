@@ -3,17 +3,27 @@
 import subprocess
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
+import torch
 from PIL import Image
 from processes import descendants, end, end_all_from
+from threadpoolctl import threadpool_limits
 
 from gansfp.collection.catalog import Catalog, read_catalog
+from gansfp.decision.search_result import Trial
 from gansfp.embedding import shards
+from gansfp.embedding.shards import Pair
+from gansfp.runtime.command import run as run_command
+from gansfp.runtime.progress import Progress
 from gansfp.simulation.phantom import draw_patient, draw_slice
+from tune import search
+from tune.problem import Problem, Vectors
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +57,40 @@ def rows_on_disk(work: Path, pair: tuple[str, str]) -> list[str]:
     return [
         i for path in place.glob("*.parquet") for i in pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
     ]
+
+
+def status_of(main: Callable[[Sequence[str] | None], None], arguments: list[str]) -> int:
+    """Runs a command in this process, where it uses the Ray that is up, as a shell runs it. Returns its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(main, arguments)
+    return int(ended.value.code)
+
+
+@contextmanager
+def trials_in_this_process() -> Iterator[None]:
+    """Runs a search's trials in this process, one after the other."""
+
+    def run_trials(
+        problem: Problem, todo: Sequence[Trial], total: int, pairs: Sequence[Pair], progress: Progress
+    ) -> list[Trial]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with threadpool_limits(1):  # as in a worker: sums over several threads differ in their last bits
+            for trial in todo:
+                for _ in problem.run([trial], "cpu"):
+                    progress.add(1)
+        torch.set_num_threads(threads)
+        return list(todo)
+
+    def for_each_pair(
+        problem: Problem, pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], object]
+    ) -> list[object]:
+        return [compute(pair, problem.vectors_of(pair)) for pair in pairs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "run_trials", run_trials)
+        patch.setattr(search, "for_each_pair", for_each_pair)
+        yield
 
 
 class Running:

@@ -198,7 +198,10 @@ def _thumbnails(search: Search, of_test: Mapping[str, int], pictures: Pictures) 
         if len(chosen) < ON_MAP and (np.abs(taken - place).max(axis=1) >= THUMBNAIL).all():
             chosen.append((ids[row], place))
             taken = np.concatenate([taken, place[None]])
-    for (_, place), pixels in zip(chosen, pictures.many([i for i, _ in chosen]), strict=True):
+    loaded = pictures.many([i for i, _ in chosen])
+    if all(pixels is None for pixels in loaded):
+        return ""
+    for (_, place), pixels in zip(chosen, loaded, strict=True):
         if pixels is not None:
             # The second component rises upwards, as in the plot.
             x, y = round(place[0]), MAP[1] - THUMBNAIL - round(place[1])

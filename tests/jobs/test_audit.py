@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from runs import status_of
 
 from gansfp.collection.catalog import read_catalog
 from gansfp.decision.decide import FinalConfig
@@ -56,13 +57,16 @@ def bad_images(challenge, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_bad_images_are_named_and_everybody_else_has_predictions(bad_images, tmp_path):
+@pytest.mark.usefixtures("ray_here", "serial_trials")  # test_full_size.py audits in a process of its own, with Ray Tune
+def test_bad_images_are_named_and_everybody_else_has_predictions(bad_images, tmp_path, capfd, caplog):
     data, bad = bad_images
-    options = ["--backbones", "highpass-w15-32,residual", "--views", "full", "--permutations", "200"]
-    done = run("--data", str(data), "--work", str(tmp_path / "work"), *options)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "membership, set warp: did these slices train the generator?" in done.stdout
+    options = ["--backbones", "highpass-w15-32", "--views", "full", "--permutations", "60", "--max-actors", "1"]
+    status = status_of(audit.main, ["--data", str(data), "--work", str(tmp_path / "work"), *options])
+    done = capfd.readouterr()
+    said = done.err + caplog.text
+    assert status == 0, said
+    assert "Traceback" not in said
+    assert "membership, set warp: did these slices train the generator?" in done.out
     metrics = json.loads((tmp_path / "work/results/metrics.json").read_text())
     reasons = {row["image_id"].rsplit("/")[-1]: row["reason"] for row in metrics["run"]["bad_images"]}
     assert set(reasons) == {path.stem for path in bad.values()}
@@ -72,7 +76,7 @@ def test_bad_images_are_named_and_everybody_else_has_predictions(bad_images, tmp
     assert set(told) == {path.stem for path in (data / "membership/warp/test/unknown").iterdir()}
     assert told[bad["truncated"].stem] == told[bad["empty"].stem] == "0"
     for kind in ("truncated", "empty"):
-        assert f"{bad[kind].stem}, set warp: cannot be read" in done.stderr
+        assert f"{bad[kind].stem}, set warp: cannot be read" in said
     catalog = pq.read_table(tmp_path / "work/catalog.parquet").to_pydict()
     assert catalog["status"].count("unreadable") >= 3
 

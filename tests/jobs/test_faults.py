@@ -11,15 +11,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from processes import alive, command
-from runs import ROOT, Running, rows_on_disk
+from runs import ROOT, Running, rows_on_disk, status_of, trials_in_this_process
 
 from gansfp import store
 from gansfp.collection.catalog import read_catalog
@@ -27,12 +25,13 @@ from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
 from jobs import audit as audit_job
 from jobs import embed as embed_job
+from tune import search as search_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_here")]
 
 BACKBONES = ("test_resnet@random", "highpass-w15-32")
 PAIRS = [(backbone, "full") for backbone in BACKBONES]
-OPTIONS = ["--backbones", ",".join(BACKBONES), "--views", "full", "--precision", "float32"]
+OPTIONS = ["--backbones", ",".join(BACKBONES), "--views", "full", "--precision", "float32", "--max-actors", "1"]
 TRIALS = 8  # of each search on those two embeddings
 
 # A cluster of two nodes: a head that only leads, and one that works. A line of input brings another, a second one takes
@@ -58,16 +57,15 @@ finally:
 
 
 def audit_options(data: Path, work: Path) -> list[str]:
-    return ["--data", str(data), "--work", str(work), *OPTIONS, "--permutations", "200"]
+    return ["--data", str(data), "--work", str(work), *OPTIONS, "--permutations", "60"]
 
 
-def audit(data: Path, work: Path) -> list[str]:
-    return [sys.executable, "-m", "jobs.audit", *audit_options(data, work)]
+def search_options(data: Path, work: Path) -> list[str]:
+    return ["--task", "membership", "--data", str(data), "--work", str(work), *OPTIONS]
 
 
 def search(data: Path, work: Path) -> list[str]:
-    places = ["--data", str(data), "--work", str(work)]
-    return [sys.executable, "-m", "tune.search", "--task", "membership", *places, *OPTIONS]
+    return [sys.executable, "-m", "tune.search", *search_options(data, work)]
 
 
 def embed_options(data: Path, work: Path) -> list[str]:
@@ -100,14 +98,19 @@ def struck_in_the_middle(work: Path, n: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(challenge, tmp_path_factory) -> Iterator[Path]:
-    """WORK after an audit that nothing disturbed, on the Ray of this process, which saves the start of another."""
+def undisturbed(challenge, ray_here, tmp_path_factory) -> Path:
+    """WORK after an embedding that nothing disturbed, on the Ray of this process, which saves the start of another."""
     work = tmp_path_factory.mktemp("undisturbed") / "work"
-    started = not ray.is_initialized()
-    audit_job.main(audit_options(challenge, work))
-    yield work
-    if started:
-        ray.shutdown()
+    embed_job.main(["--data", str(challenge), "--work", str(work), *OPTIONS])
+    return work
+
+
+@pytest.fixture(scope="module")
+def undisturbed_audit(challenge, undisturbed) -> Path:
+    """That WORK after the audit of it, its trials one after the other."""
+    with trials_in_this_process():
+        audit_job.main(audit_options(challenge, undisturbed))
+    return undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +173,10 @@ def assert_same_findings(work: Path, other: Path) -> None:
     assert_same(found, expected)
 
 
-@pytest.mark.long  # ten minutes on a slow machine; other faults stay in `make test`
 def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
-    challenge, undisturbed, hashes, check_embeddings, tmp_path, caplog
+    challenge, undisturbed_audit, hashes, check_embeddings, tmp_path, caplog
 ):
+    """The killed commands again, then the whole audit: only trials that were never struck run without Ray Tune."""
     work = tmp_path / "work"
     with Running(embed(challenge, work), tmp_path / "first.log") as first:
         first.wait_until(some_shards(work))
@@ -191,7 +194,8 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
                 time.sleep(0.2)
     done_before |= {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
     caplog.set_level("INFO")
-    audit_job.main(audit_options(challenge, work))
+    embed_job.main(embed_options(challenge, work))
+    search_job.main(search_options(challenge, work))
     # More may have ended since: Ray ends the processes of a lost command after a while only.
     there = re.search(rf"search membership: (\d) of {TRIALS} trials are there already", caplog.text)
     assert there is not None
@@ -199,7 +203,10 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
     assert len(list(trials.glob("*.parquet"))) == TRIALS
     check_embeddings(work)
-    assert_same_findings(work, undisturbed)
+    with trials_in_this_process():
+        audit_job.main(audit_options(challenge, work))
+    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
+    assert_same_findings(work, undisturbed_audit)
 
 
 def test_kill_9_of_an_actors_worker_process(challenge, hashes, check_embeddings, tmp_path):
@@ -276,15 +283,14 @@ def test_a_full_disk_and_a_truncated_shard(challenge, hashes, check_embeddings, 
     assert not list(work.rglob(f"*{store.TEMPORARY}*"))
 
 
-def test_a_second_run_is_refused_and_sigterm_stops_the_first(challenge, hashes, check_embeddings, tmp_path):
+def test_a_second_run_is_refused_and_sigterm_stops_the_first(challenge, hashes, check_embeddings, tmp_path, capfd):
     """The second run is told who holds WORK. SIGTERM gives one line, and leaves nothing running."""
     work = tmp_path / "work"
     with Running(embed(challenge, work), tmp_path / "log") as first:
         first.wait_until(some_shards(work))
         first.process.send_signal(signal.SIGSTOP)  # however slowly the second starts, the first is still there
-        second = run(audit(challenge, work))
-        assert second.returncode == 2
-        (line,) = second.stderr.splitlines()
+        assert status_of(audit_job.main, audit_options(challenge, work)) == 2
+        (line,) = capfd.readouterr().err.splitlines()
         holder = rf"jobs.embed \(process {first.process.pid} on {socket.gethostname()}, since .+\)"
         assert re.fullmatch(rf"error: {work}: is in use by {holder}; .+", line)
         below = first.below()

@@ -32,11 +32,8 @@ def decide(data: Path, work: Path, config: FinalConfig) -> Metrics:
 
 
 @pytest.fixture(scope="module")
-def work(challenge, searched, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("final") / "work"
-    shutil.copytree(searched, out)
-    decide(challenge, out, FinalConfig(permutations=200))
-    return out
+def work(decided) -> Path:
+    return decided
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Training from the command line, with Ray Train: its results, a kill in the middle, and wrong arguments."""
 
+import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from gansfp.embedding import shards
 from gansfp.errors import DataError, UsageError, WeightsError
 from jobs import embed, train
 
-EPOCHS = 30
+EPOCHS = 15
 TINY = ["--input-size", "32", "--batch-size", "32", "--patience", "0"]
 
 
@@ -30,8 +32,12 @@ def test_a_killed_training_resumes_and_ends_at_the_same_epoch(challenge, tmp_pat
     options = ["autoencoder", "--data", str(challenge), "--work", str(work)]
     options += ["--set", "warp", "--epochs", str(EPOCHS), *TINY]
 
+    @functools.lru_cache  # each state is read once: reading it again and again would take the training's core
+    def epoch_of(changed: int) -> int:
+        return torch.load(state, weights_only=True)["state"]["epoch"]
+
     def epoch() -> int:
-        return torch.load(state, weights_only=True)["state"]["epoch"] if state.exists() else 0
+        return epoch_of(state.stat().st_mtime_ns) if state.exists() else 0
 
     with Running([sys.executable, "-m", "jobs.train", *options], tmp_path / "first.log") as first:
         first.wait_until(lambda: epoch() >= 2)
@@ -54,14 +60,16 @@ def test_a_killed_training_resumes_and_ends_at_the_same_epoch(challenge, tmp_pat
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_trained_classifier_is_a_backbone(challenge, tmp_path, capsys):
-    work = str(tmp_path / "work")
-    options = ["--data", str(challenge), "--work", work, "--backbone", "conv5@random", "--target", "generated"]
+    work, data = str(tmp_path / "work"), str(tmp_path / "data")
+    shutil.copytree(challenge / "membership/warp", tmp_path / "data/membership/warp")
+    options = ["--data", data, "--work", work, "--backbone", "conv5@random", "--target", "generated"]
     train.main(["classifier", *options, "--set", "warp", "--epochs", "2", *TINY])
     trained = record(tmp_path / "work", "conv5-generated-warp")
     assert trained["identity"]["classes"] == ["real", "generated"]
     folder = str(tmp_path / "work/models/conv5-generated-warp")
     assert f"--backbones conv5@{folder}" in capsys.readouterr().out
-    embed.main(["--data", str(challenge), "--work", work, "--backbones", f"conv5@{folder}", "--views", "full"])
+    places = ["--data", data, "--work", work]
+    embed.main([*places, "--backbones", f"conv5@{folder}", "--views", "full", "--max-actors", "1"])
     place = Path(shards.folder(work, (f"conv5@{folder}", "full")))
     tables = [pq.read_table(path) for path in place.glob("*.parquet")]
     assert sum(table.num_rows for table in tables) > 100

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage, optimize
 
 from gansfp.report import alignment
@@ -16,7 +17,7 @@ IDENTITY = np.eye(2, 3)
 
 @pytest.fixture(scope="module")
 def pixels():
-    return phantoms(6, 1, 0)[0]
+    return phantoms(4, 1, 0)[0]
 
 
 def chest(rng, side=256):
@@ -48,7 +49,7 @@ def turned(degrees, stretch, shift, side=256):
 
 
 @pytest.mark.parametrize(
-    "affine", [turned(0, 1, (7, -12)), turned(6, 0.9, (-5, 4)), turned(-4, 1.15, (3, 25)), turned(0, 1, (0, -40))]
+    "affine", [turned(0, 1, (7, -12)), turned(6, 0.9, (-5, 4)), turned(-4, 1.1, (3, 15)), turned(0, 1, (-40, 0))]
 )
 def test_an_affine_map_is_found(affine):
     picture = chest(np.random.default_rng(1))
@@ -83,6 +84,17 @@ def test_copies_agree_and_other_patients_do_not(pixels):
     assert np.mean(of_copies) > np.mean(of_others) + 0.25
 
 
+def test_copies_of_real_slices_agree_and_other_patients_do_not(shared):
+    paths = sorted((shared / "challenge/membership/warp/train/used").glob("*.png"))[:5]
+    reals = [np.asarray(Image.open(path)) for path in paths]
+    rng = np.random.default_rng(0)
+    copies = [blended_copy(real, other, 0.1, 3.0, rng) for real, other in zip(reals, reals[::-1], strict=True)]
+    of_copies = [align(real, copy).agreement for real, copy in zip(reals, copies, strict=True)]
+    of_others = [align(real, copy).agreement for real, copy in zip(reals, copies[1:] + copies[:1], strict=True)]
+    assert min(of_copies) > 0.7
+    assert max(of_others) < 0.6
+
+
 def test_a_slice_agrees_with_itself(pixels):
     aligned = align(pixels[0], pixels[0])
     assert aligned.agreement == 1
@@ -99,23 +111,20 @@ def test_the_affine_fit_beside_a_general_minimiser():
     inside[5:-5, 4:-6] = True
 
     def squares(p):
-        total = 0.0
         at = (np.argwhere(inside) - 15.5) / 16
         places = np.column_stack([at @ p[0:2] + p[2], at @ p[3:5] + p[5]]) * 16 + 15.5
         values = ndimage.map_coordinates(synthetic, places.T, order=1, mode="nearest")
-        for value, (row, column) in zip(values, np.argwhere(inside), strict=True):
-            total += (p[6] * value + p[7] - picture[row, column]) ** 2
-        return total
+        return np.sum((p[6] * values + p[7] - picture[inside]) ** 2)
 
     start = np.array([1.0, 0, 0, 0, 1, 0, 1, 0])
     # Scaled so that a step in any direction changes the picture about as much.
     scale = np.array([1, 1, 1, 1, 1, 1, 1, 100.0])
-    found = optimize.minimize(lambda q: squares(q * scale), start / scale, method="BFGS")
+    found = optimize.minimize(lambda q: squares(q * scale), start / scale, method="Powell")
     fitted, error = descend(picture, synthetic, inside, start)
     assert error == pytest.approx(squares(fitted), rel=1e-4)
-    assert error < squares(start) / 50
-    assert error < 1.02 * found.fun
-    assert np.abs((fitted - found.x * scale)[:6]).max() * 16 < 0.1  # pixels
+    assert error < squares(start) / 100
+    assert error < 1.005 * found.fun
+    assert np.abs((fitted - found.x * scale)[:6]).max() * 16 < 0.02  # pixels
 
 
 def test_the_affine_fit_gives_pixels_of_the_full_size():
@@ -186,19 +195,21 @@ def odd_pictures():
 @pytest.mark.parametrize("name", odd_pictures())
 def test_odd_pictures_are_compared_too(name, pixels):
     odd = odd_pictures()[name]
-    others = [pixels[0], odd_pictures()["noise"], odd]
-    for pair in [(odd, other) for other in others] + [(other, odd) for other in others]:
+    for pair in ((odd, pixels[0]), (pixels[0], odd), (odd, odd_pictures()["noise"]), (odd, odd)):
         aligned = align(*pair)
         assert np.isfinite(aligned.moved).all()
         assert np.isfinite(aligned.affine).all()
         assert 0 <= aligned.agreement <= 1
         assert 0 <= aligned.largest_shift <= alignment.LARGEST_SHIFT
-    assert align(odd, odd).agreement == 1
+    assert aligned.agreement == 1
 
 
-def test_a_fit_beyond_the_bounds_is_not_used(pixels):
-    enlarged = ndimage.zoom(pixels[0][64:192, 64:192], 2, order=1)
-    assert np.array_equal(align(pixels[0], enlarged).affine, IDENTITY)
+def test_a_fit_beyond_the_bounds_is_not_used():
+    picture = chest(np.random.default_rng(8))
+    real = np.rint(picture).astype(np.uint8)
+    assert np.abs(align(real, moved_by(picture, turned(0, 0.75, (0, 0)))).affine[:, :2] - 0.75 * np.eye(2)).max() < 0.02
+    for beyond in (turned(0, 0.6, (0, 0)), turned(0, 0.6, (0, 0)) * [[1], [-1]] + [[0, 0, 0], [0, 0, 255]]):
+        assert np.array_equal(align(real, moved_by(picture, beyond)).affine, IDENTITY)
 
 
 def test_the_same_slices_give_the_same_bits(pixels):

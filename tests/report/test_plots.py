@@ -63,7 +63,7 @@ SAID = {  # what the text for those who cannot see a figure must hold
     "calibration": ["slices given", "95 % interval"],
     "patients": [f"{(SCORE > 2).sum()} of 600 patients, p ≤ 0.004", "highest score"],
     "share": ["38 %, 95 % interval 29 % to 47 %"],
-    "power_curve": ["20 % if 1 in 100 is a copy", "100 % if all are copies", "80 % found: from 1 in 3.16"],
+    "power_curve": ["20 % if 1 in 100 is a copy", "100 % if all are copies", "80 % found: from 1 in 8"],
     "heat_map": ["highest 0.93", "full", "median 0.61", "lowest 0.40", "Chance is 0.50"],
     "luck": ["median 0.60", "95 % below 0.69", "Observed is 0.82", "less than 1 %"],
     "silhouettes": ["0.20 for 2, 0.41 for 3, 0.10 for 5", "chosen: 3"],
