@@ -255,7 +255,8 @@ def member_only(
         codes = group_codes(groups[rows], len(rows))
         patients = codes.max(initial=-1) + 1
         if patients < 2 * FOLDS:
-            missing.append(f"member-only control: {patients} {name} patients, at least {2 * FOLDS} are needed")
+            of_class = f"{patients} {name.replace('_', '-')} patients"
+            missing.append(f"member-only control: {of_class}, at least {2 * FOLDS} are needed")
             continue
         aucs = _halves(scores[:, rows], codes, combination, seed)
         found[name] = Estimate(float(np.mean(aucs)), float(min(aucs)), float(max(aucs)))

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from gansfp import store
 from gansfp.collection.catalog import Catalog, read_previous
 from gansfp.decision.search_result import Search, read_search
 from gansfp.errors import DataError
+from gansfp.runtime.lock import is_held
 from gansfp.runtime.progress_file import ProgressState, read_progress
 from gansfp.runtime.record import StageRecord, read_records
 
@@ -30,7 +31,7 @@ class AuditedWork:
 
     metrics: metrics.json, empty where the final step has not run. catalog: None where no job has read DATA. searches:
     by task. progress: of the job that runs or was killed; None where the audit is finished, so that the page of a
-    finished audit is always the same.
+    finished audit is always the same. killed: the job has ended without saying so.
     """
 
     work: str
@@ -39,6 +40,7 @@ class AuditedWork:
     searches: Mapping[str, Search] = field(default_factory=dict)
     records: Mapping[str, StageRecord] = field(default_factory=dict)
     progress: ProgressState | None = None
+    killed: bool = False
 
     @property
     def run(self) -> Mapping[str, Any]:
@@ -93,7 +95,10 @@ def read_work(work: str, catalog: Catalog | None = None) -> AuditedWork:
     if not (metrics or catalog or searches or records or progress):
         raise DataError(f"{work}: got nothing to report, expected a folder that jobs.audit or tune.search has written")
     read = AuditedWork(work, metrics, catalog, searches, records)
-    return read if read.finished else AuditedWork(work, metrics, catalog, searches, records, progress)
+    if read.finished or progress is None:
+        return read
+    killed = progress.job_ended is None and is_held(work) is False
+    return replace(read, progress=progress, killed=killed)
 
 
 def _metrics(work: str) -> Mapping[str, Any]:

@@ -119,6 +119,8 @@ TEXTS: Mapping[str, str] = {
     "running": "{job}, step {stage}: {done} of {total} {unit}, {failed} failed.",
     "stopped": "It was stopped: {error}.",
     "ended": "The job has ended.",
+    "killed": "It was ended from outside: run the same command again, and it goes on where it was.",
+    "lives": "It is running.",
     "as_of": "State of {time}.",
     "no_answer": "There is no answer yet: the final step has not run.",
     "question_leak": "Set {name}: did these patients' slices train the generator?",

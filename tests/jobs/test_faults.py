@@ -60,8 +60,8 @@ def audit_options(data: Path, work: Path) -> list[str]:
     return ["--data", str(data), "--work", str(work), *OPTIONS, "--permutations", "60"]
 
 
-def search_options(data: Path, work: Path) -> list[str]:
-    return ["--task", "membership", "--data", str(data), "--work", str(work), *OPTIONS]
+def search_options(data: Path, work: Path, task: str = "membership") -> list[str]:
+    return ["--task", task, "--data", str(data), "--work", str(work), *OPTIONS]
 
 
 def search(data: Path, work: Path) -> list[str]:
@@ -107,8 +107,10 @@ def undisturbed(challenge, ray_here, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed_audit(challenge, undisturbed) -> Path:
-    """That WORK after the audit of it, its trials one after the other."""
+    """That WORK after the audit of it, its trials one after the other; after a whole search it gives one answer."""
     with trials_in_this_process():
+        for task in ("membership", "attribution"):
+            search_job.main(search_options(challenge, undisturbed, task))
         audit_job.main(audit_options(challenge, undisturbed))
     return undisturbed
 
@@ -176,7 +178,7 @@ def assert_same_findings(work: Path, other: Path) -> None:
 def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
     challenge, undisturbed_audit, hashes, check_embeddings, tmp_path, caplog
 ):
-    """The killed commands again, then the whole audit: only trials that were never struck run without Ray Tune."""
+    """The killed commands again, then the audit. Only the attribution's trials, which were not struck, run serially."""
     work = tmp_path / "work"
     with Running(embed(challenge, work), tmp_path / "first.log") as first:
         first.wait_until(some_shards(work))
@@ -189,7 +191,7 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
             second.kill()
             done_before = {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
             assert 2 <= len(done_before) < TRIALS
-            deadline = time.monotonic() + 10  # a trial that was under way may end, for all that nobody waits for it
+            deadline = time.monotonic() + 2  # a trial that was under way may end, for all that nobody waits for it
             while alive(second.below()) and time.monotonic() < deadline:
                 time.sleep(0.2)
     done_before |= {path: path.stat().st_mtime_ns for path in trials.glob("*.parquet")}
@@ -204,6 +206,7 @@ def test_kill_9_of_the_driver_in_mid_embedding_and_in_mid_search(
     assert len(list(trials.glob("*.parquet"))) == TRIALS
     check_embeddings(work)
     with trials_in_this_process():
+        search_job.main(search_options(challenge, work, "attribution"))
         audit_job.main(audit_options(challenge, work))
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
     assert_same_findings(work, undisturbed_audit)
