@@ -18,20 +18,22 @@ def places_in_a_plane(x: np.ndarray, limit: int) -> np.ndarray:
 
     Neighbours in the plane are alike; how far heaps lie apart, and how large they are, means nothing. Of more than MOST
     slices, evenly chosen ones are placed, and each other one takes the place of the chosen one that it is nearest to.
+    Where there are too few different slices, they lie along a line.
 
     x: (n, d) float32; limit: bytes, as in `pca`.
     """
     components = min(COMPONENTS, len(x) - 1, x.shape[1])
-    if components < 1 or len(x) < 4:
+    if components >= 1:
+        x = pca(x, components, limit=limit).transform(x)
+        x = x / max(float(np.abs(x).max()), 1e-30)
+    # scikit-learn's t-SNE of slices that are all alike ends the process; copies lie in one place anyway.
+    different = np.unique(x, axis=0)
+    if components < 2 or len(different) < 4:
         return np.stack([np.arange(len(x)), np.zeros(len(x))], axis=1).astype(np.float32)
-    x = pca(x, components, limit=limit).transform(x)
-    chosen = np.unique(np.linspace(0, len(x) - 1, min(MOST, len(x))).round().astype(int))
-    perplexity = min(PERPLEXITY, (len(chosen) - 1) / 3)
+    chosen = different[np.unique(np.linspace(0, len(different) - 1, min(MOST, len(different))).round().astype(int))]
+    tsne = TSNE(perplexity=min(PERPLEXITY, (len(chosen) - 1) / 3), init="pca", max_iter=STEPS, random_state=0)
     with threadpool_limits(1):  # sums of several threads are added up in any order, and t-SNE makes this visible
-        start = "pca" if components > 1 else "random"
-        tsne = TSNE(perplexity=perplexity, init=start, max_iter=STEPS, random_state=0)
-        places = tsne.fit_transform(x[chosen])
-    squares = (x[chosen] ** 2).sum(1)
-    nearest = np.array([np.argmin(squares - 2 * x[chosen] @ row) for row in x])
-    nearest[chosen] = np.arange(len(chosen))
+        places = tsne.fit_transform(chosen)
+    squares = (chosen**2).sum(1)
+    nearest = np.array([np.argmin(squares - 2 * chosen @ row) for row in x])
     return places[nearest].astype(np.float32)
