@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 from runs import trials_in_this_process
+from threadpoolctl import threadpool_limits
 
 from gansfp.collection.catalog import update_catalog
 from gansfp.decision.decide import FinalConfig
@@ -21,6 +22,7 @@ from tune import search
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests at the same time
 if ONE_OF_SEVERAL:
     torch.set_num_threads(1)  # the processes share the cores
+    threadpool_limits(1)  # for good: it is no context here
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

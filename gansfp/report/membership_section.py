@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from gansfp.decision.verdict import LEAK
 from gansfp.report import membership_plots as plots
 from gansfp.report import search_plots
 from gansfp.report.audited import AuditedWork
@@ -137,7 +138,9 @@ def _of_slices(judged: pa.Table | None, report: Mapping[str, Any], slug: str) ->
 
 def _of_patients(patients: Sequence[Mapping[str, str]], report: Mapping[str, Any], slug: str) -> dict[str, str]:
     score, p = (np.array([float(line[name]) for line in patients]) for name in ("score", "p"))
-    named = np.array([line["named"] == "1" for line in patients], dtype=bool)
+    # Names are only given where there is a leak; elsewhere a score may be high for another reason.
+    leak = report["verdict"]["finding"] == LEAK
+    named = np.array([leak and line["named"] == "1" for line in patients], dtype=bool)
     share, power = report["share"], report["power"]
     curve = power.get("curve", [])
     return {

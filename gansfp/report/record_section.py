@@ -112,20 +112,22 @@ def _tried(audited: AuditedWork) -> list[str]:
 
 def _risks(name: str, report: Mapping[str, Any]) -> list[Risk]:
     return [
-        _singling_out(name, report["patients"]),
+        _singling_out(name, report["patients"], report["verdict"]["finding"]),
         Risk(name, "linkability", "two records are linked to one patient", why=TEXTS["linkability"]),
         _inference(name, report if "auc" in report else report["cross_validated"]),
     ]
 
 
-def _singling_out(name: str, patients: Mapping[str, Any]) -> Risk:
-    """Patients who are named. Bound: the upper limit of Clopper and Pearson (1934) of their share."""
-    n, named = patients["n"], patients["named"]
+def _singling_out(name: str, patients: Mapping[str, Any], finding: str) -> Risk:
+    """Patients who are named; nobody where there is no leak. Bound: the upper limit of Clopper and Pearson (1934) of
+    their share."""
+    n, named = patients["n"], patients["named"] if finding == LEAK else 0
     what = "an unknown patient is named as used"
     if not n:
         return Risk(name, "singling out", what, why="there are no unknown patients")
     high = 1.0 if named == n else float(beta.ppf(0.975, named + 1, n - named))
-    return Risk(name, "singling out", what, named / n, patients["false_accusations_at_most"] or 0.0, high)
+    control = patients["false_accusations_at_most"] if named else None
+    return Risk(name, "singling out", what, named / n, control or 0.0, high)
 
 
 def _inference(name: str, evidence: Mapping[str, Any]) -> Risk:

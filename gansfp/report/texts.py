@@ -140,6 +140,11 @@ TEXTS: Mapping[str, str] = {
         "{named} of {n} unknown patients can be named as used. Of these names at most {fdr} are wrong on average. They "
         "are marked in the list of patients."
     ),
+    "who_not_allowed": (
+        "Nobody should be accused. The scores of {named} of {n} unknown patients are as high as those of used patients, "
+        "but the answer above does not allow to name them: what raises their scores may be no leak."
+    ),
+    "not_allowed": "not to be named",
     "who_no_unknown": "There are no unknown patients in this set: nobody was to be named.",
     "wrong": (
         "{wrong} of {of} patients who were certainly not used score as high as the last patient named, so at most "

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from scipy.stats import binomtest
 
@@ -22,6 +21,14 @@ from jobs.validation.packs import Outcome, Pack, audit_pack, embed_archive, run_
 from jobs.validation.table import SHARES, Figure, Plan, averaged, counted, figures, markdown, packs
 
 OUTCOME = Outcome("leak", 0.9, 0.5, 0.01, 0.01, (), 10, 9, 10, 20, 0.4, 0.5, 0.6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_generated_slices():
+    """Most of a pack's seconds here are to draw and embed them. The packs that Ray's workers run have all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.validation.packs.GENERATED", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,7 @@ def test_the_table_says_what_is_not_met():
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_here")
 def test_the_command_writes_its_table(tmp_path, monkeypatch):
     kinds = ("null", "biased noise", "leak and position", "share 0.5", "warp 0.1")  # a small version: one pack each
     some = {name: of_group for name, of_group in packs(Plan().times(0.001), 6, 0).items() if name in kinds}
@@ -123,7 +131,6 @@ def test_the_command_writes_its_table(tmp_path, monkeypatch):
     assert {name: len(of_group) for name, of_group in content["packs"].items()} == dict.fromkeys(kinds, 1)
     assert "| share used: the interval covers it |" in readme.read_text()
     assert readme.read_text().endswith("after\n")
-    ray.shutdown()
 
 
 @pytest.mark.ray

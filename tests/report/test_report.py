@@ -208,6 +208,17 @@ def test_missing_and_changed_files_are_said(challenge, finished, tmp_path):
     assert "could not be found" in text_of(page)
 
 
+def test_nobody_is_named_where_the_verdict_does_not_allow_it(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "work")
+    CASES["biased"](tmp_path / "work")
+    metrics = json.loads((tmp_path / "work/results/metrics.json").read_text())
+    assert metrics["membership"]["sets"]["warp"]["patients"]["named"]
+    page = made(tmp_path / "work")
+    assert "Nobody should be accused" in text_of(page)
+    assert "can be named as used" not in text_of(page)
+    assert "<td>used</td>" not in page
+
+
 def test_an_unfinished_work_says_what_is_missing(finished, tmp_path):
     words = text_of(changed(finished, tmp_path, "searched"))
     assert "This audit is not finished" in words

@@ -128,12 +128,18 @@ def test_areas_and_differences_are_drawn():
 @pytest.mark.parametrize(("named", "n"), [(0, 40), (3, 40), (40, 40)])
 def test_the_bound_of_named_patients_is_that_of_clopper_and_pearson(named, n):
     patients = {"n": n, "named": named, "false_accusations_at_most": 0.07}
-    risk = record_section._singling_out("s", patients)
-    assert (risk.attack, risk.control) == (named / n, 0.07)
+    risk = record_section._singling_out("s", patients, "leak")
+    assert (risk.attack, risk.control) == (named / n, 0.07 if named else 0)
     # The largest share under which so few named patients still come in 2.5 % of draws.
     shares = np.linspace(0, 1, 100_001)
     plain = shares[binom.cdf(named, n, shares) >= 0.025].max()
     assert risk.bound == pytest.approx(plain, abs=1e-4)
+
+
+def test_where_there_is_no_leak_nobody_is_singled_out():
+    patients = {"n": 40, "named": 20, "false_accusations_at_most": 0.07}
+    risk = record_section._singling_out("s", patients, "cannot tell")
+    assert (risk.attack, risk.control) == (0, 0)
 
 
 def test_the_risk_of_inference_is_the_attack_beyond_the_control():
