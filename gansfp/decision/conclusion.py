@@ -14,7 +14,7 @@ from gansfp.decision.evidence import Evidence
 from gansfp.decision.judged import DecidedSet, Judged
 from gansfp.decision.planted import FEWEST_PATIENTS, Planted
 from gansfp.decision.power import Power, layout_of, measure_power
-from gansfp.decision.verdict import Support, Verdict, judge_set
+from gansfp.decision.verdict import LEAK, Support, Verdict, judge_set
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.intervals import Estimate
 from gansfp.statistics.patients import (
@@ -34,7 +34,8 @@ class Patients:
 
     listed: None where there are no unknown or no not-used patients. names: (u,) str, the group of each, or the slice's
     id where it has no group. fdr: the level of the list. wrong, of: how many of how many patients who were certainly
-    not used score as high as the patient with the lowest score that is named; where none is named, None.
+    not used score as high as the patient with the lowest score that is listed; where none is listed, None. allowed:
+    whether the verdict allows to name them: where it is no leak, scores may be high for another reason.
     """
 
     listed: PatientList | None
@@ -42,6 +43,18 @@ class Patients:
     fdr: float
     wrong: int | None = None
     of: int = 0
+    allowed: bool = True
+
+    @property
+    def named(self) -> np.ndarray:
+        """(u,) bool: the patients that are named as used."""
+        nobody = np.zeros(len(self.names), dtype=bool)
+        return self.listed.named if self.listed is not None and self.allowed else nobody
+
+    @property
+    def withheld(self) -> int:
+        """How many patients would be named if the verdict allowed it."""
+        return 0 if self.listed is None or self.allowed else int(self.listed.named.sum())
 
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
@@ -49,7 +62,8 @@ class Patients:
         return {
             "n": len(self.names),
             "fdr": self.fdr,
-            "named": 0 if self.listed is None else int(self.listed.named.sum()),
+            "named": int(self.named.sum()),
+            "withheld": self.withheld,
             "false_accusations": self.wrong,
             "false_accusations_of": self.of,
             "false_accusations_at_most": most,
@@ -100,7 +114,8 @@ def conclude(of_set: DecidedSet, judged: Judged, evidence: Evidence, left: Left,
     codes = group_codes(of_set.groups, len(of_set.groups))
     scores = score_patients(of_set.decided.combined.of_fits, of_set.labels, of_set.folds, codes)
     share, least = _share(scores, config.seed)
-    return Conclusion(verdict, controls, _patients(of_set, scores, codes, config.fdr), share, least, power, missing)
+    patients = replace(_patients(of_set, scores, codes, config.fdr), allowed=verdict.finding == LEAK)
+    return Conclusion(verdict, controls, patients, share, least, power, missing)
 
 
 def _power(

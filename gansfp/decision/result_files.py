@@ -102,7 +102,7 @@ def write_patients(work: str, name: str, patients: Patients) -> None:
     if listed := patients.listed:
         for row in np.lexsort((-listed.score, listed.p)):
             numbers = f"{listed.slices[row]},{listed.score[row]:.6g},{listed.p[row]:.6g},{listed.q[row]:.6g}"
-            lines.append(f"{_quoted(str(patients.names[row]))},{numbers},{int(listed.named[row])}")
+            lines.append(f"{_quoted(str(patients.names[row]))},{numbers},{int(patients.named[row])}")
     write_result(work, f"membership-{name}-patients.csv", ("\n".join(lines) + "\n").encode())
 
 

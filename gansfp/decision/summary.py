@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gansfp.decision.conclusion import Conclusion
 from gansfp.decision.reports import AttributionReport, Metrics, SetReport
-from gansfp.decision.verdict import LEAK, Reason
+from gansfp.decision.verdict import Reason
 from gansfp.statistics.intervals import Estimate
 from gansfp.statistics.patients import false_accusations_at_most
 
@@ -64,11 +64,11 @@ def _of_patients(concluded: Conclusion) -> list[str]:
         least = f"; at least {concluded.least:.0%} if only the not-used labels hold" if concluded.least else ""
         lines.append(f"  - share: {used} at 95 %{least}")
     if patients.listed is not None:
-        named = f"{patients.listed.named.sum():,} of {len(patients.names):,} unknown patients"
-        allowed = concluded.verdict.finding == LEAK or not patients.listed.named.any()
-        but = "" if allowed else "; the verdict does not allow to accuse them"
+        named = f"{patients.named.sum():,} of {len(patients.names):,} unknown patients"
+        withheld = f"; {patients.withheld:,} more have such scores, but the verdict does not allow to name them"
+        but = withheld if patients.withheld else ""
         lines.append(f"  - named at a false discovery rate of {patients.fdr:.0%}: {named}{but}")
-    if patients.wrong is not None:
+    if patients.wrong is not None and patients.allowed:
         most = false_accusations_at_most(patients.of, patients.wrong)
         high = f"{patients.wrong:,} of {patients.of:,} patients who were not used score as high as the last one named"
         lines.append(f"  - {high}: at most {most:.1%} false accusations, at 95 %")

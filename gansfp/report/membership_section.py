@@ -48,6 +48,17 @@ class SetSection:
         return self.report["verdict"]["finding"]
 
     @property
+    def named(self) -> int:
+        """How many patients are named as used: nobody where there is no leak, whatever an earlier version wrote."""
+        return self.report["patients"]["named"] if self.finding == LEAK else 0
+
+    @property
+    def withheld(self) -> int:
+        """How many would be named if the verdict allowed it."""
+        patients = self.report["patients"]
+        return 0 if self.finding == LEAK else patients.get("withheld", patients["named"])
+
+    @property
     def figures(self) -> list[tuple[str, Mapping[str, float | None]]]:
         """The figures that there are, in the order of the table."""
         return [(name, self.evidence[name]) for name in FIGURES if name in self.evidence]

@@ -141,16 +141,16 @@ TEXTS: Mapping[str, str] = {
         "are marked in the list of patients."
     ),
     "who_not_allowed": (
-        "Nobody should be accused. The scores of {named} of {n} unknown patients are as high as those of used patients, "
-        "but the answer above does not allow to name them: what raises their scores may be no leak."
+        "Nobody should be accused. The scores of {withheld} of {n} unknown patients are as high as those of used "
+        "patients, but the answer above does not allow to name them: what raises their scores may be no leak."
     ),
-    "not_allowed": "not to be named",
     "who_no_unknown": "There are no unknown patients in this set: nobody was to be named.",
     "wrong": (
         "{wrong} of {of} patients who were certainly not used score as high as the last patient named, so at most "
         "{most} of not-used patients would be accused (95 % sure)."
     ),
     "share": "{value} of the unknown patients were used ({low} to {high}, 95 % sure).",
+    "share_careful": "Where there is no leak, it only says how many are like the used patients.",
     "share_none": "The share of used patients is not known: it takes used, not-used and unknown patients.",
     "power_none": "How small a leak would have been seen was not measured: {reason}.",
     "power_seen": (

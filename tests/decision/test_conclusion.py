@@ -69,6 +69,7 @@ def test_a_leak_and_none_are_told_and_written(tmp_path):
     named = {row["patient"] for row in rows if row["named"] == "1"}
     used = {group for group, name in zip(of_set.groups, of_set.ids.real, strict=True) if truth.get(name) == 1}
     assert len(named) >= 16
+    assert (leak.patients.withheld, none.patients.withheld) == (0, 0)
     assert len(named - used) <= 0.3 * len(named)
     p_values = [float(row["p"]) for row in rows]
     assert p_values == sorted(p_values)
@@ -79,6 +80,18 @@ def test_without_facts_nothing_can_be_told():
     assert found.verdict.finding == "cannot tell"
     assert "run tune.search again" in found.verdict.sentence
     assert found.missing
+
+
+def test_nobody_is_named_where_the_verdict_is_no_leak(tmp_path):
+    found, *_ = concluded(4.0, Left())  # the scores tell the classes apart, but nothing can be concluded
+    assert found.patients.listed.named.sum() >= 16
+    assert not found.patients.named.any()
+    report = found.as_dict()["patients"]
+    assert (report["named"], report["withheld"]) == (0, int(found.patients.listed.named.sum()))
+    write_patients(str(tmp_path), "a", found.patients)
+    lines = (tmp_path / "results/membership-a-patients.csv").read_text().splitlines()[1:]
+    assert lines
+    assert all(line.endswith(",0") for line in lines)
 
 
 def test_a_provisional_answer_measures_no_power():
