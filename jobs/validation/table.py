@@ -182,6 +182,6 @@ def markdown(lines: Sequence[Figure], machine: str) -> str:
         limits = (("at least", line.at_least), ("at most", line.at_most))
         limit = ", ".join(f"{word} {value:.3g}" for word, value in limits if value is not None)
         met = {True: "yes", False: "**no**", None: ""}[line.met]
-        interval = f"{shown(line.low)} to {shown(line.high)}"
+        interval = f"{shown(line.low)} to {shown(line.high)}" if np.isfinite(line.low) else "–"
         text.append(f"| {line.name} | {shown(line.value)} | {interval} | {line.of} | {limit} | {met} |")
     return "\n".join(text) + "\n"
