@@ -54,4 +54,33 @@ GLOSSARY = (
         "How much nearer a slice lies to its own cluster than to the next one: 1 is best, 0 is between two.",
     ),
     ("Shortcut", "Something that makes a task look easier or harder than it is, such as the size of the files."),
+    (
+        "Blind control",
+        "The attack without any synthetic slice: how well the real slices alone tell used from not used.",
+    ),
+    ("Member-only control", "The attack on two halves of one class, where nothing can be told apart but by chance."),
+    ("Vendi score", "How many clearly different slices there are among many that resemble each other."),
+    ("t-SNE", "A way to draw slices in a plane so that those that are alike are neighbours."),
+    ("Dendrogram", "A tree that joins the two most similar clusters again and again, until one is left."),
+    ("SHA-256", "A fingerprint of a file. If one letter of the file changes, it is another one."),
+)
+
+# What the search calls its features and its methods, for the tables of what was tried.
+NAMES_OF_THE_SEARCH = (
+    ("highpass-wW-S", "The slice without what changes slowly over W pixels, S pixels wide. W = 0: the plain slice."),
+    ("residual", "Statistics of the noise that is left when a slice is smoothed."),
+    ("lbp", "Local binary patterns: how often a pixel is brighter than its neighbours, and which ones."),
+    ("measures", "What a slice shows by itself (noise, brightness, position), for the blind control."),
+    ("resnet50, densenet121, mobilenetv2_100, ...", "Neural networks that were trained on photographs."),
+    ("nearest", "How near the nearest synthetic slices are."),
+    ("whitened", "The same, with all directions in which slices vary weighted alike."),
+    ("clusters", "How near the nearest group of synthetic slices is."),
+    ("span", "How much of a slice lies outside of what the synthetic slices vary in."),
+    ("reverse", "Whether a slice is the nearest real one of a synthetic slice."),
+    ("contrast", "How near synthetic slices are, less how near the not-used slices are."),
+    ("kmeans_per_class, two_means", "Groups of real slices, as published systems use them."),
+    (
+        "hierarchical, kmeans, gmm",
+        "Ways to form clusters: by a dendrogram, by centres, by a mixture of normal distributions.",
+    ),
 )

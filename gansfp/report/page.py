@@ -21,7 +21,7 @@ from gansfp.decision.decide import FinalConfig
 from gansfp.report.attribution_section import attribution_section
 from gansfp.report.audited import AuditedWork, read_work
 from gansfp.report.data_section import data_section
-from gansfp.report.glossary import GLOSSARY
+from gansfp.report.glossary import GLOSSARY, NAMES_OF_THE_SEARCH
 from gansfp.report.membership_section import set_sections
 from gansfp.report.options import ALL, NONE, ReportConfig
 from gansfp.report.pictures import Pictures
@@ -71,6 +71,7 @@ def render(audited: AuditedWork, config: ReportConfig) -> str:
             meanings=MEANINGS,
             t=SimpleNamespace(**TEXTS),
             glossary=GLOSSARY,
+            names_of_the_search=NAMES_OF_THE_SEARCH,
             figure_names=FIGURE_NAMES,
             threshold=THRESHOLD,
             alpha=audited.run.get("alpha", FinalConfig.alpha),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
+from threadpoolctl import threadpool_limits
 
 from gansfp.statistics.logistic import logistic
 
@@ -132,17 +133,25 @@ class Unexplained:
         # Each block has the same weight, however many columns it has.
         self._columns = np.column_stack([block / np.sqrt(block.shape[1]) for block in blocks])
         self._folds = folds
-        candidates = [self._maps(penalty) for penalty in PENALTIES]
+        of_folds = {fold: self._maps(fold) for fold in np.unique(folds).tolist()}
+        candidates = [{fold: maps[number] for fold, maps in of_folds.items()} for number in range(len(PENALTIES))]
         self._maps_of_fold = min(candidates, key=lambda maps: float(np.square(self._rest(score, maps)).sum()))
 
-    def _maps(self, penalty: float) -> dict[int, np.ndarray]:
-        """For each fold the matrix (fold, others) that predicts its units from the others' scores."""
-        maps = {}
-        for fold in np.unique(self._folds).tolist():
-            others = self._columns[self._folds != fold]
-            square = others.T @ others + penalty * np.eye(others.shape[1])
-            maps[fold] = self._columns[self._folds == fold] @ np.linalg.solve(square, others.T)
-        return maps
+    def _maps(self, fold: int) -> list[np.ndarray]:
+        """For each penalty the matrix (fold, others) that predicts the fold's units from the others' scores.
+
+        One decomposition serves all penalties: of the units' products where there are fewer units than columns, else of
+        the columns' products.
+        """
+        inside, others = self._columns[self._folds == fold], self._columns[self._folds != fold]
+        with threadpool_limits(1, user_api="blas"):  # small matrices: threads would wait for each other
+            if len(others) < others.shape[1]:
+                values, vectors = np.linalg.eigh(others @ others.T)
+                left, right = inside @ others.T @ vectors, vectors.T
+            else:
+                values, vectors = np.linalg.eigh(others.T @ others)
+                left, right = inside @ vectors, vectors.T @ others.T
+            return [(left / (values + penalty)) @ right for penalty in PENALTIES]
 
     def _rest(self, scores: np.ndarray, maps: dict[int, np.ndarray]) -> np.ndarray:
         rest = np.empty(scores.shape)

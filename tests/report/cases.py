@@ -70,6 +70,33 @@ def with_finding(finding: str, reasons: tuple[str, ...] = ()) -> Callable[[Path]
     return lambda work: change_metrics(work, change)
 
 
+def with_a_leak(work: Path) -> None:
+    """A leak in each set, and three patients who are named."""
+    with_finding("leak")(work)
+    of_list = {"named": 3, "withheld": 0, "false_accusations": 0, "false_accusations_of": 8}
+
+    def change(metrics: dict) -> None:
+        for report in metrics["membership"]["sets"].values():
+            report["patients"] |= {**of_list, "false_accusations_at_most": 0.31}
+
+    change_metrics(work, change)
+    for place in (work / "results").glob("*-patients.csv"):
+        first, *lines = place.read_text().splitlines()
+        lines = [line[:-1] + str(int(number < 3)) for number, line in enumerate(lines)]
+        place.write_text("\n".join([first, *lines]) + "\n")
+
+
+def biased(work: Path) -> None:
+    """Scores are high, but for another reason than a leak."""
+    with_finding("cannot tell", ("used and not-used slices differ by themselves in noise",))(work)
+
+    def change(metrics: dict) -> None:
+        for report in metrics["membership"]["sets"].values():
+            report["patients"] |= {"named": 0, "withheld": 5}
+
+    change_metrics(work, change)
+
+
 def with_bad_images(work: Path) -> None:
     bad = [{"image_id": f"bad_{number}", "reason": f"is cut after {number % 90} bytes"} for number in range(5000)]
     change_metrics(work, lambda metrics: metrics["run"].update({"bad_images": bad}))
@@ -151,8 +178,9 @@ def as_of_an_earlier_version(work: Path) -> None:
 
 CASES: dict[str, Callable[[Path], object]] = {
     "finished": lambda work: None,
+    "leak": with_a_leak,
     "no leak": with_finding("no evidence"),
-    "biased": with_finding("cannot tell", ("used and not-used slices differ by themselves in noise",)),
+    "biased": biased,
     "too few patients": too_few_patients,
     "no truth": without_truth,
     "attribution alone": only_attribution,

@@ -16,7 +16,9 @@ import pytest
 from cases import CASES, MARKUP, OTHER_ALPHABETS
 
 from gansfp.errors import DataError
+from gansfp.published.table import Row, as_csv
 from gansfp.report.texts import MEANINGS
+from gansfp.statistics.intervals import Estimate
 from jobs import report
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -210,13 +212,27 @@ def test_missing_and_changed_files_are_said(challenge, finished, tmp_path):
 
 def test_nobody_is_named_where_the_verdict_does_not_allow_it(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "work")
-    CASES["biased"](tmp_path / "work")
-    metrics = json.loads((tmp_path / "work/results/metrics.json").read_text())
-    assert metrics["membership"]["sets"]["warp"]["patients"]["named"]
+    CASES["leak"](tmp_path / "work")
     page = made(tmp_path / "work")
-    assert "Nobody should be accused" in text_of(page)
+    assert "3 of 16 unknown patients can be named as used" in text_of(page)
+    assert page.count("<td>used</td>") == 6
+    CASES["biased"](tmp_path / "work")  # the list of patients is still that of a leak
+    page = made(tmp_path / "work")
+    assert "Nobody should be accused. The scores of 5 of 16 unknown patients" in text_of(page)
     assert "can be named as used" not in text_of(page)
     assert "<td>used</td>" not in page
+
+
+def test_published_systems_are_shown_where_they_ran(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "work")
+    rows = [
+        Row("median of nearest", "membership", "7", "Team & Co. 2023", 0.6, Estimate(0.71, 0.6, 0.8), 0.667),
+        Row("file size", "attribution", reproduced=Estimate(0.3), chance=0.0, notes=("random weights",)),
+    ]
+    (tmp_path / "work/results/reproduction.csv").write_text(as_csv(rows))
+    words = text_of(made(tmp_path / "work"))
+    assert "7 median of nearest Team & Co. 2023 membership, F1 0.6 0.71 0.6 to 0.8 0.667 yes" in words
+    assert "file size (baseline) – attribution, ARI – 0.3 – 0 no" in words
 
 
 def test_an_unfinished_work_says_what_is_missing(finished, tmp_path):
