@@ -6,7 +6,6 @@ What a set cannot have is None, and `missing` says why.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +14,6 @@ from scipy.special import expit, logit
 from scipy.stats import mannwhitneyu, norm
 from threadpoolctl import threadpool_limits
 
-from gansfp.cores import cores
 from gansfp.decision.blind import SOURCE, Difference, Facts, Units, blocks, find_differences, normal_scores, units_of
 from gansfp.decision.judged import Judged
 from gansfp.decision.stacking import REFITS, Nested, Pool, area_under_curve
@@ -190,8 +188,8 @@ class ConditionalTest:
 
         reference = statistic(self.labels)
         if refit:
-            with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
-                values = np.array(list(threads.map(statistic, drawn)))
+            with threadpool_limits(1, user_api="blas"):  # one thread, as in stacking.p_value_refitted
+                values = np.array([statistic(labels) for labels in drawn])
         else:
             values = (drawn - expected) @ rest
         reached = int((values >= reference - 1e-9).sum())
@@ -265,11 +263,13 @@ def member_only(
 
 def _halves(scores: np.ndarray, codes: np.ndarray, combination: str | None, seed: int) -> list[float]:
     half = (np.arange(codes.max() + 1) % 2)[codes]
-    halves = permuted_labels(half, codes, HALVES, seed)
-
-    def auc(half: np.ndarray) -> float:
-        folds = stratified_group_folds(half, codes, FOLDS, seed)
-        return _auc(half, Nested(Pool(scores, folds), half, combination).out_of_fold())
-
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
-        return list(threads.map(auc, halves))
+    folds = stratified_group_folds(half, codes, FOLDS, seed)
+    # Patients change halves within their fold, so that all halvings share the ranks of the scores.
+    halves = np.tile(half, (HALVES, 1))
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        of_fold = group_codes(codes[rows].astype(str), len(rows))
+        halves[:, rows] = permuted_labels(half[rows], of_fold, HALVES, seed + 1 + int(fold))
+    pool = Pool(scores, folds)
+    with threadpool_limits(1, user_api="blas"):
+        return [_auc(half, Nested(pool, half, combination).out_of_fold()) for half in halves]

@@ -8,7 +8,6 @@ does.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +16,6 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
-from gansfp.cores import cores
 from gansfp.decision.blind import normal_scores, units_of
 from gansfp.decision.controls import ConditionalTest
 from gansfp.decision.decide import FinalConfig
@@ -132,14 +130,15 @@ def measure_power(layout: Layout, config: FinalConfig) -> Power:
     largest = min(1.0, MOST_COPIES / layout.copies)
     sizes = np.geomspace(largest / 100, largest, COARSE).repeat(OF_EACH)
     found = np.zeros(0, bool)
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
+    # In one thread: the steps are so small that threads wait for each other, and two take longer than one.
+    with threadpool_limits(1, user_api="blas"):
         for number in range(ROUNDS + 1):
             if number:
                 rng = np.random.default_rng([config.seed, 14, number])
                 aimed = np.exp(_size(*_curve(sizes, found), SEEN)) * 2.0 ** rng.uniform(-1, 1, OF_ROUND)
                 sizes = np.append(sizes, np.clip(aimed, largest / 100, largest))
             todo = list(enumerate(sizes))[len(found) :]
-            found = np.append(found, list(threads.map(lambda one: is_found(layout, one[1], config, one[0]), todo)))
+            found = np.append(found, [is_found(layout, size, config, number) for number, size in todo])
     start, steepness = _curve(sizes, found)
     smallest = float(np.exp(_size(start, steepness, SEEN)))
     of_matters = float(expit(start + steepness * np.log(min(MATTERS, largest))))

@@ -10,7 +10,6 @@ scores reached a cross-validated AUC of 0.70. Therefore decide.py leaves them ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,7 +18,6 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from gansfp.cores import cores
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN, USED
 from gansfp.statistics.logistic import logistic
@@ -223,9 +221,10 @@ def p_value_refitted(
         score = Nested(pool, labelling, combination).out_of_fold()
         return float(area_under_curve(score[None, labelled], labelling[labelled] == USED)[0])
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
-        observed = auc(labels)  # also ranks the scores, which all labellings share
-        reached = sum(reached_auc >= observed - 1e-12 for reached_auc in threads.map(auc, permuted))
+    # In one thread: the steps are so small that threads wait for each other, and two take longer than one.
+    with threadpool_limits(1, user_api="blas"):
+        observed = auc(labels)
+        reached = sum(auc(labelling) >= observed - 1e-12 for labelling in permuted)
     return (1 + reached) / (1 + refits), max(1 / (1 + refits), 1 / reachable)
 
 

@@ -117,9 +117,10 @@ def _exchange(
     rows."""
     first, second = pairs
     one, other = labels[:, first], labels[:, second]
-    exchanged = rng.random(one.shape) < expit((other - one) * (odds[first] - odds[second]))
-    labels[:, first] = np.where(exchanged, other, one)
-    labels[:, second] = np.where(exchanged, one, other)
+    gains = expit(odds[first] - odds[second])  # that the first of a pair is the used one
+    exchanged = (one != other) & (rng.random(one.shape) < np.where(one, 1 - gains, gains))
+    labels[:, first] = one ^ exchanged
+    labels[:, second] = other ^ exchanged
 
 
 class Unexplained:

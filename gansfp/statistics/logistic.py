@@ -31,6 +31,6 @@ def logistic(x: np.ndarray, used: np.ndarray, strength: float) -> tuple[np.ndarr
         while (reached := loss(fitted - step)) > lowest + 1e-12 * abs(lowest):  # the step was too long
             step = step / 2
         fitted, lowest = fitted - step, reached
-        if np.abs(step).max() < 1e-8:
+        if np.abs(step).max() < 1e-5:  # Newton's steps go down by their squares: the next one would be 1e-10
             break
     return fitted[:-1], float(fitted[-1])
