@@ -20,6 +20,7 @@ from gansfp.report.pictures import Pictures, encode, outlined
 
 REFUSED = 50  # lines; with thousands of bad files, the rest is counted by its reason
 REFUSED_PICTURES = 12
+REAL = ("used", "not_used", "unknown")  # roles of real slices
 OF_EACH_ROLE = 2  # slices with their lungs
 
 
@@ -48,8 +49,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class DataSection:
-    """reasons: of refused files, with how many there are, the most frequent first. lungs: (id, role, picture,
-    share of the slice)."""
+    """reasons: of refused files, with how many there are, the most frequent first. ungrouped: real slices of the
+    membership sets without a group. lungs: (id, role, picture, share of the slice)."""
 
     slices: int
     parts: Sequence[Part]
@@ -59,7 +60,7 @@ class DataSection:
     reasons: Sequence[tuple[str, int]]
     duplicates: Sequence[str]
     findings: Sequence[str]
-    grouped: int
+    ungrouped: int
     lungs: Sequence[tuple[str, str, str, float]]
 
 
@@ -69,6 +70,7 @@ def data_section(audited: AuditedWork, pictures: Pictures) -> DataSection | None
     if catalog is None:
         return None
     bad = {line["image_id"]: line["reason"] for line in audited.run.get("bad_images", [])}
+    of_sets = catalog.column("task") == "membership"
     unread = catalog.select(status="unreadable")
     bad |= dict(zip(unread.ids.tolist(), unread.column("error").tolist(), strict=True))
     return DataSection(
@@ -80,7 +82,7 @@ def data_section(audited: AuditedWork, pictures: Pictures) -> DataSection | None
         Counter(bad.values()).most_common(REFUSED),
         [str(duplicates) for duplicates in catalog.duplicates()],
         audited.run.get("findings", catalog.findings),
-        int((catalog.column("group") != "").sum()),
+        int(((catalog.column("group") == "") & np.isin(catalog.column("role"), REAL) & of_sets).sum()),
         _lungs(catalog, pictures),
     )
 

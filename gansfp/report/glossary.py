@@ -54,6 +54,20 @@ GLOSSARY = (
         "How much nearer a slice lies to its own cluster than to the next one: 1 is best, 0 is between two.",
     ),
     ("Shortcut", "Something that makes a task look easier or harder than it is, such as the size of the files."),
+    ("Flagged", "Called used by the audit's decision about one slice."),
+    ("Named", "Called used by the list of patients, which keeps the share of wrong names low."),
+    (
+        "What the slices show by themselves",
+        "Differences between the two groups of patients that are there without any generator, such as another scanner.",
+    ),
+    ("Null hypothesis", "What the p-value takes for granted: that nothing leaked."),
+    (
+        "Level",
+        "The p-value below which a result counts. At 0.05, a leak is found in at most 5 of 100 audits without a leak.",
+    ),
+    ("Cross-validated", "Judged on patients from whom nothing was learned."),
+    ("Epoch", "One pass of a training over all slices. More passes remember more."),
+    ("Differential privacy", "A way to train that bounds what one patient can change."),
     (
         "Blind control",
         "The attack without any synthetic slice: how well the real slices alone tell used from not used.",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from gansfp.decision.verdict import LEAK
+from gansfp.decision.verdict import LEAK, NO_EVIDENCE
 from gansfp.report import membership_plots as plots
 from gansfp.report import search_plots
 from gansfp.report.audited import AuditedWork
@@ -19,7 +19,8 @@ from gansfp.report.curves import roc_curve
 from gansfp.report.pictures import Pictures
 from gansfp.report.texts import TEXTS
 
-LISTED = 30  # patients in the table; the CSV has all
+LISTED, MOST_LISTED = 30, 1000  # patients in the table; the CSV has all
+MORE_THAN_COINCIDENCE = 0.15  # of the body: twice the spread of the agreement of two patients, see README.md
 FIGURES = ("auc", "f1", "accuracy", "precision", "recall", "specificity", "kappa", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1")
 
 
@@ -28,7 +29,8 @@ class SetSection:
     """One membership set.
 
     report: its entry in metrics.json. evidence: the figures that the verdict rests on, of test slices with truth
-    (by_truth) or else of the labelled ones. patients: lines of the patients' CSV, at most LISTED. plots: SVG, by name;
+    (by_truth) or else of the labelled ones. patients: lines of the patients' CSV, all that are
+    named and at least LISTED. not_read: unknown slices that could not be read. plots: SVG, by name;
     those that cannot be drawn are empty.
     """
 
@@ -40,12 +42,26 @@ class SetSection:
     plots: Mapping[str, str]
     patients: Sequence[Mapping[str, str]]
     more_patients: int
+    not_read: int
     shown: Shown
 
     @property
     def finding(self) -> str:
         """leak, no evidence or cannot tell."""
         return self.report["verdict"]["finding"]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether no evidence says little, because it is not known how small a leak would have been seen."""
+        return self.finding == NO_EVIDENCE and "missing" in self.report["power"]
+
+    @property
+    def shows_copies(self) -> bool | None:
+        """Whether flagged slices agree with synthetic ones more than coincidence; None where this is not known."""
+        kinds = self.agreements
+        if not {"flagged", "coincidences"} <= kinds.keys():
+            return None
+        return kinds["flagged"] - kinds["coincidences"] > MORE_THAN_COINCIDENCE
 
     @property
     def named(self) -> int:
@@ -97,9 +113,10 @@ def _section(
         **_of_patients(patients, report, slug),
     }
     shown = with_pictures(choose(decided, judged, everything), pictures)
-    more = max(0, len(patients) - LISTED)
-    listed = _without_folders(patients)[:LISTED]
-    return SetSection(name, slug, report, evidence, by_truth, drawn, listed, more, shown)
+    count = max(LISTED, min(MOST_LISTED, report["patients"]["named"]))
+    listed, more = _without_folders(patients)[:count], max(0, len(patients) - count)
+    not_read = 0 if decided is None else decided["score"].null_count
+    return SetSection(name, slug, report, evidence, by_truth, drawn, listed, more, not_read, shown)
 
 
 def _without_folders(patients: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

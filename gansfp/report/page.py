@@ -107,6 +107,7 @@ def _environment() -> Environment:
         "number": number,
         "percent": percent,
         "p": p_value,
+        "probability": probability,
         "svg": Markup,
         "interval": interval,
         "short": short,
@@ -124,7 +125,18 @@ def percent(value: float | None) -> str:
     """A share, with a digit where it is small."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if 0 < value < 0.1 else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+
+
+def probability(value: float) -> str:
+    """A probability that is never stated as certain."""
+    return (
+        f"more than {percent(0.99)}"
+        if value > 0.99
+        else f"less than {percent(0.01)}"
+        if value < 0.01
+        else percent(value)
+    )
 
 
 def p_value(value: float | None) -> str:

@@ -85,7 +85,7 @@ def _hashes(audited: AuditedWork) -> list[tuple[str, str]]:
     hashes = []
     if audited.catalog is not None:
         hashes.append((f"all {len(audited.catalog):,} slices, their purposes and groups", audited.catalog.digest()))
-    names = [f"membership-{name}.csv" for name in audited.sets]
+    names = [f"membership-{name}{ending}.csv" for name in audited.sets for ending in ("", "-patients")]
     for name in (*names, *RESULTS):
         place = store.join(audited.work, "results", name)
         if store.exists(place):

@@ -35,8 +35,9 @@ MEANINGS: Mapping[str, Meaning] = {
         ),
         (
             "Do not release these synthetic slices or the generator before this is settled.",
-            "Look at the pictures below: they show what the synthetic slices have kept.",
-            "Tell the person who answers for the patients' data (the data protection officer) about this page.",
+            "Tell the person who answers for the patients' data (the data protection officer). That person decides "
+            "whether an authority or patients must be told, and what to do about slices that were already released.",
+            "Look at the pictures below: where slices were copied, they show what was kept.",
             "Train the generator again so that it remembers less (fewer epochs, no slice twice, more patients, "
             "differential privacy), or remove synthetic slices that lie too near to a real one. Then audit again.",
         ),
@@ -48,13 +49,15 @@ MEANINGS: Mapping[str, Meaning] = {
             "this audit has tried.",
         ),
         (
-            "It is not proof that nothing leaks. A smaller leak than the one under 'what would have been seen', or "
-            "another attack, may still find something.",
+            "It is not proof that nothing leaks. A leak that is smaller than the one under 'What would have been "
+            "seen', "
+            "or that only another attack sees, may still be there.",
             "It says nothing about an attacker who has the generator itself, and not only its slices.",
         ),
         (
-            "Decide whether the smallest leak that would have been seen is small enough for this release.",
-            "Keep this page with the release, as the record of what was tested.",
+            "Read what would have been seen, and decide whether such a leak is small enough for this release. Where it "
+            "was not measured, add not-used patients first.",
+            "Keep this page in your files, as the record of what was tested.",
             "Audit again when the generator, its training data or the released slices change.",
         ),
     ),
@@ -75,14 +78,20 @@ MEANINGS: Mapping[str, Meaning] = {
         ),
     ),
     TOLD_APART: Meaning(
-        "Yes. The synthetic slices fall into groups that agree with the generators.",
+        "Yes, better than chance. The synthetic slices fall into groups that agree with the generators; how well, the "
+        "ARI says (1 is perfect).",
         ("Whoever holds such slices can say which of them come from the same generator.",),
         (
             "A group is not a name. Its generator is named only where it resembles a generator whose slices were "
             "given with a label.",
             "It says nothing about patients.",
         ),
-        ("Check that the groups are not told apart by their files alone: see the shortcuts.",),
+        (
+            "Check in the figures below that the groups are not told apart by the size of their files or by their grey "
+            "levels alone.",
+            "Do not blame a generator for a slice by its group alone: the table of groups and generators shows the "
+            "mix.",
+        ),
     ),
     NOT_TOLD_APART: Meaning(
         "No. The groups agree with the generators no better than chance.",
@@ -108,12 +117,25 @@ FIGURE_NAMES: Mapping[str, str] = {
     "purity": "purity",
 }
 
-TEXTS: Mapping[str, str] = {
+_TEXTS = {
     "title": "Audit of synthetic chest-CT slices",
     "lead": (
         "Did a generator of synthetic slices give away the patients it was trained on, and which generator made each "
         "slice? This page answers from the files alone."
     ),
+    "confidential": "Confidential: this page shows pictures of patients and names them. Do not publish it.",
+    "names_patients": "This page has no pictures, but it names slices and patients.",
+    "audited": "Audited on {day} with gansfp {version}.",
+    "no_groups": (
+        "{n} real slices have no patient or volume (groups.csv): each counts as a patient of its own. If some are of "
+        "one "
+        "patient, the answers look surer than they are."
+    ),
+    "not_read": (
+        "{n} unknown slices of this set could not be read. No figure speaks of them; the CSV file calls them not used."
+    ),
+    "power_unknown": "How small a leak would have been seen is not known, so this answer says little.",
+    "left_out_note": "What is left out can hide a leak. It cannot make one.",
     "provisional": "Provisional: these features are still to be tried: {pending}. The final answer follows.",
     "unfinished": "This audit is not finished. The page shows what there is, and says what is missing.",
     "running": "{job}, step {stage}: {done} of {total} {unit}, {failed} failed.",
@@ -123,13 +145,14 @@ TEXTS: Mapping[str, str] = {
     "lives": "It is running.",
     "as_of": "State of {time}.",
     "no_answer": "There is no answer yet: the final step has not run.",
-    "question_leak": "Set {name}: did these patients' slices train the generator?",
+    "question_leak": "Set “{name}”: did these patients' slices train the generator?",
     "question_attribution": "Which generator made each synthetic slice?",
     "how_sure": (
         "If the generator had learned nothing from the used patients, a result as strong as this would appear with "
         "the probability p = {p} (after counting everything that was tried: p = {selected}; beyond what the slices "
         "show by themselves: p = {conditional}). The test level is {alpha}."
     ),
+    "how_sure_all": "All three must be below the level before anybody may speak of a leak.",
     "how_sure_none": "There is no valid p-value: see the reasons.",
     "null": (
         "Null hypothesis: the generator treats used and not-used patients alike, so that their labels could be "
@@ -137,8 +160,8 @@ TEXTS: Mapping[str, str] = {
     ),
     "who_none": "No patient can be named.",
     "who": (
-        "{named} of {n} unknown patients can be named as used. Of these names at most {fdr} are wrong on average. They "
-        "are marked in the list of patients."
+        "{named} of {n} unknown patients can be named as used. On average up to {fdr} of the names are wrong: expect "
+        "about {wrong} wrong ones. They are marked in the list of patients."
     ),
     "who_not_allowed": (
         "Nobody should be accused. The scores of {withheld} of {n} unknown patients are as high as those of used "
@@ -146,18 +169,22 @@ TEXTS: Mapping[str, str] = {
     ),
     "who_no_unknown": "There are no unknown patients in this set: nobody was to be named.",
     "wrong": (
-        "{wrong} of {of} patients who were certainly not used score as high as the last patient named, so at most "
-        "{most} of not-used patients would be accused (95 % sure)."
+        "Seen from the other side: {wrong} of {of} patients who were certainly not used score as high as the last "
+        "patient "
+        "named, so at most {most} of all not-used patients would be named by mistake (95 % sure)."
     ),
-    "share": "{value} of the unknown patients were used ({low} to {high}, 95 % sure).",
+    "share": "Estimated from the scores, {value} of the unknown patients were used ({low} to {high}, 95 % sure).",
     "share_careful": "Where there is no leak, it only says how many are like the used patients.",
     "share_none": "The share of used patients is not known: it takes used, not-used and unknown patients.",
     "power_none": "How small a leak would have been seen was not measured: {reason}.",
     "power_seen": (
-        "A leak in which one synthetic slice in {every} is a deformed copy of a used slice (blended to {blend} with "
-        "another patient's) would have been found with {found}."
+        "A test of the method, no finding: if one synthetic slice in {every} were a deformed copy of a used slice "
+        "(blended to {blend} with another patient's), this audit would have found the leak in {found} of trials."
     ),
-    "power_never": "Not even a generator whose slices are all copies would have been found with {found}.",
+    "power_never": (
+        "A test of the method: not even a generator whose slices are all copies would have been found in {found} of "
+        "trials."
+    ),
     "glance_attack": "Attack: used against not used",
     "glance_blind": "Control: real slices alone",
     "glance_used": "Control: used against used",
@@ -170,16 +197,29 @@ TEXTS: Mapping[str, str] = {
     ),
     "pictures_flagged": "The slices that look most as if they had been used",
     "pictures_others": "Slices that were not flagged, from the most to the least suspicious",
-    "pictures_coincidences": "The same for slices that are known not to have been used: what coincidence looks like",
+    "pictures_coincidences": "The same for slices whose truth is 'not used': what coincidence looks like",
     "pictures_caption": (
-        "From the left: the real slice; the synthetic slice nearest to it; their difference after the synthetic slice "
-        "was moved onto the real one (turned, scaled, shifted, and bent by at most 8 pixels): grey is equal, red is "
-        "brighter in the synthetic slice, blue is darker; and the real slice again, with the area that agrees in "
-        "orange."
+        "1: the real slice. 2: the synthetic slice nearest to it. 3: their difference after the synthetic slice was "
+        "moved "
+        "onto the real one (turned, scaled, shifted, and bent by at most 8 pixels): grey is equal, red is brighter in "
+        "the synthetic slice, blue is darker. 4: the real slice again, with the area that agrees in orange. Equal "
+        "names "
+        "in different sets need not be the same patient."
     ),
     "pictures_hint": (
         "Compare with the last group: outlines and chest walls of different patients agree too, in some 45 % of the "
-        "body. Far more speaks for a copy. A leak without copies is not seen here, but in the scores only."
+        "body. Far more speaks for a copy."
+    ),
+    "pictures_copies": (
+        "In this set the flagged slices agree much more than coincidence: look for vessels and edges that are the same."
+    ),
+    "pictures_no_copies": (
+        "In this set the flagged slices agree no more than coincidence does: the pictures show no copies. What was "
+        "found, "
+        "if anything, is in the scores alone."
+    ),
+    "pictures_careful": (
+        "The answer for this set is no leak: the scores and probabilities below are no evidence against a patient."
     ),
     "pictures_none": "This page was made without pictures (--pictures none), so that it can be shared.",
     "pictures_no_data": "There are no pictures: the files of the collection could not be found.",
@@ -195,7 +235,8 @@ TEXTS: Mapping[str, str] = {
     ),
     "patients_caption": "The unknown patients by their score. Marked ones are named.",
     "patient_line": (
-        "A line of this list: the patient's score, from all slices together; p, the probability that a patient who was "
+        "A line of this list: the score of the patient, from all slices together (the pictures have scores of slices); "
+        "p, the probability that a patient who was "
         "not used scores as high; q, the share of wrong names if everybody down to this line is named. For the patient "
         "it means: if named, the scan was probably used, and traces of it lie in the synthetic slices. If not named, "
         "the scan may still have been used."
@@ -223,7 +264,9 @@ TEXTS: Mapping[str, str] = {
     "not_measured": "not measured",
     "risk_note": (
         "Both authorities use the threshold 0.09 for the risk that a person is re-identified in released documents. "
-        "Membership is another risk. The threshold stands here for comparison, not as a pass mark."
+        "Membership is another risk. The threshold stands here for comparison, not as a pass mark. With few patients "
+        "an "
+        "upper bound is high even where nothing was found."
     ),
     "risk_sources": (
         "EMA, External guidance on the implementation of the policy on the publication of clinical data (Policy 0070), "
@@ -233,3 +276,6 @@ TEXTS: Mapping[str, str] = {
     ),
     "linkability": "not measured by this audit: it would take a second collection of the same patients",
 }
+
+# A number and its per cent sign stay on one line.
+TEXTS: Mapping[str, str] = {name: text.replace(" %", "\N{NO-BREAK SPACE}%") for name, text in _TEXTS.items()}

@@ -114,7 +114,7 @@ def test_each_set_is_answered(case, page):
             *meaning.do,
         ):
             assert sentence in words
-        assert f"Set {' '.join(name.split())}: did these patients' slices train the generator?" in words
+        assert f"Set “{' '.join(name.split())}”: did these patients' slices train the generator?" in words
     if "attribution" in metrics:
         assert MEANINGS[metrics["attribution"]["verdict"]["finding"]].answer in words
     for name in ("nan", "None", "undefined", "NaN"):
@@ -163,7 +163,7 @@ def test_the_strongest_slices_are_shown_one_a_patient(finished):
     of_patients = {row["group"]: row for row in reversed(flagged)}
     for row in sorted(of_patients.values(), key=lambda row: -row["score"])[:5]:
         assert f"{row['catalog_id'].rpartition('/')[2]}" in words
-        assert f"Score {row['score']:.2f}, probability of having been used" in words
+        assert f"Slice score {row['score']:.2f}, probability of having been used" in words
 
 
 def test_names_are_shown_as_text(finished, tmp_path):

@@ -187,17 +187,28 @@ def test_a_residual_spectrum_by_loops():
 
 def test_numbers_as_text():
     assert [page.number(value) for value in (0.5, None, float("nan"))] == ["0.500", "–", "–"]
-    assert [page.percent(value) for value in (0.5, 0.034, 0, 1, None)] == ["50 %", "3.4 %", "0 %", "100 %", "–"]
+    assert [page.percent(value) for value in (0.5, 0.034, 0, 1, None)] == [
+        "50\xa0%",
+        "3.4\xa0%",
+        "0\xa0%",
+        "100\xa0%",
+        "–",
+    ]
     assert [page.p_value(value) for value in (0.000999, 1, None)] == ["0.001", "1", "–"]
     assert page.interval({"low": 0.1, "high": 0.25}) == "0.100 to 0.250"
     assert page.interval({"low": None, "high": None}) == "–"
+
+
+def test_no_probability_is_certain():
+    shown = [page.probability(value).replace("\xa0", " ") for value in (1.0, 0.995, 0.5, 0.001)]
+    assert shown == ["more than 99 %", "more than 99 %", "50 %", "less than 1.0 %"]
 
 
 def test_what_would_have_been_seen_in_words():
     smallest = {"share_of_generated": 1 / 28.4, "blend": 0.5}
     seen = page.power_sentence({"smallest_leak": smallest, "found": 0.8})
     assert "one synthetic slice in 28 " in seen
-    assert "blended to 50 % " in seen
-    assert "with 80 %" in seen
-    assert "Not even" in page.power_sentence({"smallest_leak": None, "found": 0.8})
+    assert "blended to 50\xa0% " in seen
+    assert "in 80\xa0% of trials" in seen
+    assert "not even" in page.power_sentence({"smallest_leak": None, "found": 0.8})
     assert "too few" in page.power_sentence({"missing": "too few patients"})
