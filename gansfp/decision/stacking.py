@@ -105,18 +105,19 @@ class Pool:
         return self._ranks[held_out]
 
 
-def _best(pool: Pool, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
-    return [int(np.argmax(pool.aucs(held_out, used)))], np.ones(1), 0.0
+def _best(pool: Pool, aucs: np.ndarray, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
+    return [int(np.argmax(aucs))], np.ones(1), 0.0
 
 
-def _stack(pool: Pool, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
-    members = choose_members(pool.aucs(held_out, used), pool.alike)
+def _stack(pool: Pool, aucs: np.ndarray, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
+    members = choose_members(aucs, pool.alike)
     coefficients, intercept = logistic(pool.standard[members][:, pool.rows(held_out)].T, used, STRENGTH)
     return members, coefficients, intercept
 
 
-# Each returns the members, their coefficients and the intercept, from the labels outside of the held-out folds.
-COMBINATIONS: dict[str, Callable[[Pool, HeldOut, np.ndarray], tuple[list[int], np.ndarray, float]]] = {
+# Each returns the members, their coefficients and the intercept, from the AUCs (c,) of all configurations and from the
+# labels outside of the held-out folds.
+COMBINATIONS: dict[str, Callable[[Pool, np.ndarray, HeldOut, np.ndarray], tuple[list[int], np.ndarray, float]]] = {
     "best": _best,
     "stack": _stack,
 }
@@ -135,12 +136,15 @@ class Nested:
         self.names = (combination,) if combination else tuple(COMBINATIONS)
         self.folds = frozenset(np.unique(pool.folds[pool.folds >= 0]).tolist())
         self._fits: dict[tuple[str, HeldOut], Fit] = {}
+        self._aucs: dict[HeldOut, np.ndarray] = {}
 
     def fit(self, name: str, held_out: HeldOut = frozenset()) -> Fit:
         """Fits the combination `name` to the labels outside of the held-out folds; returns it for every real slice."""
         if (name, held_out) not in self._fits:
             used = self.labels[self.pool.rows(held_out)] == USED
-            members, coefficients, intercept = COMBINATIONS[name](self.pool, held_out, used)
+            if held_out not in self._aucs:  # all combinations ask for them
+                self._aucs[held_out] = self.pool.aucs(held_out, used)
+            members, coefficients, intercept = COMBINATIONS[name](self.pool, self._aucs[held_out], held_out, used)
             score = coefficients @ self.pool.standard[members] + intercept
             score = standardised(score[None], np.inf)[0]  # so that the fits of different folds are comparable
             self._fits[name, held_out] = Fit(tuple(members), tuple(coefficients.tolist()), score)

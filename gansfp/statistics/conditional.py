@@ -80,7 +80,7 @@ def conditional_labels(
     """Draws labellings that are as likely as the observed one where labels follow from the propensities alone.
 
     labels: (n,) 0/1; propensity: (n,) in (0, 1); strata: (n,), labels are exchanged within a stratum only, so that each
-    keeps its number of each label. Returns (count, n). With equal propensities they are plain permutations.
+    keeps its number of each label. Returns (count, n) int8. With equal propensities they are plain permutations.
 
     The conditional permutation test of Berrett, Wang, Barber and Samworth (2020): pairs of units are drawn at random,
     and the labels of a pair are exchanged with the probability that the propensities give. Going STEPS rounds back from
@@ -90,7 +90,7 @@ def conditional_labels(
     rng = np.random.default_rng(seed)
     odds = logit(propensity)
     rounds = [_pairs(strata, rng) for _ in range(STEPS)]
-    drawn = labels[None].copy()
+    drawn = labels[None].astype(np.int8)
     for pairs in reversed(rounds):
         _exchange(drawn, odds, pairs, rng)
     drawn = np.repeat(drawn, count, axis=0)
@@ -118,7 +118,8 @@ def _exchange(
     first, second = pairs
     one, other = labels[:, first], labels[:, second]
     gains = expit(odds[first] - odds[second])  # that the first of a pair is the used one
-    exchanged = (one != other) & (rng.random(one.shape) < np.where(one, 1 - gains, gains))
+    chances = rng.random(one.shape, dtype=np.float32)
+    exchanged = (one != other) & (chances < np.where(one, 1 - gains, gains))
     labels[:, first] = one ^ exchanged
     labels[:, second] = other ^ exchanged
 

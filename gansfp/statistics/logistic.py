@@ -26,7 +26,8 @@ def logistic(x: np.ndarray, used: np.ndarray, strength: float) -> tuple[np.ndarr
     for _ in range(100):
         expected = expit(columns @ fitted)
         gradient = columns.T @ (weight * (expected - used)) + penalty * fitted
-        curvature = (columns.T * (weight * expected * (1 - expected))) @ columns + np.diag(penalty)
+        curvature = (columns.T * (weight * expected * (1 - expected))) @ columns
+        curvature.flat[:: len(penalty) + 1] += penalty  # its diagonal
         step = np.linalg.solve(curvature, gradient)
         while (reached := loss(fitted - step)) > lowest + 1e-12 * abs(lowest):  # the step was too long
             step = step / 2
