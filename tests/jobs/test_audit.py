@@ -16,6 +16,7 @@ from gansfp.collection.catalog import read_catalog
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.reports import Metrics, RunReport
 from gansfp.embedding.embedder import EmbedConfig
+from gansfp.report.options import ReportConfig
 from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.collection import CollectionConfig
 from gansfp.runtime.embedding import Workers
@@ -156,7 +157,8 @@ class TestFromCheapToDear:
         def embed_and_search(catalog, work, config, of_task, workers, cluster):
             done.append((config.task, of_task.embedding.pairs, of_task.stage))
 
-        def decide(data, work, config, catalog, tasks, pending):
+        def decide(data, work, config, catalog, tasks, pending, report):
+            assert report == config_of_report
             done.append((tuple(tasks), list(pending)))
             return Metrics(RunReport(0, 1, {}, pending=pending))
 
@@ -164,9 +166,9 @@ class TestFromCheapToDear:
         monkeypatch.setattr(audit, "embed_and_search", embed_and_search)
         monkeypatch.setattr(audit, "decide", decide)
         searches = {task: SearchConfig(task) for task in inputs}
-        config = AuditConfig(
-            str(challenge), str(tmp_path), searches, FinalConfig(), Workers(), ClusterConfig(), CollectionConfig()
-        )
+        config_of_report = ReportConfig("none")
+        of_run = Workers(), ClusterConfig(), CollectionConfig(), config_of_report
+        config = AuditConfig(str(challenge), str(tmp_path), searches, FinalConfig(), *of_run)
 
         def run(chosen):
             audit.audit(config, chosen)
