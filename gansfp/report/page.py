@@ -22,6 +22,7 @@ from gansfp.report.attribution_section import attribution_section
 from gansfp.report.audited import AuditedWork, read_work
 from gansfp.report.data_section import data_section
 from gansfp.report.glossary import GLOSSARY, NAMES_OF_THE_SEARCH
+from gansfp.report.labels import LABELS
 from gansfp.report.membership_section import set_sections
 from gansfp.report.options import ALL, NONE, ReportConfig
 from gansfp.report.pictures import Pictures
@@ -69,7 +70,7 @@ def render(audited: AuditedWork, config: ReportConfig) -> str:
             audited=audited,
             run=audited.run,
             meanings=MEANINGS,
-            t=SimpleNamespace(**TEXTS),
+            t=SimpleNamespace(**LABELS, **TEXTS),
             glossary=GLOSSARY,
             names_of_the_search=NAMES_OF_THE_SEARCH,
             figure_names=FIGURE_NAMES,

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+from importlib.resources import files
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,3 +214,11 @@ def test_what_would_have_been_seen_in_words():
     assert "in 80\xa0% of trials" in seen
     assert "not even" in page.power_sentence({"smallest_leak": None, "found": 0.8})
     assert "too few" in page.power_sentence({"missing": "too few patients"})
+
+
+def test_templates_hold_no_words():
+    """All words are in texts.py, labels.py and glossary.py, where a translation would put others."""
+    for place in sorted(files("gansfp.report").joinpath("templates").iterdir(), key=str):
+        if place.name.endswith(".html"):
+            source = re.sub(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}|<[^>]*>", " ", place.read_text(), flags=re.DOTALL)
+            assert not re.search("[A-Za-z]", source), (place.name, source.split())
