@@ -114,7 +114,7 @@ class AttributionSlices(TaskSlices):
         look = functools.partial(self.names_and_places, labels=labels, choices=choices, limit=limit)
         ((names, places),) = for_each_pair([best.configuration.pair], look)
         ids = images.ids[np.concatenate([self.known, self.test])].tolist()
-        write_places(search.folder, ids, places, [*self.generators.tolist(), *[""] * len(self.test)], digest)
+        write_places(search.folder, ids, places, [*self.generators.tolist(), *[""] * len(self.test)])
         return replace(search.result, names=names)
 
     def names_and_places(

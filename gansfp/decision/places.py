@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gansfp import store
-from gansfp.decision.search_result import DIGEST
 
 FILE = "places.parquet"
 SCHEMA = pa.schema(
@@ -23,12 +22,11 @@ SCHEMA = pa.schema(
 )
 
 
-def write_places(folder: str, ids: list[str], places: np.ndarray, generators: list[str], digest: str) -> None:
-    """Writes places.parquet. ids, generators: (n,), as in SCHEMA; places: (n, 2) float32; digest: of what they were
-    computed from."""
+def write_places(folder: str, ids: list[str], places: np.ndarray, generators: list[str]) -> None:
+    """Writes places.parquet. ids, generators: (n,), as in SCHEMA; places: (n, 2) float32."""
     table = pa.table([ids, places[:, 0], places[:, 1], generators], schema=SCHEMA)
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({DIGEST: digest.encode()}), sink)
+    pq.write_table(table, sink)
     store.write_bytes_atomically(store.join(folder, FILE), sink.getvalue())
 
 

@@ -203,7 +203,7 @@ def _thumbnails(search: Search, of_test: Mapping[str, int], pictures: Pictures) 
         return ""
     for (_, place), pixels in zip(chosen, loaded, strict=True):
         if pixels is not None:
-            # The second component rises upwards, as in the plot.
+            # y rises upwards, as in the plot.
             x, y = round(place[0]), MAP[1] - THUMBNAIL - round(place[1])
             canvas.paste(Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS), (x, y))
     return encode(np.asarray(canvas))

@@ -164,7 +164,7 @@ def power_sentence(power: Mapping[str, Any]) -> str:
     smallest = power["smallest_leak"]
     if not smallest:
         return TEXTS["power_never"].format(found=percent(power["found"]))
-    every = max(1, round(1 / smallest["share_of_generated"]))
-    return TEXTS["power_seen"].format(
-        every=f"{every:,}", blend=percent(smallest["blend"]), found=percent(power["found"])
-    )
+    # An earlier version wrote the share alone.
+    share = smallest["share_of_generated"] if isinstance(smallest, Mapping) else smallest
+    every = max(1, round(1 / share))
+    return TEXTS["power_seen"].format(every=f"{every:,}", blend=percent(power["blend"]), found=percent(power["found"]))

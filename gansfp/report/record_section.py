@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import beta
 
 from gansfp import store
-from gansfp.decision.verdict import CANNOT_TELL, LEAK
+from gansfp.decision.verdict import LEAK
 from gansfp.report.audited import AuditedWork
 from gansfp.report.texts import TEXTS
 
@@ -56,12 +56,6 @@ class RecordSection:
     findings: Sequence[tuple[str, str]]
     answered: str
     next_audit: str
-
-    @property
-    def residual(self) -> str:
-        """What remains, in a word: the worst finding of the sets."""
-        found = {finding for _, finding in self.findings}
-        return next((finding for finding in (LEAK, CANNOT_TELL) if finding in found), "no evidence" if found else "")
 
 
 def record_section(audited: AuditedWork) -> RecordSection:

@@ -258,7 +258,7 @@ def _planted(vectors: Mapping[Pair, np.ndarray], real: np.ndarray, of_set: SetSl
     copies = make_copies(rows, of_set.groups[rows], lambda row: real[row], PAIRS, Plant(COPY_BLEND, seed))
     if copies is None:
         return None
-    embedded = {pair: of_set.with_axes(of_pair[:GENERATED], of_pair[GENERATED:]) for pair, of_pair in vectors.items()}
+    embedded = {pair: of_set.with_axes(vectors[pair][:GENERATED], vectors[pair][GENERATED:]) for pair in PAIRS}
     spaces = [space for pair in PAIRS for space in measure(embedded[pair], copies, pair, SWEEP.whitened)]
     return Planted(copies.rows, copies.partners, spaces, COPY_BLEND)
 

@@ -161,11 +161,6 @@ def test_the_next_audit_is_a_year_after(day, next_day):
     assert record_section._a_year_after(day) == next_day
 
 
-def test_the_residual_risk_is_the_worst_finding():
-    record = record_section.RecordSection([], {}, [], [], [], [], [("a", "no evidence"), ("b", "leak")], "", "")
-    assert record.residual == "leak"
-
-
 def test_a_residual_spectrum_by_loops():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (2, 256, 256)).astype(np.uint8)
@@ -208,7 +203,9 @@ def test_no_probability_is_certain():
 
 def test_what_would_have_been_seen_in_words():
     smallest = {"share_of_generated": 1 / 28.4, "blend": 0.5}
-    seen = page.power_sentence({"smallest_leak": smallest, "found": 0.8})
+    seen = page.power_sentence({"smallest_leak": smallest, "found": 0.8, "blend": 0.5})
+    earlier = page.power_sentence({"smallest_leak": 1 / 28.4, "found": 0.8, "blend": 0.5})
+    assert earlier == seen
     assert "one synthetic slice in 28 " in seen
     assert "blended to 50\xa0% " in seen
     assert "in 80\xa0% of trials" in seen
