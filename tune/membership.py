@@ -9,6 +9,7 @@ import numpy as np
 
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.decide import decide_by_other_folds
+from gansfp.decision.pool import area_under_curve
 from gansfp.decision.search_result import (
     Configuration,
     Scalar,
@@ -18,7 +19,6 @@ from gansfp.decision.search_result import (
     SetIds,
     Trial,
 )
-from gansfp.decision.stacking import area_under_curve
 from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError

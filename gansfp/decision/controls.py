@@ -5,7 +5,7 @@ What a set cannot have is None, and `missing` says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +16,13 @@ from threadpoolctl import threadpool_limits
 
 from gansfp.decision.blind import SOURCE, Difference, Facts, Units, blocks, find_differences, normal_scores, units_of
 from gansfp.decision.judged import Judged
-from gansfp.decision.stacking import REFITS, Nested, Pool, area_under_curve
+from gansfp.decision.pool import Pool, area_under_curve
+from gansfp.decision.stacking import REFITS, nested_for
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.conditional import FURTHEST, Unexplained, conditional_labels, propensities
 from gansfp.statistics.intervals import Estimate, membership_figures
-from gansfp.statistics.resampling import group_codes, permuted_labels, stratified_group_folds
+from gansfp.statistics.resampling import group_codes, permuted_within_folds, stratified_group_folds
 
 FOLDS = 5
 HALVES = 20  # random halvings of each class for the member-only control
@@ -174,24 +175,24 @@ class ConditionalTest:
     strata: np.ndarray
 
     def __call__(
-        self, rest: np.ndarray, draws: int, seed: int, refit: Callable[[np.ndarray], np.ndarray] | None = None
+        self, rest: np.ndarray, draws: int, seed: int, refit: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None
     ) -> Conditional:
-        """rest: (u,) what slices by themselves do not explain of the scores; refit: gives it for other labels (u,)."""
+        """rest: (u,) what slices by themselves do not explain of the scores; refit: yields it for each of other
+        labellings (b, u)."""
         visible = np.sqrt(2) * norm.ppf(np.clip(_auc(self.labels, self.odds), 0.5, 1 - FURTHEST))
         hidden = ALLOWANCE * visible * np.where(rest > np.median(rest), 1.0, -1.0)
         propensity = np.clip(expit(self.odds + hidden), FURTHEST, 1 - FURTHEST)
         drawn = conditional_labels(self.labels, propensity, self.strata, draws, seed)
         expected = expit(self.odds)
 
-        def statistic(labels: np.ndarray) -> float:
-            return float((labels - expected) @ (refit(labels) if refit else rest))
-
-        reference = statistic(self.labels)
+        labelings = np.concatenate([self.labels[None], drawn])
         if refit:
             with threadpool_limits(1, user_api="blas"):  # one thread, as in stacking.p_value_refitted
-                values = np.array([statistic(labels) for labels in drawn])
+                rests = refit(labelings)
+                reference, *of_drawn = [(labels - expected) @ of for labels, of in zip(labelings, rests, strict=True)]
         else:
-            values = (drawn - expected) @ rest
+            reference, *of_drawn = (labelings - expected) @ rest
+        values = np.array(of_drawn)
         reached = int((values >= reference - 1e-9).sum())
         # Labellings that the propensities make certain come again and again: then no p-value can be small.
         same = float((drawn == self.labels).all(1).mean())
@@ -208,8 +209,8 @@ def _conditional(
         return test(blind.residuals(), config.permutations, config.seed), test
     refit = judged.refit
 
-    def residuals(labels: np.ndarray) -> np.ndarray:
-        return blind.residuals(units.means(refit(labels[units.codes])))
+    def residuals(labelings: np.ndarray) -> Iterator[np.ndarray]:
+        return (blind.residuals(units.means(score)) for score in refit(labelings[:, units.codes]))
 
     return test(blind.residuals(), min(config.permutations, REFITS), config.seed, residuals), test
 
@@ -265,11 +266,7 @@ def _halves(scores: np.ndarray, codes: np.ndarray, combination: str | None, seed
     half = (np.arange(codes.max() + 1) % 2)[codes]
     folds = stratified_group_folds(half, codes, FOLDS, seed)
     # Patients change halves within their fold, so that all halvings share the ranks of the scores.
-    halves = np.tile(half, (HALVES, 1))
-    for fold in np.unique(folds):
-        rows = np.flatnonzero(folds == fold)
-        of_fold = group_codes(codes[rows].astype(str), len(rows))
-        halves[:, rows] = permuted_labels(half[rows], of_fold, HALVES, seed + 1 + int(fold))
-    pool = Pool(scores, folds)
+    halves = permuted_within_folds(half, codes, folds, HALVES, seed + 1)
     with threadpool_limits(1, user_api="blas"):
-        return [_auc(half, Nested(pool, half, combination).out_of_fold()) for half in halves]
+        nested = nested_for(Pool(scores, folds), halves, combination)
+        return [_auc(half, of_half.out_of_fold()) for half, of_half in zip(halves, nested, strict=True)]

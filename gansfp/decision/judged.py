@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from gansfp.decision.blind import units_of
 from gansfp.decision.decide import Decision, rows_to_combine
+from gansfp.decision.pool import Pool
 from gansfp.decision.search_result import ScoredRows, SetIds
-from gansfp.decision.stacking import Nested, Pool
+from gansfp.decision.stacking import nested_for
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 
 
@@ -35,8 +36,8 @@ class Judged:
     """The slices that a verdict rests on, and what is known of the others.
 
     rows: (k,) rows of the set's real slices; truth, score: (k,); groups, labels: (n,) of all real slices, labels -1
-    where unknown; combined: (n,) the score of all; refit: recomputes the score (k,) for other labels (k,), where the
-    score was fitted to these labels, else None; folds: (k,) of that fit.
+    where unknown; combined: (n,) the score of all; refit: yields the score (k,) for each of other
+    labellings (b, k), where the score was fitted to these labels, else None; folds: (k,) of that fit.
     """
 
     rows: np.ndarray
@@ -45,7 +46,7 @@ class Judged:
     groups: np.ndarray
     labels: np.ndarray
     combined: np.ndarray
-    refit: Callable[[np.ndarray], np.ndarray] | None = None
+    refit: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None
     folds: np.ndarray | None = None
 
     @property
@@ -71,10 +72,11 @@ def judged_by_others(of_set: DecidedSet, combination: str | None) -> Judged:
     scores = of_set.rows.scores[rows_to_combine(of_set.rows.scores, of_set.learns)]
     pool = Pool(scores, of_set.folds)
 
-    def refit(labels: np.ndarray) -> np.ndarray:
-        everything = of_set.labels.copy()
-        everything[rows] = labels
-        return Nested(pool, everything, combination).out_of_fold()[rows]
+    def refit(labelings: np.ndarray) -> Iterator[np.ndarray]:
+        everything = np.tile(of_set.labels, (len(labelings), 1))
+        everything[:, rows] = labelings
+        for nested in nested_for(pool, everything, combination):
+            yield nested.out_of_fold()[rows]
 
     return Judged(
         rows, of_set.labels[rows], score[rows], of_set.groups, of_set.labels, score, refit, of_set.folds[rows]

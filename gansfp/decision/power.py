@@ -21,7 +21,8 @@ from gansfp.decision.controls import ConditionalTest
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.judged import DecidedSet
 from gansfp.decision.planted import Planted, Space
-from gansfp.decision.stacking import Nested, Pool
+from gansfp.decision.pool import Pool
+from gansfp.decision.stacking import Nested
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.distances import smallest
 from gansfp.scoring.embedded_set import TINY

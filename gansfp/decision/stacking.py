@@ -9,27 +9,24 @@ scores reached a cross-validated AUC of 0.70. Therefore decide.py leaves them ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from gansfp.decision.pool import FoldAucs, HeldOut, Pool, area_under_curve, standardised
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN, USED
 from gansfp.statistics.logistic import logistic
-from gansfp.statistics.resampling import count_permutations, group_codes, permuted_labels
+from gansfp.statistics.resampling import count_permutations, group_codes, permuted_within_folds
 
 MEMBERS = 40  # configurations in a stack
-ALIKE = 0.95  # rank correlation from which two configurations count as alike
 STRENGTH = 0.3  # inverse regularisation of the stack, as scikit-learn's C, on scores of unit variance
-OUTLIER = 4.0  # standard deviations to which a standardised score is clipped
 REFITS = 200  # the most permutations for which the whole combination is fitted again
-
-HeldOut = frozenset[int]  # the folds whose labels are not used
+_CELLS = 1 << 23  # numbers that labellings share in memory at once: 64 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,56 +59,13 @@ class Combined:
     aucs: dict[str, float]
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """The scores of all configurations on all real slices of a set, and what all fits share because it needs no labels.
-
-    scores: (c, n); folds: (n,), -1 for unknown slices.
-    """
-
-    scores: np.ndarray
-    folds: np.ndarray
-    _ranks: dict[HeldOut, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
-
-    @cached_property
-    def standard(self) -> np.ndarray:
-        """(c, n) standardised scores."""
-        return standardised(self.scores)
-
-    @cached_property
-    def alike(self) -> np.ndarray:
-        """(c, c) bool: configurations that rank the real slices alike, or in reverse; a constant one is like none."""
-        ranks = rankdata(self.scores, axis=1).astype(np.float32)
-        ranks -= ranks.mean(1, keepdims=True)
-        norms = np.linalg.norm(ranks, axis=1, keepdims=True)
-        ranks /= np.where(norms > 0, norms, 1)
-        alike = np.empty((len(ranks), len(ranks)), bool)
-        for start in range(0, len(ranks), 1024):  # in blocks, so that only bools are in memory for all pairs
-            alike[start : start + 1024] = np.abs(ranks[start : start + 1024] @ ranks.T) >= ALIKE
-        return alike
-
-    def rows(self, held_out: HeldOut) -> np.ndarray:
-        """Returns the labelled slices outside of the held-out folds: (n,) bool."""
-        return self._ranks_without(held_out)[0]
-
-    def aucs(self, held_out: HeldOut, used: np.ndarray) -> np.ndarray:
-        """Returns the AUC of each configuration on rows(held_out), whose labels are `used`: (c,)."""
-        return _aucs_of_ranks(self._ranks_without(held_out)[1], used)
-
-    def _ranks_without(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-        if held_out not in self._ranks:
-            rows = (self.folds >= 0) & ~np.isin(self.folds, list(held_out))
-            self._ranks[held_out] = rows, rankdata(self.scores[:, rows], axis=1)
-        return self._ranks[held_out]
-
-
 def _best(pool: Pool, aucs: np.ndarray, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
     return [int(np.argmax(aucs))], np.ones(1), 0.0
 
 
 def _stack(pool: Pool, aucs: np.ndarray, held_out: HeldOut, used: np.ndarray) -> tuple[list[int], np.ndarray, float]:
     members = choose_members(aucs, pool.alike)
-    coefficients, intercept = logistic(pool.standard[members][:, pool.rows(held_out)].T, used, STRENGTH)
+    coefficients, intercept = logistic(pool.standard(members)[:, pool.rows(held_out)].T, used, STRENGTH)
     return members, coefficients, intercept
 
 
@@ -126,15 +80,23 @@ COMBINATIONS: dict[str, Callable[[Pool, np.ndarray, HeldOut, np.ndarray], tuple[
 class Nested:
     """Combinations of a pool under nested cross-validation for one labelling.
 
-    labels: (n,) 1, 0 or -1 for unknown. combination: "best", "stack", or None to choose between them.
+    labels: (n,) 1, 0 or -1 for unknown. combination: "best", "stack", or None to choose between them. aucs: of that
+    labelling, as FoldAucs gives them.
     """
 
-    def __init__(self, pool: Pool, labels: np.ndarray, combination: str | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        labels: np.ndarray,
+        combination: str | None = None,
+        aucs: Callable[[HeldOut], np.ndarray] | None = None,
+    ) -> None:
         if combination is not None and combination not in COMBINATIONS:
             raise UsageError(f"combine: got {combination!r}, expected one of {list(COMBINATIONS)}")
         self.pool, self.labels = pool, labels
         self.names = (combination,) if combination else tuple(COMBINATIONS)
         self.folds = frozenset(np.unique(pool.folds[pool.folds >= 0]).tolist())
+        self._aucs_without = aucs or functools.partial(FoldAucs(pool, labels[None]).without, 0)
         self._fits: dict[tuple[str, HeldOut], Fit] = {}
         self._aucs: dict[HeldOut, np.ndarray] = {}
 
@@ -143,9 +105,9 @@ class Nested:
         if (name, held_out) not in self._fits:
             used = self.labels[self.pool.rows(held_out)] == USED
             if held_out not in self._aucs:  # all combinations ask for them
-                self._aucs[held_out] = self.pool.aucs(held_out, used)
+                self._aucs[held_out] = self._aucs_without(held_out)
             members, coefficients, intercept = COMBINATIONS[name](self.pool, self._aucs[held_out], held_out, used)
-            score = coefficients @ self.pool.standard[members] + intercept
+            score = coefficients @ self.pool.standard(members) + intercept
             score = standardised(score[None], np.inf)[0]  # so that the fits of different folds are comparable
             self._fits[name, held_out] = Fit(tuple(members), tuple(coefficients.tolist()), score)
         return self._fits[name, held_out]
@@ -174,6 +136,17 @@ class Nested:
             rows, held_out = self.pool.folds == fold, frozenset({fold})
             score[rows] = self.fit(self.choose(held_out), held_out).score[rows]
         return score
+
+
+def nested_for(pool: Pool, labelings: np.ndarray, combination: str | None) -> Iterator[Nested]:
+    """Yields the combinations for each of many labellings (b, n), which share their AUCs."""
+    folds = len(np.unique(pool.folds[pool.folds >= 0]))
+    step = max(1, _CELLS // (len(pool.scores) * folds**2))
+    for start in range(0, len(labelings), step):
+        part = labelings[start : start + step]
+        aucs = FoldAucs(pool, part)
+        for number, labels in enumerate(part):
+            yield Nested(pool, labels, combination, functools.partial(aucs.without, number))
 
 
 def combine(combination: str | None, scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Combined:
@@ -212,34 +185,20 @@ def p_value_refitted(
     scores varies more than that of fixed scores (for a linear score its variance is twice as large). With fixed scores,
     up to 20 % of the p-values of simulated sets without a leak were below 0.05.
     """
-    pool = Pool(scores, folds)
-    labelled = labels != UNKNOWN
-    permuted, reachable = np.tile(labels, (refits, 1)), 1.0
+    pool, labelled = Pool(scores, folds), labels != UNKNOWN
+    reachable = 1.0
     for fold in np.unique(folds[labelled]):
-        rows = np.flatnonzero(folds == fold)
-        codes = group_codes(groups[rows], len(rows))
-        permuted[:, rows] = permuted_labels(labels[rows], codes, refits, seed + 1 + int(fold))
-        reachable *= count_permutations(labels[rows], codes)
-
-    def auc(labelling: np.ndarray) -> float:
-        score = Nested(pool, labelling, combination).out_of_fold()
-        return float(area_under_curve(score[None, labelled], labelling[labelled] == USED)[0])
-
+        rows = folds == fold
+        reachable *= count_permutations(labels[rows], group_codes(groups[rows], int(rows.sum())))
+    labelings = np.concatenate([labels[None], permuted_within_folds(labels, groups, folds, refits, seed + 1)])
     # In one thread: the steps are so small that threads wait for each other, and two take longer than one.
     with threadpool_limits(1, user_api="blas"):
-        observed = auc(labels)
-        reached = sum(auc(labelling) >= observed - 1e-12 for labelling in permuted)
+        observed, *permuted = (
+            float(area_under_curve(nested.out_of_fold()[None, labelled], labels_of[labelled] == USED)[0])
+            for nested, labels_of in zip(nested_for(pool, labelings, combination), labelings, strict=True)
+        )
+    reached = sum(auc >= observed - 1e-12 for auc in permuted)
     return (1 + reached) / (1 + refits), max(1 / (1 + refits), 1 / reachable)
-
-
-def area_under_curve(scores: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Returns the AUC (c,) of each row of scores (c, n); used: (n,) bool; ties count half (Mann and Whitney 1947)."""
-    return _aucs_of_ranks(rankdata(scores, axis=1), used)
-
-
-def _aucs_of_ranks(ranks: np.ndarray, used: np.ndarray) -> np.ndarray:
-    positives, negatives = used.sum(), (~used).sum()
-    return (ranks @ used.astype(np.float64) - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def choose_members(aucs: np.ndarray, alike: np.ndarray, most: int = MEMBERS) -> list[int]:
@@ -256,13 +215,6 @@ def choose_members(aucs: np.ndarray, alike: np.ndarray, most: int = MEMBERS) -> 
             if len(chosen) == most:
                 break
     return chosen or [0]
-
-
-def standardised(scores: np.ndarray, outlier: float = OUTLIER) -> np.ndarray:
-    """Returns rows (c, n) of mean 0 and variance 1 over all slices, with outliers clipped; a constant row becomes 0."""
-    constant = scores.max(1, keepdims=True) == scores.min(1, keepdims=True)
-    scaled = (scores - scores.mean(1, keepdims=True)) / np.where(constant, 1, scores.std(1, keepdims=True))
-    return np.where(constant, 0, np.clip(scaled, -outlier, outlier))
 
 
 def calibrated(score: np.ndarray, labels: np.ndarray) -> np.ndarray:

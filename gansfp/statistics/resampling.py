@@ -87,6 +87,22 @@ def permuted_labels(labels: np.ndarray, codes: np.ndarray, permutations: int, se
     return permuted
 
 
+def permuted_within_folds(
+    labels: np.ndarray, groups: np.ndarray | None, folds: np.ndarray, permutations: int, seed: int
+) -> np.ndarray:
+    """Returns permuted_labels of each fold by itself: (permutations, n), dtype of labels. Slices of fold -1 keep their
+    labels.
+
+    labels: (n,) int, those of folds >= 0; groups: as in group_codes; folds: (n,) int. The seed of fold f is seed + f.
+    """
+    permuted = np.tile(labels, (permutations, 1))
+    for fold in np.unique(folds[folds >= 0]):
+        rows = np.flatnonzero(folds == fold)
+        codes = group_codes(None if groups is None else groups[rows], len(rows))
+        permuted[:, rows] = permuted_labels(labels[rows], codes, permutations, seed + int(fold))
+    return permuted
+
+
 def count_permutations(labels: np.ndarray, codes: np.ndarray) -> float:
     """Returns the number of different labellings that permuted_labels can draw; inf above about 10^304."""
 

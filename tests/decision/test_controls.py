@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 from gansfp.decision.blind import SOURCE, Facts, find_differences, units_of
 from gansfp.decision.controls import HALVES, ControlConfig, control, member_only
 from gansfp.decision.judged import Judged
-from gansfp.decision.stacking import Nested, Pool
+from gansfp.decision.pool import Pool
+from gansfp.decision.stacking import nested_for
 from gansfp.embedding.measures import BRIGHTNESS, FILES, NOISE, Measure
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.resampling import stratified_group_folds
@@ -122,10 +123,10 @@ def labelled(leak, seed=0):
     scores = leak * labels + rng.standard_normal((3, 60))
     pool = Pool(scores, folds)
 
-    def refit(of_labels):
-        return Nested(pool, of_labels, None).out_of_fold()
+    def refit(labelings):
+        return (nested.out_of_fold() for nested in nested_for(pool, labelings, None))
 
-    combined = refit(labels)
+    (combined,) = refit(labels[None])
     facts = Facts(MEASURES[:1], rng.standard_normal((60, 1)), {})
     return Judged(np.arange(60), labels, combined, groups, labels, combined, refit, folds), facts, scores
 

@@ -6,28 +6,23 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from gansfp.decision.pool import ALIKE, OUTLIER, FoldAucs, Pool, area_under_curve, standardised
 from gansfp.decision.stacking import (
-    ALIKE,
     COMBINATIONS,
     MEMBERS,
-    OUTLIER,
     REFITS,
     STRENGTH,
     Nested,
-    Pool,
-    area_under_curve,
     calibrated,
     choose_members,
     combine,
+    nested_for,
     p_value_refitted,
-    standardised,
 )
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.logistic import logistic
 from gansfp.statistics.permutation import p_values_auc
-
-NONE: frozenset[int] = frozenset()
 
 
 def example(strengths, seed=0, each=30, unknown=200, folds=5):
@@ -45,6 +40,35 @@ def test_area_under_curve():
     scores, used = np.round(rng.normal(size=(20, 50)), 1), rng.random(50) < 0.3
     expected = [roc_auc_score(used, row) for row in scores]
     np.testing.assert_allclose(area_under_curve(scores, used), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ties", [True, False])
+def test_aucs_without_folds_equal_scikit_learn(ties, dtype, monkeypatch):
+    monkeypatch.setattr("gansfp.decision.pool._CELLS", 300)  # blocks of two configurations
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(7, 120)).astype(dtype)
+    scores = np.round(scores, 1) if ties else scores
+    folds = rng.permutation(np.repeat([-1, 0, 1, 2, 5], 24))
+    labelings = rng.integers(0, 2, (3, 120))
+    labelings[:, folds < 0] = UNKNOWN
+    aucs = FoldAucs(Pool(scores, folds), labelings)
+    for number, labels in enumerate(labelings):
+        for held_out in ((), (0,), (5,), (1, 2), (0, 5, 2)):
+            rows = (folds >= 0) & ~np.isin(folds, held_out)
+            expected = [roc_auc_score(labels[rows] == USED, row[rows]) for row in scores]
+            np.testing.assert_allclose(aucs.without(number, frozenset(held_out)), expected, rtol=1e-12)
+
+
+def test_many_labellings_are_combined_as_one_by_one(monkeypatch):
+    monkeypatch.setattr("gansfp.decision.stacking._CELLS", 4 * 25 * 2)  # two labellings at a time
+    scores, labels, folds, _ = example([0.5, 1.0, 0.0, 0.3])
+    labelings = np.stack([np.random.default_rng(number).permutation(labels[:60]) for number in range(5)])
+    labelings = np.concatenate([labelings, np.full((5, 200), UNKNOWN)], axis=1)
+    pool = Pool(scores, folds)
+    together = [nested.out_of_fold() for nested in nested_for(pool, labelings, None)]
+    one_by_one = [Nested(pool, of_labels).out_of_fold() for of_labels in labelings]
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])
@@ -111,14 +135,14 @@ def test_members_are_good_and_different(seed, most):
         if row != 3 and max(known, default=0) < ALIKE and len(chosen) < most:
             chosen.append(row)
     pool = Pool(scores, np.zeros(80, int))
-    assert choose_members(pool.aucs(NONE, used), pool.alike, most) == chosen
+    assert choose_members(area_under_curve(scores, used), pool.alike, most) == chosen
     assert 1 < len(chosen) <= min(most, 6)
 
 
 def test_a_constant_configuration_is_chosen_only_if_all_are_constant():
     pool = Pool(np.ones((3, 8)), np.zeros(8, int))
     used = np.arange(8) < 4
-    assert choose_members(pool.aucs(NONE, used), pool.alike) == [0]
+    assert choose_members(area_under_curve(pool.scores, used), pool.alike) == [0]
 
 
 def plain(name, scores, labels, judges):

@@ -15,6 +15,7 @@ from gansfp.statistics.resampling import (
     group_codes,
     group_labels,
     permuted_labels,
+    permuted_within_folds,
     stratified_group_folds,
 )
 
@@ -155,3 +156,15 @@ def test_folds_of_groups_with_one_label_differ_by_no_more_than_a_group(sized, se
     for label in (0, 1):
         counts = np.bincount(fold_of[labels == label], minlength=fold_of.max() + 1)
         assert counts.max() - counts.min() <= max(size for of_group, size in sized if of_group == label)
+
+
+def test_labels_within_folds_are_those_of_each_fold_permuted_by_itself():
+    rng = np.random.default_rng(0)
+    labels, folds = rng.integers(0, 2, 60), rng.integers(-1, 3, 60)
+    groups = np.array([f"p{fold}-{number}" for fold, number in zip(folds, rng.integers(0, 6, 60), strict=True)])
+    permuted = permuted_within_folds(labels, groups, folds, 20, 7)
+    assert (permuted[:, folds < 0] == labels[folds < 0]).all()
+    for fold in range(3):
+        rows = folds == fold
+        expected = permuted_labels(labels[rows], group_codes(groups[rows], int(rows.sum())), 20, 7 + fold)
+        np.testing.assert_array_equal(permuted[:, rows], expected)
