@@ -56,7 +56,7 @@ class AttributionSlices(TaskSlices):
         possible = [k for k in ks if k < len(self.test)]
         if not possible:
             raise UsageError(f"k: got {list(ks)} for {len(self.test)} test slices, expected fewer clusters than slices")
-        limit = options.limit // _SPACES
+        limit = self._limit_of_a_space(options.limit)
         clusterings = clusterings_of(trial, options.seed)
         of_test = vectors[self.test]
         ((known, _),) = spaces(vectors[self.known], clusterings, options.device, limit)
@@ -64,7 +64,7 @@ class AttributionSlices(TaskSlices):
         plain = {clustering: replace(clustering, components=0, standardise=False) for clustering in clusterings}
         judged = score_on_known(known, self.generators, list(plain.values()))
         approximation = test.approximation | {f"known_{name}": value for name, value in known.approximation.items()}
-        fitted_to = fitted_rows(len(of_test), of_test.shape[1], limit)
+        fitted_to = fitted_rows(*of_test.shape)
         if trial.components and fitted_to < len(of_test):
             approximation["fitted_to"] = fitted_to
         rows = []
@@ -89,12 +89,17 @@ class AttributionSlices(TaskSlices):
         return [self.known.tolist(), self.generators.tolist(), self.test.tolist()]
 
     def square_bytes(self) -> int:
-        """Of the larger of the two, as often as they are held; beside the known slices a part of them is."""
-        return _SPACES * exact_bytes(max(len(self.known), len(self.test)))
+        """Of the test slices, the known ones, and the largest part of these."""
+        largest = np.unique(self.generators, return_counts=True)[1].max()
+        return exact_bytes(len(self.test)) + exact_bytes(len(self.known)) + exact_bytes(int(largest))
 
-    def most_rows(self) -> int:
-        """All slices, known and test."""
-        return len(self.known) + len(self.test)
+    def _limit_of_a_space(self, limit: int) -> int:
+        """All of the limit where everything is exact within it, else an equal part."""
+        return limit if self.square_bytes() <= limit else limit // _SPACES
+
+    def vector_bytes(self, width: int) -> int:
+        """Of all slices, known and test, once as read and once as prepared."""
+        return 2 * 4 * width * (len(self.known) + len(self.test))
 
     def most_clusters(self) -> int:
         """One fewer than the test has slices."""
@@ -110,29 +115,27 @@ class AttributionSlices(TaskSlices):
             known = read_known(images, self.known, self.generators)
             write_shortcuts(search.folder, {"": traces_of(known, choices) if known else []}, digest)
         labels = search.rows("").of_row(best.row).astype(np.int64)
-        limit = int(float(str(search.result.search["max_memory"])) * 1e9)
-        look = functools.partial(self.names_and_places, labels=labels, choices=choices, limit=limit)
+        look = functools.partial(self.names_and_places, labels=labels, choices=choices)
         ((names, places),) = for_each_pair([best.configuration.pair], look)
         ids = images.ids[np.concatenate([self.known, self.test])].tolist()
         write_places(search.folder, ids, places, [*self.generators.tolist(), *[""] * len(self.test)])
         return replace(search.result, names=names)
 
     def names_and_places(
-        self, pair: Pair, vectors: Vectors, *, labels: np.ndarray, choices: Mapping[str, Scalar], limit: int
+        self, pair: Pair, vectors: Vectors, *, labels: np.ndarray, choices: Mapping[str, Scalar]
     ) -> tuple[dict[int, str], np.ndarray]:
         """The known generator, or "new", that each cluster of the test slices resembles; and where all slices lie in a
         picture, the known generators' first, (n, 2) float32.
 
-        labels: (n,) clusters; choices: of the configuration that made them;
-        limit: bytes, as in TrialOptions.
+        labels: (n,) clusters; choices: of the configuration that made them.
         """
         both = vectors[np.concatenate([self.known, self.test])]
         components = choices["components"]
         assert not isinstance(components, str)
-        both = prepare(both, bool(choices["standardise"]), components, limit=limit)
+        both = prepare(both, bool(choices["standardise"]), components)
         known, test = both[: len(self.known)], both[len(self.known) :]
         names = {name.cluster: name.generator for name in name_clusters(labels, test, known, self.generators)}
-        return names, places_in_a_plane(both, limit)
+        return names, places_in_a_plane(both)
 
 
 def find_slices(images: Catalog, readable: np.ndarray, seed: int) -> AttributionSlices:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.planted import Planted, Space, read_planted, write_planted
@@ -23,6 +24,7 @@ from gansfp.embedding.shards import Pair
 from gansfp.images import slices
 from gansfp.images.slices import Source
 from gansfp.labels import NOT_USED
+from gansfp.rows import Rows
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
 from gansfp.scoring.projections import pca
@@ -52,7 +54,8 @@ def leave_for_final(
     measured = panel(searched)
     copies = _copies(sets, images, measured, plant)
     compute = functools.partial(left_by, sets=sets, copies=copies, looked_at=[*measured, *searched][0])
-    nearest, own = [], {}
+    nearest: list[pa.Table] = []
+    own: dict[Pair, dict[str, np.ndarray]] = {}
     shortcuts: dict[str, list[Shortcut]] = {}
     spaces: dict[str, list[Space]] = {name: [] for name in copies}
     for pair, left in zip(search.pairs, for_each_pair(search.pairs, compute), strict=True):
@@ -92,7 +95,7 @@ class _Left:
     distances. own: see own_numbers. spaces: see planted.measure. shortcuts: see variety.shortcuts_of.
     """
 
-    nearest: dict[str, list[list[int]]] = field(default_factory=dict)
+    nearest: dict[str, np.ndarray] = field(default_factory=dict)
     own: dict[str, np.ndarray] = field(default_factory=dict)
     spaces: dict[str, list[Space]] = field(default_factory=dict)
     shortcuts: dict[str, list[Shortcut]] = field(default_factory=dict)
@@ -104,23 +107,24 @@ def left_by(
     """What an embedding leaves. copies: by set; looked_at: the embedding whose vectors tell shortcuts."""
     left = _Left()
     for of_set in sets:
-        # Read once: at real size this takes longer than most of what is computed from it.
-        generated, real = vectors[of_set.generated], vectors[of_set.real]
-        left.nearest[of_set.name] = distances.nearest(real, generated, NEAREST)[1].tolist()
+        both = of_set.vectors(vectors)
+        generated, real = of_set.divided(both)
+        left.nearest[of_set.name] = distances.nearest(real, generated, NEAREST)[1]
         left.own[of_set.name] = own_numbers(real)
         if pair == looked_at:
             left.shortcuts[of_set.name] = shortcuts_of(of_set, generated, real)
         planted = copies.get(of_set.name)
         if planted and pair in planted.vectors:
-            embedded = of_set.with_axes(generated, real)
+            embedded = of_set.with_axes(both)
             left.spaces[of_set.name] = measure(embedded, planted, pair, Sweep().whitened)
     return left
 
 
-def own_numbers(real: np.ndarray) -> np.ndarray:
+def own_numbers(real: Rows) -> np.ndarray:
     """The real slices (n, d) of a set along their leading principal components, or their vectors where these are as
     short: (n, at most OWN) float32."""
     if real.shape[1] <= OWN:
-        return real
+        return real[:]
     # Fitted to at most a thousand slices: that is enough for the leading components, and takes less than a second.
-    return pca(real, min(OWN, len(real) - 1), limit=32 * FITTED_TO**2).transform(real)
+    fitted = real[np.sort(np.random.default_rng(0).permutation(len(real))[:FITTED_TO])]
+    return pca(fitted, min(OWN, len(fitted) - 1)).transform(real)

@@ -23,6 +23,7 @@ from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.rows import Rows, mapped
 from gansfp.scoring import distances
 from gansfp.scoring.clustering_space import exact_bytes
 from gansfp.scoring.embedded_set import EmbeddedSet
@@ -72,9 +73,9 @@ class MembershipSlices(TaskSlices):
         """Of the largest set, since sets are computed one after the other."""
         return max(exact_bytes(len(of_set.generated)) for of_set in self.sets)
 
-    def most_rows(self) -> int:
-        """All slices of the largest set."""
-        return max(len(of_set.generated) + len(of_set.real) for of_set in self.sets)
+    def vector_bytes(self, width: int) -> int:
+        """Vectors lie on disk; in memory are the coordinates that k-means reads, in float64 at most."""
+        return max(8 * len(of_set.rows) * min(width, LEADING) for of_set in self.sets)
 
     def most_clusters(self) -> int:
         """As many as the smallest set has generated slices."""
@@ -120,7 +121,9 @@ def _embedded(
     trial: Trial, vectors: Vectors, of_set: SetSlices, options: TrialOptions
 ) -> tuple[EmbeddedSet, dict[str, Scalar]]:
     """The vectors of a set as the trial prepares them, and what is approximated."""
-    both = vectors[np.concatenate([of_set.generated, of_set.real])]
+    if of_set.name not in options.rows:
+        options.rows[of_set.name] = of_set.vectors(vectors)
+    both = options.rows[of_set.name]
     approximation: dict[str, Scalar] = {}
     leading, metric = None, str(trial.metric)
     many = max(len(of_set.generated), len(of_set.real)) > MAX_COORDINATES and both.shape[1] > LEADING
@@ -133,14 +136,14 @@ def _embedded(
         leading = axes.leading(LEADING).transform(both, options.device)
         approximation["kmeans_components"] = leading.shape[1]
     if axes and trial.components:
-        both = axes.leading(trial.components).transform(both, options.device)
-    generated, real = both[: len(of_set.generated)], both[len(of_set.generated) :]
-    members = (generated, real, of_set.labels, of_set.groups, of_set.folds)
+        prepared = axes.leading(trial.components)
+        both = mapped(both, lambda rows: prepared.transform(rows, options.device))
+    members = (*of_set.divided(both), of_set.labels, of_set.groups, of_set.folds)
     device, seed, limit = options.device, options.seed, options.limit
     return EmbeddedSet(*members, metric, device, seed, limit, leading, axes if whitens else None), approximation
 
 
-def _axes(both: np.ndarray, name: str, components: int | float, options: TrialOptions) -> Projection:
+def _axes(both: Rows, name: str, components: int | float, options: TrialOptions) -> Projection:
     """The principal components of all slices of a set: at least those that a trial keeps, and those that scores read.
 
     Trials with a usual share of the variance share the same components, so that a trial gives the same rows whatever
@@ -148,9 +151,9 @@ def _axes(both: np.ndarray, name: str, components: int | float, options: TrialOp
     """
     at_least = max(LEADING, *options.sweeps.membership.whitened)
     if components > USUAL_SHARE:
-        return pca(both, components, options.device, options.limit, options.seed, at_least)
+        return pca(both, components, options.device, options.seed, at_least)
     if name not in options.axes:
-        options.axes[name] = pca(both, USUAL_SHARE, options.device, options.limit, options.seed, at_least)
+        options.axes[name] = pca(both, USUAL_SHARE, options.device, options.seed, at_least)
     return options.axes[name]
 
 

@@ -30,8 +30,7 @@ def add_search_options(parser: Parser) -> None:
     parser.add_argument(
         "--gpus-per-trial",
         type=share,
-        default=0.25,
-        help="share of a GPU for a trial: 0.25 runs four on a GPU (default %(default)s)",
+        help="share of a GPU for a trial: 0.25 runs four on a GPU (default: as many as there are cores, at most 32)",
     )
     parser.add_argument(
         "--max-memory",

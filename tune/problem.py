@@ -23,6 +23,7 @@ from gansfp.decision.search_result import Scalar, Search, SearchedIds, SearchRes
 from gansfp.device import in_memory_of, release_memory
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
+from gansfp.rows import Rows
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
 from gansfp.scoring.projections import Projection
@@ -41,7 +42,8 @@ ATTRIBUTION_KS = tuple(range(2, 13))
 class SearchConfig:
     """What is searched and how.
 
-    gpus: how many to plan for, also those still to come; None: those that the Ray cluster has now. ks: numbers of
+    gpus_per_trial: None: so small a share that all cores work. gpus: how many to plan for, also those still to come;
+    None: those that the Ray cluster has now. ks: numbers of
     clusters; empty: the default of the task. max_memory: GB of a trial for what grows with the square of the slices.
     allow_large: take embeddings that are larger than that. copy_blend: see tune.planted.Plant. Raises UsageError for a
     value that the search does not take.
@@ -50,7 +52,7 @@ class SearchConfig:
     task: str
     algorithm: str = "grid"
     max_trials: int | None = None
-    gpus_per_trial: float = 0.25
+    gpus_per_trial: float | None = None
     gpus: int | None = None
     seed: int = 0
     ks: tuple[int, ...] = ()
@@ -59,7 +61,7 @@ class SearchConfig:
     copy_blend: float = COPY_BLEND
 
     def __post_init__(self) -> None:
-        if self.gpus_per_trial <= 0:
+        if self.gpus_per_trial is not None and self.gpus_per_trial <= 0:
             raise UsageError(f"--gpus-per-trial: got {self.gpus_per_trial}, expected more than 0, such as 0.25")
         if not LEAST_MEMORY <= self.max_memory < np.inf:
             raise UsageError(f"--max-memory: got {self.max_memory:g}, expected at least {LEAST_MEMORY} (GB)")
@@ -84,14 +86,15 @@ class Sweeps:
 class TrialOptions:
     """How a trial is computed.
 
-    limit: bytes for what grows with the square of the slices. axes: the principal components of a set, by its name: the
-    trials of one embedding share them.
+    limit: bytes for what grows with the square of the slices. rows, axes: the vectors of a set, and their principal
+    components, by the set's name: the trials of one embedding share them.
     """
 
     sweeps: Sweeps
     device: str = "cpu"
     seed: int = 0
     limit: int = distances.MAX_MEMORY
+    rows: dict[str, Rows] = field(default_factory=dict)
     axes: dict[str, Projection] = field(default_factory=dict)
 
 
@@ -128,8 +131,8 @@ class TaskSlices(ABC):
         """The most that a trial takes for distances and dendrograms, all of it exact, beside its embedding."""
 
     @abstractmethod
-    def most_rows(self) -> int:
-        """The most slices whose vectors a trial has in memory at once."""
+    def vector_bytes(self, width: int) -> int:
+        """The most that a trial takes for vectors of that many numbers."""
 
     @abstractmethod
     def most_clusters(self) -> int:
@@ -205,9 +208,8 @@ class Problem:
 
     @property
     def trial_bytes(self) -> int:
-        """The most that a trial takes: distances and dendrograms within the limit, and the vectors of its slices twice,
-        once as read and once as prepared."""
-        return min(self.slices.square_bytes(), self.config.limit) + 2 * 4 * self.slices.most_rows() * self.width
+        """The most that a trial takes: distances and dendrograms within the limit, and vectors."""
+        return min(self.slices.square_bytes(), self.config.limit) + self.slices.vector_bytes(self.width)
 
     def run(self, trials: Sequence[Trial], device: str) -> Iterator[float]:
         """Runs trials of one embedding, which share its principal components. Leaves out those whose file is there.

@@ -37,6 +37,7 @@ from tune.space import TASKS, grid, suggest
 log = logging.getLogger(__name__)
 
 SMALL_MEMORY = 1e9  # bytes that a trial may take without asking: less than a core's share of most machines
+MOST_SHARERS = 32  # trials on one GPU: each process takes some 0.5 GB of its memory, beside its vectors
 BUNDLES = 2  # the least number of bundles of trials a slot: with fewer, slots would wait long for the last bundle
 DRAWN_TRIALS = 32  # of an algorithm that draws, unless --max-trials says another number
 
@@ -138,6 +139,14 @@ def _memory(problem: Problem) -> dict[str, float]:
     return {"memory": float(int(min(needed, largest)))}
 
 
+def gpu_share(gpus: int, cpus: float) -> float:
+    """The share of a GPU for a trial with which there are as many trials as cores, at most MOST_SHARERS on a GPU.
+
+    Much of a trial runs on its core. With fewer trials than cores, a search may take longer with a GPU than without.
+    """
+    return min(1.0, max(gpus / max(cpus, 1), 1 / MOST_SHARERS))
+
+
 def run_trials(
     problem: Problem, todo: Sequence[Trial], total: int, pairs: Sequence[Pair], progress: Progress
 ) -> list[Trial]:
@@ -147,10 +156,11 @@ def run_trials(
     not end, for example because the system killed a worker.
     """
     config, algorithm = problem.config, get_algorithm(problem.config.algorithm)
-    gpus = usable_gpus(config.gpus)
-    resources: dict[str, float] = {"cpu": 1, "gpu": config.gpus_per_trial} if gpus else {"cpu": 1}
+    gpus, cpus = usable_gpus(config.gpus), ray.cluster_resources().get("CPU", 1)
+    share = config.gpus_per_trial or gpu_share(gpus, cpus)
+    resources: dict[str, float] = {"cpu": 1, "gpu": share} if gpus else {"cpu": 1}
     resources |= _memory(problem)
-    slots = gpus / config.gpus_per_trial if gpus else ray.cluster_resources().get("CPU", 1)
+    slots = gpus / share if gpus else cpus
 
     def trainable(settings: Mapping[str, str | list[str]], problem: Problem) -> None:
         torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from gansfp.decision.shortcuts import Shortcut
 from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.rows import Rows
 from gansfp.scoring import distances
 from gansfp.scoring.variety import effective_number
 from gansfp.statistics.resampling import group_codes
@@ -19,7 +20,7 @@ FEW_KINDS = 0.5  # of the effective number of as many real slices: below it, the
 MANY_COPIES = 0.05
 
 
-def shortcuts_of(of_set: SetSlices, generated: np.ndarray, real: np.ndarray) -> list[Shortcut]:
+def shortcuts_of(of_set: SetSlices, generated: Rows, real: Rows) -> list[Shortcut]:
     """What could make a set easier or harder than it seems, each with its figure. At most MOST slices of each kind.
 
     generated: (g, d), real: (n, d): the vectors of the set.

@@ -7,7 +7,7 @@ all rows of trials.parquet, failed ones too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -210,7 +210,7 @@ class SearchResult:
 class ScoredRows:
     """The rows of one set (attribution: of the task) that did not fail.
 
-    rows: (c,) their indices in trials.parquet; scores: (c, n) float64.
+    rows: (c,) their indices in trials.parquet; scores: (c, n) float32.
     """
 
     rows: np.ndarray
@@ -233,8 +233,9 @@ class Search:
 
     @cached_property
     def trials(self) -> pq.ParquetFile:
-        """trials.parquet, read when it is first needed. Raises OSError or ValueError where it is broken."""
-        return store.open_parquet(pa.BufferReader(store.read_bytes(store.join(self.folder, "trials.parquet"))))
+        """trials.parquet, opened when it is first needed. Raises OSError or ValueError where it is broken."""
+        file_system, place = store.open_store(store.join(self.folder, "trials.parquet"))
+        return store.open_parquet(file_system.open_input_file(place))
 
     @property
     def pairs(self) -> list[Pair]:
@@ -255,12 +256,12 @@ class Search:
             of_set = np.array([value or "" for value in part["set"].to_pylist()]) == name
             chosen = np.flatnonzero(of_set & (np.array(part["status"].to_pylist()) == "ok"))
             if len(chosen):
-                part_scores = part["scores"].take(chosen).combine_chunks().to_numpy(zero_copy_only=False)
+                of_chosen = part.take(chosen)
                 rows.append(first + chosen)
-                configurations += [Configuration.from_json(t) for t in part["configuration"].take(chosen).to_pylist()]
-                scores.append(np.stack(part_scores))
+                configurations += [Configuration.from_json(text) for text in of_chosen["configuration"].to_pylist()]
+                scores.append(of_chosen["scores"].combine_chunks().flatten().to_numpy().reshape(len(chosen), -1))
             first += part.num_rows
-        return ScoredRows(np.concatenate(rows), configurations, np.concatenate(scores, dtype=np.float64))
+        return ScoredRows(np.concatenate(rows), configurations, np.concatenate(scores))
 
     def known_clusters(self) -> dict[int, np.ndarray]:
         """The clusters (m,) of the known generators' slices, by row; only rows that have them."""
@@ -319,11 +320,11 @@ def write_result(folder: str, result: SearchResult) -> None:
     store.write_bytes_atomically(store.join(folder, "best.json"), result.to_json().encode())
 
 
-def write_nearest(folder: str, rows: Iterable[Mapping[str, object]], digest: str) -> None:
-    """Writes nearest.parquet: rows of NEAREST_SCHEMA. digest: of what they were computed from."""
-    schema = NEAREST_SCHEMA.with_metadata({DIGEST: digest.encode()})
+def write_nearest(folder: str, parts: Sequence[pa.Table], digest: str) -> None:
+    """Writes nearest.parquet from tables of NEAREST_SCHEMA. digest: of what they were computed from."""
+    table = pa.concat_tables([NEAREST_SCHEMA.empty_table(), *parts])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
+    pq.write_table(table.replace_schema_metadata({DIGEST: digest.encode()}), sink)
     store.write_bytes_atomically(store.join(folder, "nearest.parquet"), sink.getvalue())
 
 
@@ -338,12 +339,15 @@ def read_nearest(folder: str, digest: str | None = None) -> pa.Table | None:
     return table if digest is None or digest == written else None
 
 
-def nearest_rows(
-    ids: Mapping[str, SetIds], pair: Pair, nearest: Mapping[str, Sequence[Sequence[int]]]
-) -> list[dict[str, object]]:
-    """Rows of NEAREST_SCHEMA. nearest: by set, for each real slice the rows of its nearest generated slices."""
-    return [
-        dict(zip(NEAREST_SCHEMA.names, (name, *pair, image_id, [ids[name].generated[r] for r in rows]), strict=True))
-        for name, of_set in nearest.items()
-        for image_id, rows in zip(ids[name].real, of_set, strict=True)
-    ]
+def nearest_rows(ids: Mapping[str, SetIds], pair: Pair, nearest: Mapping[str, np.ndarray]) -> list[pa.Table]:
+    """A table of NEAREST_SCHEMA for each set. nearest: by set, rows (n, m) among its generated slices of those nearest
+    to each real slice."""
+    tables = []
+    for name, rows in nearest.items():
+        real = ids[name].real
+        offsets = pa.array(np.arange(len(real) + 1, dtype=np.int32) * rows.shape[1])
+        generated = pa.array(ids[name].generated).take(pa.array(rows.ravel()))
+        of_set, backbone, view = (pa.repeat(value, len(real)) for value in (name, *pair))
+        columns = [of_set, backbone, view, pa.array(real), pa.ListArray.from_arrays(offsets, generated)]
+        tables.append(pa.table(columns, schema=NEAREST_SCHEMA))
+    return tables

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from gansfp import store
 from gansfp.errors import DataError
+from gansfp.rows import RowsOnDisk
 
 IDENTITY = b"gansfp_identity"  # key in a shard's Parquet metadata
 WIDTH = b"width"  # key in the metadata of a table as it was read: numbers in a vector
@@ -25,6 +27,7 @@ LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes, an
 AHEAD = 16  # shards in memory at once, beside the matrix that they fill
 
 Pair = tuple[str, str]  # the names of a backbone and a view
+Matrix = TypeVar("Matrix", np.ndarray, RowsOnDisk)
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +118,16 @@ class StoredEmbedding:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Returns the vectors (m, d) float32 of these rows (m,) of the images. Raises DataError as read_embeddings."""
+        return self._read(rows, _zeros)
+
+    def on_disk(self, rows: np.ndarray) -> RowsOnDisk:
+        """Returns the same vectors in a temporary file, so that they are not in memory at once."""
+        return self._read(rows, RowsOnDisk)
+
+    def _read(self, rows: np.ndarray, make: Callable[[tuple[int, int]], Matrix]) -> Matrix:
         ids = np.array(list(self.images), object)[rows].tolist()
         images = {image_id: self.images[image_id] for image_id in ids}
-        vectors = read_embeddings(self.work, self.identity, images).vectors
+        vectors = _read(self.work, self.identity, images, make)[1]
         pa.default_memory_pool().release_unused()  # what the shards took; trials need it for other things
         return vectors
 
@@ -161,7 +171,7 @@ def count_done(work: str, identity: Mapping[str, str], images: Mapping[str, str]
     paths = store.list_files(folder(work, (identity["backbone"], identity["view"])), ".parquet")
     done: set[str] = set()
     with ThreadPoolExecutor(READERS) as pool:
-        for table in pool.map(lambda path: _read(path, identity, ["image_id", "sha256"]), paths):
+        for table in pool.map(lambda path: _read_shard(path, identity, ["image_id", "sha256"]), paths):
             if isinstance(table, pa.Table):
                 rows = zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True)
                 done |= {image_id for image_id, sha256 in rows if not sha256 or images.get(image_id) == sha256}
@@ -174,16 +184,27 @@ def read_embeddings(work: str, identity: Mapping[str, str], images: Mapping[str,
     Reads the vectors of the shards alone that hold one of the images. If two shards hold an image, one of its rows is
     used. Raises DataError if an image has no row.
     """
-    rows = _Rows(images)
-    vectors = np.zeros((len(images), 0), np.float32)
+    rows, vectors = _read(work, identity, images, _zeros)
+    return Embeddings(rows.status, rows.error, vectors.shape[1], vectors)
+
+
+def _zeros(shape: tuple[int, int]) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def _read(
+    work: str, identity: Mapping[str, str], images: Mapping[str, str], make: Callable[[tuple[int, int]], Matrix]
+) -> tuple[_Rows, Matrix]:
+    """Reads vectors into what `make` makes of (n, d), zero at first. See read_embeddings."""
+    rows, vectors = _Rows(images), make((len(images), 0))
     for _, table in _tables(work, identity, None, images=images):
         targets, used = rows.place(table)
         of_shard = _dense(table["embedding"].combine_chunks())
         if not vectors.shape[1]:
-            vectors = np.zeros((len(images), of_shard.shape[1]), np.float32)
+            vectors = make((len(images), of_shard.shape[1]))
         vectors[targets] = of_shard[used]
     rows.check_complete(work, identity)
-    return Embeddings(rows.status, rows.error, vectors.shape[1], vectors)
+    return rows, vectors
 
 
 def read_statuses(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> Statuses:
@@ -262,7 +283,7 @@ def _tables(
         for start in range(0, len(paths), AHEAD):
             part = paths[start : start + AHEAD]
             for path, result in zip(
-                part, pool.map(lambda path: _read(path, identity, columns, images), part), strict=True
+                part, pool.map(lambda path: _read_shard(path, identity, columns, images), part), strict=True
             ):
                 if isinstance(result, pa.Table):
                     yield path, result
@@ -279,7 +300,7 @@ def _tables(
         log.warning("%s: left out %d shards of another identity (weights, mask or precision)", place, others)
 
 
-def _read(
+def _read_shard(
     path: str, identity: Mapping[str, str], columns: list[str] | None, images: Collection[str] | None = None
 ) -> pa.Table | Exception | None:
     """Returns the columns of a shard, as _tables; None for a shard of another identity, the error for one that cannot

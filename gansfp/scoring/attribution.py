@@ -145,7 +145,7 @@ def spaces(
     for clustering in clusterings:
         sharing.setdefault((clustering.standardise, clustering.components), []).append(clustering)
     for (scaled, components), sharers in sharing.items():
-        yield ClusteringSpace(prepare(x, scaled, components, device, limit), device, limit, sharers[0].seed), sharers
+        yield ClusteringSpace(prepare(x, scaled, components, device), device, limit, sharers[0].seed), sharers
 
 
 def results(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -> Iterator[Result]:
@@ -166,15 +166,13 @@ def results(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -
         yield Result(clustering, labels, k, {k: silhouette})
 
 
-def prepare(
-    x: np.ndarray, scaled: bool, components: int | float, device: str = "cpu", limit: int = MAX_MEMORY
-) -> np.ndarray:
+def prepare(x: np.ndarray, scaled: bool, components: int | float, device: str = "cpu") -> np.ndarray:
     """Returns what is clustered: x (n, d) float32 after z-scores, if scaled, and PCA, unless components is 0.
 
     Both are fitted to x itself, so that the result depends on these slices only.
     """
     x = standardise(x, x) if scaled else np.asarray(x, dtype=np.float32)
-    return pca(x, components, device, limit).transform(x, device) if components else x
+    return pca(x, components, device).transform(x, device) if components else x
 
 
 def by_size(labels: np.ndarray) -> np.ndarray:
@@ -196,7 +194,7 @@ def _kmeans(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -
 
 
 def _gmm(space: ClusteringSpace, clustering: Clustering, ks: Sequence[int]) -> dict[int, np.ndarray]:
-    x = space.x.astype(np.float64)  # in float32 covariances are often singular
+    x = space.x[:].astype(np.float64)  # in float32 covariances are often singular
     size = 8 * x.shape[1] ** 2 * max(ks) if clustering.covariance == "full" else 8 * x.shape[1] ** 2
     if clustering.covariance in ("full", "tied") and size > _COVARIANCE_BYTES:
         raise UsageError(

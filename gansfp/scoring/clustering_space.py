@@ -18,6 +18,7 @@ from math import isqrt
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
+from gansfp.rows import Rows
 from gansfp.scoring.dendrograms import cluster_centres, cuts, dendrogram
 from gansfp.scoring.distances import MAX_MEMORY, self_distances
 from gansfp.scoring.projections import coordinates
@@ -57,7 +58,7 @@ class ClusteringSpace:
 
     def __init__(
         self,
-        x: np.ndarray,
+        x: Rows,
         device: str = "cpu",
         limit: int = MAX_MEMORY,
         seed: int = 0,
@@ -74,7 +75,7 @@ class ClusteringSpace:
             _log.debug("%d slices: up to %.2f GB for distances and dendrograms", len(x), exact_bytes(len(x)) / 1e9)
         else:
             _log.info(
-                "%s slices would take %.1f GB for distances and dendrograms, above the limit of %.1f GB: %s centres "
+                "%s slices would take %.2f GB for distances and dendrograms, above the limit of %.2f GB: %s centres "
                 "stand for them",
                 f"{len(x):,}",
                 exact_bytes(len(x)) / 1e9,
@@ -110,7 +111,7 @@ class ClusteringSpace:
         ]  # a centre may have lost its last slice
 
     @cached_property
-    def leaves(self) -> np.ndarray:
+    def leaves(self) -> Rows:
         return self.x if self.exact else cluster_centres(self.x, self.leaf)
 
     @cached_property

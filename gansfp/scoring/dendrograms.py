@@ -7,6 +7,7 @@ import scipy.cluster.hierarchy as hierarchy
 import torch
 
 from gansfp.errors import UsageError
+from gansfp.rows import Rows
 
 LINKAGES = ("ward", "average", "complete", "single")
 
@@ -110,7 +111,7 @@ def cuts(tree: np.ndarray, ks: Iterable[int]) -> dict[int, np.ndarray]:
     return {k: _numbered_by_first(roots)[0] for k, roots in nodes.items()}
 
 
-def cluster_centres(x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def cluster_centres(x: Rows, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Returns the mean of each cluster, (k, d) float32. x: (n, d), labels: (n,) in 0..k-1, no cluster empty; weights:
     (n,), or None for equal weights."""
     sums = torch.zeros((int(labels.max()) + 1, x.shape[1]), dtype=torch.float64)
@@ -123,7 +124,7 @@ def cluster_centres(x: np.ndarray, labels: np.ndarray, weights: np.ndarray | Non
 
 
 def dendrogram_centres(
-    x: np.ndarray, tree: np.ndarray, ks: Iterable[int], weights: np.ndarray | None = None
+    x: Rows, tree: np.ndarray, ks: Iterable[int], weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Returns the centres of all cuts of one dendrogram. Each is computed once, because the cuts at k and k + 1 differ
     in one merge only.

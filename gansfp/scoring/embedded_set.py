@@ -10,6 +10,7 @@ import numpy as np
 
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.rows import Rows, parts
 from gansfp.scoring import distances
 from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.projections import Projection, coordinates
@@ -30,8 +31,8 @@ class EmbeddedSet:
     principal components of all slices; None where the vectors are along them already.
     """
 
-    generated: np.ndarray
-    real: np.ndarray
+    generated: Rows
+    real: Rows
     labels: np.ndarray
     groups: np.ndarray
     folds: np.ndarray
@@ -48,7 +49,8 @@ class EmbeddedSet:
         if len(self.generated) < 2:
             raise UsageError(f"membership: got {len(self.generated)} generated slices, expected at least 2")
         # A sum of numbers that are not all finite is not finite, and needs no array as large as theirs.
-        if not np.isfinite([x.sum(dtype=np.float64) for x in (self.generated, self.real)]).all():
+        sums = [x[part].sum(dtype=np.float64) for x in (self.generated, self.real) for part in parts(x)]
+        if not np.isfinite(sums).all():
             raise UsageError(
                 "membership: got embeddings that are not finite, expected numbers (--precision float32 may help)"
             )
@@ -130,7 +132,7 @@ class EmbeddedSet:
         generated, real = (self.whiten(x, components) for x in (self.generated, self.real))
         return replace(self, generated=generated, real=real, metric="cosine", leading=None, axes=None)
 
-    def whiten(self, vectors: np.ndarray, components: int) -> np.ndarray:
+    def whiten(self, vectors: Rows, components: int) -> np.ndarray:
         """Returns vectors (m, d) of this embedding along the set's first principal components, each at variance 1:
         (m, components) float32. Raises UsageError where the set has no axes."""
         if self.axes is None:

@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, USED
+from gansfp.rows import Rows
 from gansfp.scoring import distances
 from gansfp.scoring.dendrograms import LINKAGES, cluster_centres, dendrogram_centres
 from gansfp.scoring.embedded_set import TINY, EmbeddedSet
@@ -60,9 +61,7 @@ class Sweep:
                     raise UsageError(f"{name}: got {number}, expected at least 1")
 
 
-def _kmeans(
-    x: np.ndarray, coordinates: np.ndarray, k: int, seed: int, starts: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def _kmeans(x: Rows, coordinates: np.ndarray, k: int, seed: int, starts: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Returns labels (n,) and centres (at most k, d) of k-means on x (n, d), computed in other coordinates of x."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates give fewer clusters than k
@@ -195,7 +194,7 @@ def _span(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     spans = [c for c in sweep.spans if c < min(len(data.generated) - 1, data.generated.shape[1])]
     if not spans:
         return
-    axes = pca(data.generated, max(spans), data.device, data.limit, data.seed)
+    axes = pca(data.generated, max(spans), data.device, data.seed)
     scores_of_span = {c: np.empty(len(data.real)) for c in spans}
     for part in distances.strips(*data.real.shape):
         real = data.real[part]

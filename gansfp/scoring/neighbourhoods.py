@@ -13,18 +13,18 @@ MOST = 800  # slices that are placed by t-SNE, whose time grows faster than thei
 PERPLEXITY, STEPS = 30.0, 500
 
 
-def places_in_a_plane(x: np.ndarray, limit: int) -> np.ndarray:
+def places_in_a_plane(x: np.ndarray) -> np.ndarray:
     """Returns a place for each of n slices, (n, 2) float32, by t-SNE (van der Maaten and Hinton 2008).
 
     Neighbours in the plane are alike; how far heaps lie apart, and how large they are, means nothing. Of more than MOST
     slices, evenly chosen ones are placed, and each other one takes the place of the chosen one that it is nearest to.
     Where there are too few different slices, they lie along a line.
 
-    x: (n, d) float32; limit: bytes, as in `pca`.
+    x: (n, d) float32.
     """
     components = min(COMPONENTS, len(x) - 1, x.shape[1])
     if components >= 1:
-        x = pca(x, components, limit=limit).transform(x)
+        x = pca(x, components).transform(x)
         x = x / max(float(np.abs(x).max()), 1e-30)
     # scikit-learn's t-SNE of slices that are all alike ends the process; copies lie in one place anyway.
     different = np.unique(x, axis=0)

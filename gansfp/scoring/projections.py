@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import isqrt
 
 import numpy as np
 import torch
 
 from gansfp.errors import UsageError
-from gansfp.scoring.distances import MAX_MEMORY, mean_of_rows, strips, tensor
+from gansfp.rows import Rows
+from gansfp.scoring.distances import mean_of_rows, strips, tensor
 
 EXACT_SIDE = 1024  # rows of a square matrix up to which its products are computed in float64
+# Slices that components are fitted to where there are more than that, and vectors of more numbers than that: their
+# square matrix would take four times the memory and ten times the time at 4,096, as large as embeddings are.
+MOST_FITTED = 2048
 MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
 LEADING = 256  # principal components that k-means reads of more slices than that
 _BLOCK = 2048  # rows that are in float64 at once
@@ -36,7 +39,7 @@ class Projection:
         """How many components have a variance that is more than a rounding error."""
         return int((self.variance_ratio > 1e-6 * self.variance_ratio.max(initial=0)).sum())
 
-    def transform(self, x: np.ndarray, device: str = "cpu", block: int = 1024) -> np.ndarray:
+    def transform(self, x: Rows, device: str = "cpu", block: int = 1024) -> np.ndarray:
         """Returns the coordinates of x along the components, (n, k) float32. x: (n, d) float32."""
         mean, basis = tensor(self.mean, device), tensor(self.components, device).T
         parts = [((tensor(x[i : i + block], device) - mean) @ basis).cpu().numpy() for i in range(0, len(x), block)]
@@ -56,34 +59,32 @@ def kept(variance_ratio: np.ndarray, components: int | float) -> int:
     return int(np.searchsorted(np.cumsum(variance_ratio), components, side="right")) + 1
 
 
-def fitted_rows(n: int, d: int, limit: int) -> int:
-    """Returns how many of n slices of d numbers `pca` is fitted to within `limit` bytes.
+def fitted_rows(n: int, d: int) -> int:
+    """Returns how many of n slices of d numbers `pca` is fitted to.
 
-    The square matrix of the slices or of the numbers, whichever is smaller, is in memory about four times in float64.
+    The square matrix of the slices or of the numbers, whichever is smaller, is in memory about four times.
     """
-    largest = isqrt(limit // 32)
-    return n if min(n, d) <= largest else largest
+    return min(n, MOST_FITTED) if d > MOST_FITTED else n
 
 
 def pca(
-    x: np.ndarray,
+    x: Rows,
     components: int | float,
     device: str = "cpu",
-    limit: int = MAX_MEMORY,
     seed: int = 0,
     at_least: int = 0,
 ) -> Projection:
     """Returns the principal components of x (n, d) float32.
 
     components: how many, or a share in (0, 1) for the fewest that keep this share of the variance; with `at_least` no
-    fewer than that, or all that there are. Where the square matrix would take more than `limit` bytes, they are fitted
-    to a random part of the slices (fitted_rows). Computed from the eigenvectors of the (n, n) Gram or the (d, d)
+    fewer than that, or all that there are. Many long vectors are fitted to a random part of the slices (fitted_rows).
+    Computed from the eigenvectors of the (n, n) Gram or the (d, d)
     covariance matrix, whichever is smaller: in float64 up to EXACT_SIDE rows, above in float32, whose rounding errors
     are far below the variance that such components have. Equal to sklearn.decomposition.PCA(svd_solver="full"); signs
     are chosen so that each component's largest loading is positive. A component beyond the rank of x (duplicates)
     explains nothing and may be a zero vector. Raises UsageError for more components than x has.
     """
-    fitted = fitted_rows(len(x), x.shape[1], limit)
+    fitted = fitted_rows(*x.shape)
     if fitted < len(x):
         x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
     n, d = x.shape
@@ -94,15 +95,17 @@ def pca(
             f"PCA components: got {components!r} for {n} slices of {d} numbers, expected 1 to {most} or a "
             "share of the variance between 0 and 1"
         )
-    rows, wide = tensor(x, device), n <= d
-    mean = mean_of_rows(rows)
-    variances, vectors = (a.flip(-1) for a in torch.linalg.eigh(_square(rows, mean, wide)))
+    mean = mean_of_rows(x, device)
+    rows = tensor(x[:], device) if n <= d else None  # as many as the square matrix has
+    square = _gram(rows, mean) if rows is not None else _covariance(x, mean)
+    variances, vectors = (a.flip(-1) for a in torch.linalg.eigh(square))
     variances = variances.double().clamp(min=0)
     ratio = (variances / variances.sum().clamp(min=1e-300)).cpu().numpy()
     count = min(max(kept(ratio, components), at_least), most)
     basis = vectors[:, :count]
-    if wide:  # Gram matrix: the components are combinations of the rows of x, with its eigenvectors as weights
-        basis = torch.cat([_centred(rows, mean, part, basis.dtype, 1).T @ basis for part in _blocks(d)])
+    if rows is not None:  # the components are combinations of the rows of x, with the eigenvectors as weights
+        columns = (rows[:, part].to(basis.dtype) - mean[part].to(basis.dtype) for part in _blocks(d))
+        basis = torch.cat([of_part.T @ basis for of_part in columns])
         norms = basis.norm(dim=0)
         basis = torch.where(norms > 1e-7 * norms.max(), basis / norms.clamp(min=1e-300), torch.zeros_like(basis))
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
@@ -110,32 +113,36 @@ def pca(
     return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio[:count], n)
 
 
-def _square(rows: torch.Tensor, mean: torch.Tensor, wide: bool) -> torch.Tensor:
-    """Returns the Gram matrix of the centred rows (wide), or d times d their covariance times n. rows: (n, d) float32.
-
-    It is summed over blocks along the longer side, so that only one block at a time is copied.
-    """
-    side = min(rows.shape)
-    dtype = torch.float64 if side <= EXACT_SIDE else torch.float32
-    square = torch.zeros((side, side), dtype=dtype, device=rows.device)
-    for part in _blocks(max(rows.shape)):
-        centred = _centred(rows, mean, part, dtype, int(wide))
-        square += centred @ centred.T if wide else centred.T @ centred
+def _gram(rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Returns the Gram matrix of the centred rows (n, d), (n, n), summed over blocks of columns."""
+    n, d = rows.shape
+    square = torch.zeros((n, n), dtype=_exact(n), device=rows.device)
+    for part in _blocks(d):
+        centred = rows[:, part].to(square.dtype) - mean[part].to(square.dtype)
+        square += centred @ centred.T
     return square
+
+
+def _covariance(x: Rows, mean: torch.Tensor) -> torch.Tensor:
+    """Returns n times the covariance matrix of rows (n, d), (d, d), summed over blocks of rows."""
+    n, d = x.shape
+    square = torch.zeros((d, d), dtype=_exact(d), device=mean.device)
+    for part in _blocks(n):
+        rows = tensor(x[part.start : min(part.stop, n)], str(mean.device))
+        centred = rows.to(square.dtype) - mean.to(square.dtype)
+        square += centred.T @ centred
+    return square
+
+
+def _exact(side: int) -> torch.dtype:
+    return torch.float64 if side <= EXACT_SIDE else torch.float32
 
 
 def _blocks(n: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, n, _BLOCK))
 
 
-def _centred(rows: torch.Tensor, mean: torch.Tensor, part: slice, dtype: torch.dtype, axis: int) -> torch.Tensor:
-    """Returns a block of rows (axis 0) or columns (axis 1), centred."""
-    if axis:
-        return rows[:, part].to(dtype) - mean[part].to(dtype)
-    return rows[part].to(dtype) - mean.to(dtype)
-
-
-def coordinates(x: np.ndarray, device: str = "cpu") -> np.ndarray:
+def coordinates(x: Rows, device: str = "cpu") -> np.ndarray:
     """Returns coordinates with the euclidean distances of x (n, d) float32, in fewer numbers for k-means to read.
 
     They are (n, n - 1) float64 along all principal components, from the Gram matrix (classical scaling). For more
@@ -143,8 +150,8 @@ def coordinates(x: np.ndarray, device: str = "cpu") -> np.ndarray:
     """
     n, d = x.shape
     if not 1 < n <= min(d, MAX_COORDINATES):
-        return x.astype(np.float64)
-    rows = tensor(x, device).double()
+        return x[:].astype(np.float64)
+    rows = tensor(x[:], device).double()
     rows -= rows.mean(0)
     variances, vectors = torch.linalg.eigh(rows @ rows.T)
     return (vectors * variances.clamp(min=0).sqrt()).flip(1)[:, :-1].cpu().numpy()

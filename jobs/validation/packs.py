@@ -227,7 +227,7 @@ def _audited(
         )
     ]
     learns = np.array([learns_from_labels(row.configuration.choices) for row in rows])
-    scores = np.stack([row.scores for row in rows if row.scores is not None]).astype(np.float64)
+    scores = np.stack([row.scores for row in rows if row.scores is not None])
     config = FinalConfig(permutations=pack.permutations, seed=pack.seed, power=pack.power)
     decided = decide_membership(scores, labels, folds, learns=learns)
     names = [f"slice_{row:05d}" for row in range(n)]
@@ -258,7 +258,7 @@ def _planted(vectors: Mapping[Pair, np.ndarray], real: np.ndarray, of_set: SetSl
     copies = make_copies(rows, of_set.groups[rows], lambda row: real[row], PAIRS, Plant(COPY_BLEND, seed))
     if copies is None:
         return None
-    embedded = {pair: of_set.with_axes(vectors[pair][:GENERATED], vectors[pair][GENERATED:]) for pair in PAIRS}
+    embedded = {pair: of_set.with_axes(vectors[pair]) for pair in PAIRS}
     spaces = [space for pair in PAIRS for space in measure(embedded[pair], copies, pair, SWEEP.whitened)]
     return Planted(copies.rows, copies.partners, spaces, COPY_BLEND)
 

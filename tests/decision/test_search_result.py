@@ -124,11 +124,11 @@ def test_nearest_slices(work):
     assert not search.complete
     with pytest.raises(DataError, match=r"run tune\.search again, finished trials are kept"):
         search.nearest("s", PAIR)
-    rows = nearest_rows({"s": IDS}, PAIR, {"s": [[0], [1], [1, 0]]})
+    rows = nearest_rows({"s": IDS}, PAIR, {"s": np.array([[0, 1], [1, 0], [1, 0]])})
     write_nearest(search_folder(work, "membership"), rows, "digest")
     search = read_search(work, "membership")
     assert search.complete
-    assert search.nearest("s", PAIR) == {"a": ["g0"], "b": ["g1"], "c": ["g1", "g0"]}
+    assert search.nearest("s", PAIR) == {"a": ["g0", "g1"], "b": ["g1", "g0"], "c": ["g1", "g0"]}
     assert search.nearest("s", ("highpass", "outer")) == search.nearest("t", PAIR) == {}
 
 

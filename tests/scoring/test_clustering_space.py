@@ -46,8 +46,8 @@ def test_the_limit_is_observed():
 def test_the_log_says_how_much_memory_exact_distances_would_take(caplog):
     caplog.set_level(logging.INFO)
     ClusteringSpace(np.zeros((50_000, 1), np.float32))
-    assert "50,000 slices would take 40.0 GB" in caplog.text
-    assert "above the limit of 1.0 GB: 2,000 centres stand for them" in caplog.text
+    assert "50,000 slices would take 40.00 GB" in caplog.text
+    assert "above the limit of 0.25 GB: 2,000 centres stand for them" in caplog.text
 
 
 def test_a_leaf_is_the_mean_of_its_slices():

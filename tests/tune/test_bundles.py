@@ -3,7 +3,7 @@
 import pytest
 
 from tune.space import TASKS, grid
-from tune.trials import bundles
+from tune.trials import bundles, gpu_share
 
 PAIRS = [("highpass", "full"), ("residual", "full"), ("mobilenetv2_100", "full")]
 
@@ -24,3 +24,10 @@ def test_an_embedding_is_one_bundle_where_there_are_enough_of_them():
     halves = bundles(trials, 2)  # too few embeddings to keep two slots busy to the end
     assert [(bundle[0].pair, bundle[0].components) for bundle in halves] == [(p, c) for p in PAIRS for c in (0, 0.95)]
     assert bundles([], 2) == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "share"), [(1, 16, 1 / 16), (1, 4, 0.25), (4, 16, 0.25), (8, 4, 1), (1, 128, 1 / 32)]
+)
+def test_as_many_trials_as_cores_share_the_gpus(gpus, cpus, share):
+    assert gpu_share(gpus, cpus) == share

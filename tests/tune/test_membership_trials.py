@@ -207,4 +207,4 @@ def test_the_nearest_generated_slices_by_plain_distances():
     for of_set in slices.sets:
         for image, rows in zip(of_set.real, nearest[of_set.name], strict=True):
             distances = np.linalg.norm(vectors[of_set.generated] - vectors[image], axis=1)
-            assert rows == np.argsort(distances, kind="stable")[:3].tolist()
+            assert rows.tolist() == np.argsort(distances, kind="stable")[:3].tolist()

@@ -1,0 +1,87 @@
+"""Vectors of slices as methods read them: a part of the rows at a time, from an array or from a file on disk.
+
+At real size the vectors of one set are half a gigabyte, and what is computed from them as much again. A method that
+takes `Rows` asks for one part after the other, so that its memory does not grow with the number of slices.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+PART = 1 << 22  # numbers in one part: 16 MB
+
+
+class Rows(Protocol):
+    """n vectors of d numbers, float32. A NumPy array (n, d) is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        """Returns some of the vectors, (m, d) float32."""
+
+
+class RowsOnDisk:
+    """n vectors of d numbers in a file without a name, which is gone with the last object that reads it.
+
+    The file lies where temporary files do (TMPDIR), and is zero where nothing was written.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as this object lives)
+        self._file.truncate(4 * shape[0] * shape[1])
+        self._first, self.shape = 0, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        return np.array(self._mapped("r")[rows])
+
+    def __setitem__(self, rows: slice | np.ndarray, vectors: np.ndarray, /) -> None:
+        if len(vectors):
+            self._mapped("r+")[rows] = vectors
+
+    def part(self, start: int, stop: int) -> RowsOnDisk:
+        """Returns the rows from start to stop, in the same file."""
+        part = object.__new__(RowsOnDisk)
+        part._file, part._first, part.shape = self._file, self._first + start, (stop - start, self.shape[1])
+        return part
+
+    def _mapped(self, mode: str) -> np.ndarray:
+        # Mapped anew each time: pages that stay mapped would count as memory of this process.
+        if not self.shape[0] * self.shape[1]:
+            return np.empty(self.shape, np.float32)
+        offset = 4 * self._first * self.shape[1]
+        return np.memmap(self._file, np.float32, mode, offset, self.shape)  # type: ignore[call-overload]
+
+
+def parts(x: Rows) -> Iterator[slice]:
+    """Yields the rows in parts of at most PART numbers, or of one row."""
+    step = max(1, PART // max(x.shape[1], 1))
+    return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
+
+
+def between(x: Rows, start: int, stop: int) -> Rows:
+    """Returns the rows from start to stop without a copy."""
+    return x.part(start, stop) if isinstance(x, RowsOnDisk) else x[start:stop]
+
+
+def mapped(x: Rows, compute: Callable[[np.ndarray], np.ndarray]) -> Rows:
+    """Returns what `compute` makes of the rows (m, d) of each part, (m, any) float32; on disk where x is on disk."""
+    if not isinstance(x, RowsOnDisk) or not len(x):
+        return compute(x[:])
+    made: RowsOnDisk | None = None
+    for part in parts(x):
+        vectors = compute(x[part])
+        made = made or RowsOnDisk((len(x), vectors.shape[1]))
+        made[part] = vectors
+    assert made is not None
+    return made
