@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from gansfp.collection.catalog import Catalog
+from gansfp.decision.nearest_slices import nearest_table, read_nearest, write_nearest
 from gansfp.decision.planted import Planted, Space, read_planted, write_planted
 from gansfp.decision.real_slices import read_real_slices, write_real_slices
-from gansfp.decision.search_result import Search, nearest_rows, read_nearest, write_nearest
+from gansfp.decision.search_result import Search
 from gansfp.decision.shortcuts import Shortcut, read_shortcuts, write_shortcuts
 from gansfp.embedding.shards import Pair
 from gansfp.images import slices
@@ -61,7 +62,9 @@ def leave_for_final(
     for pair, left in zip(search.pairs, for_each_pair(search.pairs, compute), strict=True):
         own[pair], shortcuts = left.own, left.shortcuts or shortcuts
         if pair in searched:
-            nearest += nearest_rows(result.ids.sets, pair, left.nearest)
+            for name, rows in left.nearest.items():
+                ids = result.ids.sets[name]
+                nearest.append(nearest_table(name, pair, ids.real, ids.generated, rows))
         for name, of_pair in left.spaces.items():
             spaces[name] += of_pair
     write_nearest(folder, nearest, digest)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gansfp import store
-from gansfp.decision.search_result import DIGEST
+from gansfp.decision.nearest_slices import DIGEST
 
 FILE = "planted.parquet"
 FEWEST_PATIENTS = 12  # who are copied: simulated audits take some to fit, the others to judge

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gansfp import store
-from gansfp.decision.search_result import DIGEST
+from gansfp.decision.nearest_slices import DIGEST
 from gansfp.embedding.shards import Pair
 
 FILE = "real.parquet"

@@ -7,7 +7,7 @@ all rows of trials.parquet, failed ones too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,21 +19,11 @@ import pyarrow.parquet as pq
 
 from gansfp import store
 from gansfp.collection.catalog import Catalog
+from gansfp.decision.nearest_slices import read_nearest
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError
 
 Scalar = str | int | float | bool
-
-NEAREST_SCHEMA = pa.schema(
-    [
-        ("set", pa.string()),
-        ("backbone", pa.string()),
-        ("view", pa.string()),
-        ("image_id", pa.string()),  # of a real slice
-        ("nearest", pa.list_(pa.string())),  # image ids of the nearest generated slices of its set
-    ]
-)
-DIGEST = b"gansfp_digest"  # key in the metadata of nearest.parquet: what the rows were computed from
 
 
 @dataclass(frozen=True)
@@ -318,36 +308,3 @@ def read_search(work: str, task: str) -> Search | None:
 def write_result(folder: str, result: SearchResult) -> None:
     """Writes best.json."""
     store.write_bytes_atomically(store.join(folder, "best.json"), result.to_json().encode())
-
-
-def write_nearest(folder: str, parts: Sequence[pa.Table], digest: str) -> None:
-    """Writes nearest.parquet from tables of NEAREST_SCHEMA. digest: of what they were computed from."""
-    table = pa.concat_tables([NEAREST_SCHEMA.empty_table(), *parts])
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({DIGEST: digest.encode()}), sink)
-    store.write_bytes_atomically(store.join(folder, "nearest.parquet"), sink.getvalue())
-
-
-def read_nearest(folder: str, digest: str | None = None) -> pa.Table | None:
-    """The table that write_nearest wrote; None where there is none, or with `digest` one of another digest. Raises
-    OSError and ValueError where it cannot be read."""
-    place = store.join(folder, "nearest.parquet")
-    if not store.exists(place):
-        return None
-    table = store.read_parquet(place)
-    written = (table.schema.metadata or {}).get(DIGEST, b"").decode()
-    return table if digest is None or digest == written else None
-
-
-def nearest_rows(ids: Mapping[str, SetIds], pair: Pair, nearest: Mapping[str, np.ndarray]) -> list[pa.Table]:
-    """A table of NEAREST_SCHEMA for each set. nearest: by set, rows (n, m) among its generated slices of those nearest
-    to each real slice."""
-    tables = []
-    for name, rows in nearest.items():
-        real = ids[name].real
-        offsets = pa.array(np.arange(len(real) + 1, dtype=np.int32) * rows.shape[1])
-        generated = pa.array(ids[name].generated).take(pa.array(rows.ravel()))
-        of_set, backbone, view = (pa.repeat(value, len(real)) for value in (name, *pair))
-        columns = [of_set, backbone, view, pa.array(real), pa.ListArray.from_arrays(offsets, generated)]
-        tables.append(pa.table(columns, schema=NEAREST_SCHEMA))
-    return tables

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gansfp.decision.nearest_slices import nearest_table, write_nearest
 from gansfp.decision.search_result import (
     BestRow,
     Configuration,
@@ -14,10 +15,8 @@ from gansfp.decision.search_result import (
     SearchResult,
     SetIds,
     Trial,
-    nearest_rows,
     read_search,
     search_folder,
-    write_nearest,
     write_result,
 )
 from gansfp.errors import DataError
@@ -124,8 +123,8 @@ def test_nearest_slices(work):
     assert not search.complete
     with pytest.raises(DataError, match=r"run tune\.search again, finished trials are kept"):
         search.nearest("s", PAIR)
-    rows = nearest_rows({"s": IDS}, PAIR, {"s": np.array([[0, 1], [1, 0], [1, 0]])})
-    write_nearest(search_folder(work, "membership"), rows, "digest")
+    table = nearest_table("s", PAIR, IDS.real, IDS.generated, np.array([[0, 1], [1, 0], [1, 0]]))
+    write_nearest(search_folder(work, "membership"), [table], "digest")
     search = read_search(work, "membership")
     assert search.complete
     assert search.nearest("s", PAIR) == {"a": ["g0", "g1"], "b": ["g1", "g0"], "c": ["g1", "g0"]}
