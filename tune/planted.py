@@ -22,6 +22,7 @@ from gansfp.statistics.resampling import group_codes
 
 DISPLACEMENT = displacement_of(GeneratorSettings.strength)  # as in set `warp` of the simulated challenge
 MOST = 300  # slices that are copied
+BATCH = 16  # slices that are embedded at once, here where the command itself runs
 NEAREST = 5  # distances that are kept of each slice
 
 
@@ -90,7 +91,7 @@ def make_copies(
             return blended_copy(pixels[place], pixels[partners[place]], plant.blend, DISPLACEMENT, noise)
 
         copies = np.stack(list(threads.map(copied, range(len(pixels)))))
-    vectors = Embedder(pairs, {})(copies, np.zeros(copies.shape, bool))
+    vectors = Embedder(pairs, {}, batch_limit=BATCH)(copies, np.zeros(copies.shape, bool))
     return Copies(rows[chosen], rows[chosen[partners]], vectors)
 
 

@@ -22,6 +22,7 @@ from gansfp.scoring.traces import combs, histograms, with_one_histogram
 from gansfp.statistics.metrics import partition_metrics
 
 MOST = 600  # slices that are read
+BATCH = 16  # slices that are embedded at once, here where the command itself runs
 TELLS = 0.2  # adjusted Rand index from which a trace alone tells generators apart
 WITHOUT_WEIGHTS = "residual"  # stands for a network, whose weights the last step of a search does not have
 
@@ -105,4 +106,4 @@ def _embedded(pair: Pair, pixels: np.ndarray) -> np.ndarray:
     masks = np.zeros(pixels.shape, bool)
     if is_on_cpu(pair[0]):
         return np.stack([cpu_features([pair], *one)[pair] for one in zip(pixels, masks, strict=True)])
-    return Embedder([pair], {})(pixels, masks)[pair]
+    return Embedder([pair], {}, batch_limit=BATCH)(pixels, masks)[pair]

@@ -124,7 +124,7 @@ def _memory(problem: Problem) -> dict[str, float]:
     config, exact, needed = problem.config, problem.slices.square_bytes(), problem.trial_bytes
     if exact > config.limit:
         log.info(
-            "search %s: distances and dendrograms would take %.1f GB in a trial, above --max-memory %g: in "
+            "search %s: distances and dendrograms would take %.2f GB in a trial, above --max-memory %g: in "
             "hierarchical clustering centres of a k-means stand for the slices",
             config.task,
             exact / 1e9,
