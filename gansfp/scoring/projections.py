@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,8 @@ from gansfp.rows import Rows
 from gansfp.scoring.distances import mean_of_rows, strips, tensor
 
 EXACT_SIDE = 1024  # rows of a square matrix up to which its products are computed in float64
-# Slices that components are fitted to where there are more than that, and vectors of more numbers than that: their
-# square matrix would take four times the memory and ten times the time at 4,096, as large as embeddings are.
+# Slices that span the components where there are more than that, of vectors of more numbers than that: the square
+# matrix of vectors of 4,096 numbers would take four times the memory and twice the time.
 MOST_FITTED = 2048
 MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
 LEADING = 256  # principal components that k-means reads of more slices than that
@@ -26,7 +26,7 @@ class Projection:
     """Principal components, the strongest first.
 
     mean: (d,) float32; components: (k, d) float32 of unit norm; variance_ratio: (k,) float64, the share of the variance
-    along each. fitted_to: how many slices they were fitted to.
+    along each. fitted_to: how many slices span them.
     """
 
     mean: np.ndarray
@@ -60,57 +60,82 @@ def kept(variance_ratio: np.ndarray, components: int | float) -> int:
 
 
 def fitted_rows(n: int, d: int) -> int:
-    """Returns how many of n slices of d numbers `pca` is fitted to.
+    """Returns how many of n slices of d numbers span the principal components that `pca` finds.
 
     The square matrix of the slices or of the numbers, whichever is smaller, is in memory about four times.
     """
     return min(n, MOST_FITTED) if d > MOST_FITTED else n
 
 
-def pca(
-    x: Rows,
-    components: int | float,
-    device: str = "cpu",
-    seed: int = 0,
-    at_least: int = 0,
-) -> Projection:
+def pca(x: Rows, components: int | float, device: str = "cpu", seed: int = 0, at_least: int = 0) -> Projection:
     """Returns the principal components of x (n, d) float32.
 
     components: how many, or a share in (0, 1) for the fewest that keep this share of the variance; with `at_least` no
-    fewer than that, or all that there are. Many long vectors are fitted to a random part of the slices (fitted_rows).
-    Computed from the eigenvectors of the (n, n) Gram or the (d, d)
-    covariance matrix, whichever is smaller: in float64 up to EXACT_SIDE rows, above in float32, whose rounding errors
-    are far below the variance that such components have. Equal to sklearn.decomposition.PCA(svd_solver="full"); signs
-    are chosen so that each component's largest loading is positive. A component beyond the rank of x (duplicates)
-    explains nothing and may be a zero vector. Raises UsageError for more components than x has.
+    fewer than that, or all that there are. Computed from the eigenvectors of the (n, n) Gram or the (d, d) covariance
+    matrix, whichever is smaller: in float64 up to EXACT_SIDE rows, above in float32, whose rounding errors are far
+    below the variance that such components have. Equal to sklearn.decomposition.PCA(svd_solver="full"); signs are
+    chosen so that each component's largest loading is positive. A component beyond the rank of x (duplicates) explains
+    nothing and may be a zero vector.
+
+    Of many long vectors (fitted_rows) these are the principal components of all slices within the span of a random
+    part of the slices (Rayleigh and Ritz; Halko, Martinsson and Tropp 2011). Raises UsageError for more components
+    than there are.
     """
     fitted = fitted_rows(*x.shape)
-    if fitted < len(x):
-        x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
-    n, d = x.shape
-    most = min(n - 1, d)
+    most = min(fitted - 1, x.shape[1])
     whole = isinstance(components, (int, np.integer))
     if not (1 <= components <= most if whole else 0 < components < 1 and most >= 1):
         raise UsageError(
-            f"PCA components: got {components!r} for {n} slices of {d} numbers, expected 1 to {most} or a "
-            "share of the variance between 0 and 1"
+            f"PCA components: got {components!r} for {fitted} slices of {x.shape[1]} numbers, expected 1 to {most} or "
+            "a share of the variance between 0 and 1"
         )
+
+    def count(ratio: np.ndarray) -> int:
+        return min(max(kept(ratio, components), at_least), most)
+
+    if fitted == len(x):
+        mean, ratio, basis = _principal(x, count, device)
+    else:
+        part = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
+        mean, ratio, basis = _principal_within(x, _principal(part, lambda _: most, device)[2], count)
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = torch.where(largest < 0, -basis, basis).T.contiguous()
+    return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio, fitted)
+
+
+Axes = tuple[torch.Tensor, np.ndarray, torch.Tensor]  # mean (d,), shares of the variance (k,), components (d, k)
+
+
+def _principal(x: Rows, count: Callable[[np.ndarray], int], device: str) -> Axes:
+    """Principal components of x. count: says how many, from the shares of the variance of all of them."""
+    n, d = x.shape
     mean = mean_of_rows(x, device)
     rows = tensor(x[:], device) if n <= d else None  # as many as the square matrix has
-    square = _gram(rows, mean) if rows is not None else _covariance(x, mean)
+    square = _gram(rows, mean) if rows is not None else _covariance(x, mean, None)
     variances, vectors = (a.flip(-1) for a in torch.linalg.eigh(square))
-    variances = variances.double().clamp(min=0)
-    ratio = (variances / variances.sum().clamp(min=1e-300)).cpu().numpy()
-    count = min(max(kept(ratio, components), at_least), most)
-    basis = vectors[:, :count]
+    ratio = _shares(variances, float(variances.double().clamp(min=0).sum()))
+    ratio = ratio[: count(ratio)]
+    basis = vectors[:, : len(ratio)]
     if rows is not None:  # the components are combinations of the rows of x, with the eigenvectors as weights
         columns = (rows[:, part].to(basis.dtype) - mean[part].to(basis.dtype) for part in _blocks(d))
         basis = torch.cat([of_part.T @ basis for of_part in columns])
         norms = basis.norm(dim=0)
         basis = torch.where(norms > 1e-7 * norms.max(), basis / norms.clamp(min=1e-300), torch.zeros_like(basis))
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = torch.where(largest < 0, -basis, basis).T.contiguous()
-    return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio[:count], n)
+    return mean, ratio, basis
+
+
+def _principal_within(x: Rows, span: torch.Tensor, count: Callable[[np.ndarray], int]) -> Axes:
+    """Principal components of x among the combinations of orthonormal columns. span: (d, k)."""
+    mean = mean_of_rows(x, str(span.device))
+    variances, vectors = (a.flip(-1) for a in torch.linalg.eigh(_covariance(x, mean, span)))
+    blocks = (_centred(x, mean, part, torch.float32) for part in _blocks(len(x)))
+    ratio = _shares(variances, sum(float(block.square().sum(dtype=torch.float64)) for block in blocks))
+    ratio = ratio[: count(ratio)]
+    return mean, ratio, span @ vectors[:, : len(ratio)].to(span.dtype)
+
+
+def _shares(variances: torch.Tensor, total: float) -> np.ndarray:
+    return (variances.double().clamp(min=0) / max(total, 1e-300)).cpu().numpy()
 
 
 def _gram(rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -123,15 +148,21 @@ def _gram(rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return square
 
 
-def _covariance(x: Rows, mean: torch.Tensor) -> torch.Tensor:
-    """Returns n times the covariance matrix of rows (n, d), (d, d), summed over blocks of rows."""
-    n, d = x.shape
-    square = torch.zeros((d, d), dtype=_exact(d), device=mean.device)
-    for part in _blocks(n):
-        rows = tensor(x[part.start : min(part.stop, n)], str(mean.device))
-        centred = rows.to(square.dtype) - mean.to(square.dtype)
+def _covariance(x: Rows, mean: torch.Tensor, span: torch.Tensor | None) -> torch.Tensor:
+    """Returns n times the covariance matrix of rows (n, d), (d, d), or of their coordinates along the columns of `span`
+    (d, k), (k, k). Summed over blocks of rows."""
+    side = len(mean) if span is None else span.shape[1]
+    square = torch.zeros((side, side), dtype=_exact(side), device=mean.device)
+    for part in _blocks(len(x)):
+        centred = _centred(x, mean, part, square.dtype)
+        if span is not None:
+            centred = centred @ span.to(square.dtype)
         square += centred.T @ centred
     return square
+
+
+def _centred(x: Rows, mean: torch.Tensor, part: slice, dtype: torch.dtype) -> torch.Tensor:
+    return tensor(x[part.start : min(part.stop, len(x))], str(mean.device)).to(dtype) - mean.to(dtype)
 
 
 def _exact(side: int) -> torch.dtype:
