@@ -19,6 +19,7 @@ from gansfp.decision.search_result import (
     SetIds,
     Trial,
 )
+from gansfp.device import release_memory
 from gansfp.embedding.backbones import parse_backbone
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
@@ -48,7 +49,11 @@ class MembershipSlices(TaskSlices):
     def evaluate(self, trial: Trial, vectors: Vectors, options: TrialOptions) -> list[Row]:
         """The rows of one embedding for all sets, of which one at a time is in memory; what is approximated is in the
         configurations."""
-        return [row for of_set in self.sets for row in _evaluate_set(trial, vectors, of_set, options)]
+        rows = []
+        for of_set in self.sets:
+            rows += _evaluate_set(trial, vectors, of_set, options)
+            release_memory()
+        return rows
 
     def ids(self, images: Catalog) -> SearchedIds:
         """The real and generated slices of each set."""

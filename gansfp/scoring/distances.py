@@ -18,7 +18,8 @@ from gansfp.rows import Rows, mapped, parts
 
 # Bytes: 3,952 slices are compared exactly. A fixed number, so that a seed gives the same result on every machine.
 MAX_MEMORY = 250_000_000
-PAIRS = 1 << 22  # distances in one strip where only the nearest are kept: 16 MB
+PAIRS = 1 << 22  # distances that are computed at once where only the nearest are kept: 16 MB
+PIECE = 1 << 20  # of these, distances in one strip: what is computed from a strip takes several times its memory
 # The rounding error of a product in float32 is at most about 2e-7 of the two squared norms. Above this share of them a
 # squared distance is right to 4e-6, the distance to 2e-6; below it, float64 takes a second look.
 NEAR = 1 / 16
@@ -158,15 +159,17 @@ def distance_strips(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields the distances of every row of x to every row of y a strip at a time: rows of x, and (rows, m) float32.
 
-    x: (n, d) float32, y: (m, d) float32, finite. A strip holds at most PAIRS distances, or those of one row. Beside
+    x: (n, d) float32, y: (m, d) float32, finite. A strip holds at most PIECE distances, or those of one row. Beside
     an array y a copy of it and a few strips are in memory; of rows on disk, parts of them. Equal to
     scipy.spatial.distance.cdist, except for a zero vector with cosine: its distance to every vector is 1. Raises
     UsageError for an unknown metric and for rows of different lengths.
     """
     _check(x, y, metric)
     to_y = METRICS[metric](y, device)
-    for part in strips(len(x), max(len(y), x.shape[1])):  # a strip also holds a copy of its rows
-        yield part, to_y(x[part])
+    for part in strips(len(x), max(len(y), x.shape[1])):  # in memory is also a copy of their rows
+        together = to_y(x[part])
+        for piece in strips(len(together), len(y), PIECE):
+            yield slice(part.start + piece.start, part.start + piece.stop), together[piece]
 
 
 def pairwise(x: Rows, y: Rows, metric: str = "euclidean", device: str = "cpu") -> np.ndarray:
@@ -230,9 +233,10 @@ def smallest(distance: np.ndarray, count: int) -> np.ndarray:
     return torch.from_numpy(distance).topk(count, largest=False, sorted=True).values.numpy()
 
 
-def strips(n: int, m: int, /) -> Iterator[slice]:
-    """Yields n rows in parts. The rows of a part have at most PAIRS distances to m other rows, or it is one row."""
-    step = max(1, PAIRS // max(m, 1))
+def strips(n: int, m: int, pairs: int | None = None, /) -> Iterator[slice]:
+    """Yields n rows in parts. The rows of a part have at most `pairs` distances to m other rows, or it is one row.
+    pairs: None for PAIRS."""
+    step = max(1, (pairs or PAIRS) // max(m, 1))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 

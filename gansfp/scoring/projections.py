@@ -18,7 +18,7 @@ EXACT_SIDE = 1024  # rows of a square matrix up to which its products are comput
 MOST_FITTED = 2048
 MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
 LEADING = 256  # principal components that k-means reads of more slices than that
-_BLOCK = 2048  # rows that are in float64 at once
+_BLOCK = 1024  # rows that are copied at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ def pca(x: Rows, components: int | float, device: str = "cpu", seed: int = 0, at
     if fitted == len(x):
         mean, ratio, basis = _principal(x, count, device)
     else:
-        part = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])]
-        mean, ratio, basis = _principal_within(x, _principal(part, lambda _: most, device)[2], count)
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])
+        mean, ratio, basis = _principal_within(x, _principal(x[chosen], lambda _: most, device)[2], count)
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     basis = torch.where(largest < 0, -basis, basis).T.contiguous()
     return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio, fitted)
