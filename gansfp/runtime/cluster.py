@@ -23,6 +23,7 @@ from gansfp.errors import UsageError
 from gansfp.quiet import discard_stderr
 from gansfp.store import one_line
 
+KEPT_IDLE = 30_000  # milliseconds: between two tasks of a slow network lie ten seconds
 CONNECT_TIMEOUT = 5.0  # seconds in which a Ray cluster must answer
 PACKAGES = ("gansfp", "jobs", "tune")
 
@@ -63,6 +64,8 @@ def start_ray(cluster: ClusterConfig = ClusterConfig()) -> None:
     if not verbose:  # Ray's core logs every actor pool of Ray Data as an error (issue 53727), which no logger can stop
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray._private.worker.print_to_stdstream = _log_lost_node  # else Ray writes to standard output, where results are
+    # Ray ends a worker that was idle for a second and starts another for the next task, which takes 1.5 s of a core.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(KEPT_IDLE))
     options: dict[str, Any] = {}  # of ray.init
     if address == "local":
         options = {"include_dashboard": False, "_temp_dir": _own_folder()}
