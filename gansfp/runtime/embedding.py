@@ -33,7 +33,7 @@ from gansfp.runtime.record import record_stage
 from gansfp.runtime.worker_errors import from_text
 
 CPU_BATCH, GPU_BATCH = 8, 256  # slices on a device at once; larger batches on a CPU take memory and are not faster
-CPU_BLOCK = 256  # slices a block: tasks pass blocks on, and a shard holds one block
+CPU_BLOCK = 128  # slices a block: tasks pass blocks on, and a shard holds one block
 BLOCKS = 16  # the least number of blocks an actor: the first shard comes soon, and no actor waits long for the last one
 # One actor and one task a core. This also holds on a Ray cluster that shrinks: actors that restart leave room for
 # tasks. The two numbers differ, because Ray fuses steps with equal resources.
