@@ -12,6 +12,11 @@ from typing import NoReturn
 
 from gansfp.errors import GansfpError, UsageError
 
+SHORT_OF_MEMORY = (
+    "memory is short: Ray ended worker processes before the machine had none left; end other programs, or use a "
+    "machine with more memory, and run the same command again: finished work is kept"
+)
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, with the value, and exit status 2."""
@@ -44,9 +49,27 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     try:
         main(arguments)
     except GansfpError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_status)
+        _end_with(error)
     except KeyboardInterrupt as stop:
         print("stopped; finished work is kept, run the same command to continue", file=sys.stderr, flush=True)
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+    except Exception as error:
+        if _is_short_of_memory(error):
+            _end_with(GansfpError(SHORT_OF_MEMORY))
+        raise
     sys.exit(0)
+
+
+def _end_with(error: GansfpError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_status)
+
+
+def _is_short_of_memory(error: BaseException | None) -> bool:
+    """Whether Ray ended worker processes because a machine had hardly any memory left. Other libraries' errors, such as
+    Ray Tune's, may stand before Ray's own."""
+    while error is not None:
+        if (type(error).__module__, type(error).__name__) == ("ray.exceptions", "OutOfMemoryError"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from gansfp.errors import DataError, GansfpError, UsageError, WeightsError
 from gansfp.runtime import cluster
@@ -143,6 +144,20 @@ def test_exit_status(error, status, said, capsys):
         run(main, [])
     assert caught.value.code == status
     assert capsys.readouterr().err == said
+
+
+def test_a_machine_without_memory_is_one_line(capsys):
+    def main(arguments):
+        try:
+            raise ray.exceptions.OutOfMemoryError("5 worker(s) were killed\nTop 10 memory users: ...")
+        except ray.exceptions.OutOfMemoryError as error:
+            raise RuntimeError("an actor's future failed") from error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main, [])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: memory is short: Ray ended worker processes")
 
 
 def test_a_defect_keeps_its_traceback():
