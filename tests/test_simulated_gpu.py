@@ -13,6 +13,7 @@ NOT_SIMULATED = ("shortage_of_memory", "bits_of_read_only", "a_gpu_is_timed")  #
 
 
 @pytest.mark.skipif(not SIMULATION.is_dir(), reason="no simulation of a GPU beside this checkout")
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_tests_of_gpus_pass_on_a_simulated_one():
     paths = os.pathsep.join(map(str, (SIMULATION, HERE)))
