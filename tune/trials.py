@@ -26,6 +26,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from gansfp.decision.search_result import Trial
+from gansfp.device import release_memory
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError, UsageError
 from gansfp.runtime.cluster import usable_gpus
@@ -201,7 +202,9 @@ def for_each_pair(
 
     def task(pair: Pair, shared: Callable[[Pair, Vectors], Result]) -> Result:
         torch.set_num_threads(1)
-        return shared(pair, problem.vectors_of(pair))
+        result = shared(pair, problem.vectors_of(pair))
+        release_memory()  # the process waits for other tasks
+        return result
 
     # By the object store: what `compute` holds may be too large to be sent with every task.
     shared, remote = ray.put(compute), ray.remote(task)
