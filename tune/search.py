@@ -40,6 +40,7 @@ from gansfp.decision.search_result import (
     search_folder,
     write_result,
 )
+from gansfp.device import release_memory
 from gansfp.embedding import shards
 from gansfp.embedding.embedder import EmbedConfig, identity, load_all_weights
 from gansfp.embedding.shards import Pair, StoredEmbedding
@@ -111,6 +112,7 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
     )
     for_each = functools.partial(for_each_pair, problem)
     result = _leave_for_final(problem.folder, result, problem.slices, for_each, images)
+    release_memory()
     facts = {"rows": result.tried, "failed": result.failed, "left_out": list(inputs.left_out)}
     record_stage(work, f"search-{config.task}{inputs.stage}", time.monotonic() - started, facts, asdict(config))
     _describe(result, table)

@@ -47,6 +47,7 @@ from gansfp.decision.search_result import (
 )
 from gansfp.decision.shortcuts import read_shortcuts
 from gansfp.decision.verdict import judge_clusters
+from gansfp.device import release_memory
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
 from gansfp.scoring.membership import learns_from_labels
@@ -127,6 +128,7 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
         described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
         of_both = test_evidence, shortcuts.get(name, [])
         reports[name] = SetReport(concluded, evidence, described, tried_rows, *of_both)
+        release_memory()
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
 
 

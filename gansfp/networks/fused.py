@@ -7,7 +7,8 @@ of compilation, and keeps timm's modules, so that feature maps can be taken out 
 
 Milliseconds of CPU time a slice, batches of 8, one thread of a Xeon with AMX, beside other work, plain and fused:
 mobilenetv2_100 bfloat16 15 and 5, float32 22 and 13; resnet50 37 and 25, 96 and 79; densenet121 36 and 30, 77 and 77.
-Limited to AVX2, float32: mobilenetv2_100 19 and 13, resnet50 92 and 91, densenet121 93 and 94.
+Limited to AVX2, float32: mobilenetv2_100 19 and 13, resnet50 92 and 91, densenet121 93 and 94. What torch.compile, ONNX
+Runtime and OpenVINO give is in jobs/benchmarks/README.md.
 """
 
 from __future__ import annotations
