@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +62,25 @@ class RowsOnDisk:
             return np.empty(self.shape, np.float32)
         offset = 4 * self._first * self.shape[1]
         return np.memmap(self._file, np.float32, mode, offset, self.shape)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenRows:
+    """Some rows of x, which are read when they are asked for. rows: (m,)."""
+
+    x: Rows
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, d)."""
+        return len(self.rows), self.x.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        return self.x[self.rows[rows]]
 
 
 def parts(x: Rows) -> Iterator[slice]:

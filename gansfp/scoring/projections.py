@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from gansfp.errors import UsageError
-from gansfp.rows import Rows
+from gansfp.rows import ChosenRows, Rows
 from gansfp.scoring.distances import mean_of_rows, strips, tensor
 
 EXACT_SIDE = 1024  # rows of a square matrix up to which its products are computed in float64
 # Slices that span the components where there are more than that, of vectors of more numbers than that: the square
 # matrix of vectors of 4,096 numbers would take four times the memory and twice the time.
 MOST_FITTED = 2048
+MOST_MEASURED = 8192  # slices whose variance along these combinations is measured: more change no component to notice
 MAX_COORDINATES = 2000  # slices; for more, the Gram matrix takes longer than it saves
 LEADING = 256  # principal components that k-means reads of more slices than that
 _BLOCK = 1024  # rows that are copied at once
@@ -77,9 +78,9 @@ def pca(x: Rows, components: int | float, device: str = "cpu", seed: int = 0, at
     chosen so that each component's largest loading is positive. A component beyond the rank of x (duplicates) explains
     nothing and may be a zero vector.
 
-    Of many long vectors (fitted_rows) these are the principal components of all slices within the span of a random
-    part of the slices (Rayleigh and Ritz; Halko, Martinsson and Tropp 2011). Raises UsageError for more components
-    than there are.
+    Of many long vectors (fitted_rows) these are the principal components of at most MOST_MEASURED slices within the
+    span of a random part of them (Rayleigh and Ritz; Halko, Martinsson and Tropp 2011); where a number is asked for,
+    within that of twice as many components of this part. Raises UsageError for more components than there are.
     """
     fitted = fitted_rows(*x.shape)
     most = min(fitted - 1, x.shape[1])
@@ -96,8 +97,11 @@ def pca(x: Rows, components: int | float, device: str = "cpu", seed: int = 0, at
     if fitted == len(x):
         mean, ratio, basis = _principal(x, count, device)
     else:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:fitted])
-        mean, ratio, basis = _principal_within(x, _principal(x[chosen], lambda _: most, device)[2], count)
+        drawn = np.random.default_rng(seed).permutation(len(x))
+        spanning = min(most, 2 * max(int(components), at_least)) if whole else most
+        span = _principal(x[np.sort(drawn[:fitted])], lambda _: spanning, device)[2]
+        most = spanning
+        mean, ratio, basis = _principal_within(ChosenRows(x, np.sort(drawn[:MOST_MEASURED])), span, count)
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     basis = torch.where(largest < 0, -basis, basis).T.contiguous()
     return Projection(mean.float().cpu().numpy(), basis.float().cpu().numpy(), ratio, fitted)

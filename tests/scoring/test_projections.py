@@ -64,7 +64,7 @@ def test_components_of_many_long_vectors_lie_in_the_span_of_a_part(n, d, monkeyp
     monkeypatch.setattr(projections, "MOST_FITTED", 100)
     x = sample(n, d) * np.linspace(5, 0.1, d, dtype=np.float32)
     used = fitted_rows(n, d)
-    got = pca(x, 3, seed=1)
+    got = pca(x, 1e-9, seed=1, at_least=3)
     if min(n, d) <= 100:
         assert used == n
         np.testing.assert_array_equal(got.components, pca(x, 3, seed=2).components)
@@ -79,6 +79,18 @@ def test_components_of_many_long_vectors_lie_in_the_span_of_a_part(n, d, monkeyp
         np.testing.assert_allclose(similarity, np.eye(3), atol=1e-3)
         shares = strengths[:3] ** 2 / np.square(centred).sum()
         np.testing.assert_allclose(got.variance_ratio, shares, rtol=1e-4)
+
+
+def test_a_number_of_components_of_many_long_vectors_is_nearly_the_best(monkeypatch):
+    x = sample(400, 200) * np.geomspace(5, 1e-4, 200, dtype=np.float32)
+    exact = pca(x, 4)
+    monkeypatch.setattr(projections, "MOST_FITTED", 100)
+    monkeypatch.setattr(projections, "MOST_MEASURED", 300)
+    got = pca(x, 4)
+    assert (got.components.shape, got.fitted_to) == ((4, 200), 100)
+    np.testing.assert_allclose(got.components @ got.components.T, np.eye(4), atol=1e-4)
+    assert got.variance_ratio.sum() > 0.9 * exact.variance_ratio.sum()
+    assert np.abs(np.linalg.svd(got.components @ exact.components.T)[1]).min() > 0.9
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 40), (40, 300)])
