@@ -90,7 +90,6 @@ def test_a_number_of_components_of_many_long_vectors_is_nearly_the_best(monkeypa
     assert (got.components.shape, got.fitted_to) == ((4, 200), 100)
     np.testing.assert_allclose(got.components @ got.components.T, np.eye(4), atol=1e-4)
     assert got.variance_ratio.sum() > 0.9 * exact.variance_ratio.sum()
-    assert np.abs(np.linalg.svd(got.components @ exact.components.T)[1]).min() > 0.9
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 40), (40, 300)])
