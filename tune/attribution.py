@@ -14,6 +14,7 @@ from gansfp.collection.catalog import Catalog
 from gansfp.decision.places import write_places
 from gansfp.decision.search_result import Configuration, Scalar, Search, SearchedIds, SearchResult, Trial
 from gansfp.decision.shortcuts import read_shortcuts, write_shortcuts
+from gansfp.decision.stamped import is_current
 from gansfp.embedding.shards import Pair
 from gansfp.errors import DataError, UsageError
 from gansfp.scoring.attribution import COVARIANCES, INITS, SETTINGS, Clustering, best_k, prepare, results, spaces
@@ -111,7 +112,7 @@ class AttributionSlices(TaskSlices):
         best = search.result.best[""]
         choices = best.configuration.choices
         digest = hashlib.sha256(json.dumps([search.result.digest, dict(choices)]).encode()).hexdigest()
-        if read_shortcuts(search.folder, digest) is None:
+        if not is_current(read_shortcuts, search.folder, digest):
             known = read_known(images, self.known, self.generators)
             write_shortcuts(search.folder, {"": traces_of(known, choices) if known else []}, digest)
         labels = search.rows("").of_row(best.row).astype(np.int64)

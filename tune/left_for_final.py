@@ -21,6 +21,7 @@ from gansfp.decision.planted import Planted, Space, read_planted, write_planted
 from gansfp.decision.real_slices import read_real_slices, write_real_slices
 from gansfp.decision.search_result import Search
 from gansfp.decision.shortcuts import Shortcut, read_shortcuts, write_shortcuts
+from gansfp.decision.stamped import is_current
 from gansfp.embedding.shards import Pair
 from gansfp.images import slices
 from gansfp.images.slices import Source
@@ -49,7 +50,8 @@ def leave_for_final(
     # All that decides what these files hold.
     sources = [VERSION, result.identities, result.ids.as_dict(), result.digest, asdict(plant)]
     digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
-    if all(read(folder, digest) is not None for read in (read_nearest, read_real_slices, read_planted, read_shortcuts)):
+    files = (read_nearest, read_real_slices, read_planted, read_shortcuts)
+    if all(is_current(read, folder, digest) for read in files):
         return
     searched = [pair for pair in search.pairs if pair not in controls]
     measured = panel(searched)

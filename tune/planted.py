@@ -12,7 +12,7 @@ from gansfp.cores import cores
 from gansfp.decision.planted import FEWEST_PATIENTS, Space
 from gansfp.embedding.backbone import DeviceKind
 from gansfp.embedding.backbones import parse_backbone
-from gansfp.embedding.embedder import Embedder
+from gansfp.embedding.embedder import SMALL_BATCH, Embedder
 from gansfp.embedding.shards import Pair
 from gansfp.images.views import get_view
 from gansfp.scoring import distances
@@ -22,7 +22,6 @@ from gansfp.statistics.resampling import group_codes
 
 DISPLACEMENT = displacement_of(GeneratorSettings.strength)  # as in set `warp` of the simulated challenge
 MOST = 300  # slices that are copied
-BATCH = 16  # slices that are embedded at once, here where the command itself runs
 NEAREST = 5  # distances that are kept of each slice
 
 
@@ -91,7 +90,7 @@ def make_copies(
             return blended_copy(pixels[place], pixels[partners[place]], plant.blend, DISPLACEMENT, noise)
 
         copies = np.stack(list(threads.map(copied, range(len(pixels)))))
-    vectors = Embedder(pairs, {}, batch_limit=BATCH)(copies, np.zeros(copies.shape, bool))
+    vectors = Embedder(pairs, {}, batch_limit=SMALL_BATCH)(copies, np.zeros(copies.shape, bool))
     return Copies(rows[chosen], rows[chosen[partners]], vectors)
 
 

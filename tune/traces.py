@@ -13,7 +13,7 @@ from gansfp.cores import cores
 from gansfp.decision.search_result import Scalar
 from gansfp.decision.shortcuts import Shortcut
 from gansfp.embedding.backbones import cpu_features, is_on_cpu, parse_backbone
-from gansfp.embedding.embedder import Embedder
+from gansfp.embedding.embedder import SMALL_BATCH, Embedder
 from gansfp.embedding.shards import Pair
 from gansfp.images import slices
 from gansfp.images.slices import Source
@@ -22,7 +22,6 @@ from gansfp.scoring.traces import combs, histograms, with_one_histogram
 from gansfp.statistics.metrics import partition_metrics
 
 MOST = 600  # slices that are read
-BATCH = 16  # slices that are embedded at once, here where the command itself runs
 TELLS = 0.2  # adjusted Rand index from which a trace alone tells generators apart
 WITHOUT_WEIGHTS = "residual"  # stands for a network, whose weights the last step of a search does not have
 
@@ -106,4 +105,4 @@ def _embedded(pair: Pair, pixels: np.ndarray) -> np.ndarray:
     masks = np.zeros(pixels.shape, bool)
     if is_on_cpu(pair[0]):
         return np.stack([cpu_features([pair], *one)[pair] for one in zip(pixels, masks, strict=True)])
-    return Embedder([pair], {}, batch_limit=BATCH)(pixels, masks)[pair]
+    return Embedder([pair], {}, batch_limit=SMALL_BATCH)(pixels, masks)[pair]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gansfp import store
+from gansfp.decision.stamped import read_stamped, write_stamped
 from gansfp.embedding.shards import Pair
 
 NEAREST_SCHEMA = pa.schema(
@@ -20,26 +20,18 @@ NEAREST_SCHEMA = pa.schema(
         ("nearest", pa.list_(pa.string())),  # image ids of the nearest generated slices of its set
     ]
 )
-DIGEST = b"gansfp_digest"  # key in the metadata of nearest.parquet: what the rows were computed from
+FILE = "nearest.parquet"
 
 
 def write_nearest(folder: str, parts: Sequence[pa.Table], digest: str) -> None:
     """Writes nearest.parquet from tables of NEAREST_SCHEMA. digest: of what they were computed from."""
-    table = pa.concat_tables([NEAREST_SCHEMA.empty_table(), *parts])
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({DIGEST: digest.encode()}), sink)
-    store.write_bytes_atomically(store.join(folder, "nearest.parquet"), sink.getvalue())
+    write_stamped(store.join(folder, FILE), pa.concat_tables([NEAREST_SCHEMA.empty_table(), *parts]), digest)
 
 
 def read_nearest(folder: str, digest: str | None = None) -> pa.Table | None:
     """The table that write_nearest wrote; None where there is none, or with `digest` one of another digest. Raises
-    OSError and ValueError where it cannot be read."""
-    place = store.join(folder, "nearest.parquet")
-    if not store.exists(place):
-        return None
-    table = store.read_parquet(place)
-    written = (table.schema.metadata or {}).get(DIGEST, b"").decode()
-    return table if digest is None or digest == written else None
+    DataError where it is damaged."""
+    return read_stamped(store.join(folder, FILE), NEAREST_SCHEMA, digest)
 
 
 def nearest_table(

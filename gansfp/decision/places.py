@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gansfp import store
+from gansfp.decision.stamped import damage_named
 
 FILE = "places.parquet"
 SCHEMA = pa.schema(
@@ -31,7 +32,9 @@ def write_places(folder: str, ids: list[str], places: np.ndarray, generators: li
 
 
 def read_places(folder: str) -> pa.Table | None:
-    """The table of SCHEMA; None where an earlier version's search left none. Raises OSError and ValueError where it
-    cannot be read."""
+    """The table of SCHEMA; None where an earlier version's search left none. Raises DataError where it is damaged."""
     place = store.join(folder, FILE)
-    return store.read_parquet(place) if store.exists(place) else None
+    if not store.exists(place):
+        return None
+    with damage_named(place):
+        return store.read_parquet(place).select(SCHEMA.names)

@@ -14,10 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gansfp import store
-from gansfp.decision.nearest_slices import DIGEST
+from gansfp.decision.stamped import read_stamped, write_stamped
 
 FILE = "planted.parquet"
 FEWEST_PATIENTS = 12  # who are copied: simulated audits take some to fit, the others to judge
@@ -73,20 +72,14 @@ def write_planted(folder: str, of_sets: Mapping[str, Planted], digest: str) -> N
             columns += [[planted.blend] * n]
             columns += [list(part) for part in (space.near_generated, space.near_real, space.to_copies)]
             tables.append(pa.table(columns, schema=SCHEMA))
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables).replace_schema_metadata({DIGEST: digest.encode()}), sink)
-    store.write_bytes_atomically(store.join(folder, FILE), sink.getvalue())
+    write_stamped(store.join(folder, FILE), pa.concat_tables(tables), digest)
 
 
 def read_planted(folder: str, digest: str | None = None) -> dict[str, Planted] | None:
     """The planted copies by set. None where there is no file, one of another version, or with `digest` one of another
-    digest. Raises OSError and ValueError where it cannot be read."""
-    place = store.join(folder, FILE)
-    if not store.exists(place):
-        return None
-    table = store.read_parquet(place)
-    written = (table.schema.metadata or {}).get(DIGEST, b"").decode()
-    if table.schema.names != SCHEMA.names or (digest is not None and written != digest):
+    digest. Raises DataError where it is damaged."""
+    table = read_stamped(store.join(folder, FILE), SCHEMA, digest)
+    if table is None:
         return None
     names = list(zip(table["set"].to_pylist(), table["space"].to_pylist(), strict=True))
     starts = [row for row, name in enumerate(names) if not row or name != names[row - 1]]

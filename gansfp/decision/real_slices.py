@@ -10,10 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gansfp import store
-from gansfp.decision.nearest_slices import DIGEST
+from gansfp.decision.stamped import read_stamped, write_stamped
 from gansfp.embedding.shards import Pair
 
 FILE = "real.parquet"
@@ -36,22 +35,17 @@ def write_real_slices(folder: str, of_pairs: Mapping[Pair, OfSets], digest: str)
         for pair, of_sets in of_pairs.items()
         for name, values in of_sets.items()
     ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables).replace_schema_metadata({DIGEST: digest.encode()}), sink)
-    store.write_bytes_atomically(store.join(folder, FILE), sink.getvalue())
+    write_stamped(store.join(folder, FILE), pa.concat_tables(tables), digest)
 
 
 def read_real_slices(folder: str, digest: str | None = None) -> dict[str, dict[Pair, np.ndarray]] | None:
     """By set and embedding: (n, d) float32, the real slices in the order of SetIds.real.
 
     None where there is no file, as an earlier version leaves none, or with `digest` one of another digest. Raises
-    OSError and ValueError where it cannot be read.
+    DataError where it is damaged.
     """
-    place = store.join(folder, FILE)
-    if not store.exists(place):
-        return None
-    table = store.read_parquet(place)
-    if digest is not None and (table.schema.metadata or {}).get(DIGEST, b"").decode() != digest:
+    table = read_stamped(store.join(folder, FILE), SCHEMA, digest)
+    if table is None:
         return None
     names = list(zip(*(table[column].to_pylist() for column in ("set", "backbone", "view")), strict=True))
     starts = [row for row, name in enumerate(names) if not row or name != names[row - 1]]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from gansfp import store
+from gansfp.decision.stamped import damage_named
 
 FILE = "shortcuts.json"
 
@@ -38,12 +39,13 @@ def write_shortcuts(folder: str, of_sets: Mapping[str, Sequence[Shortcut]], dige
 
 
 def read_shortcuts(folder: str, digest: str | None = None) -> dict[str, list[Shortcut]] | None:
-    """The shortcuts by set. None where there is no file, or with `digest` one of another digest. Raises OSError, and
-    ValueError where it cannot be read."""
+    """The shortcuts by set. None where there is no file, or with `digest` one of another digest. Raises DataError where
+    it is damaged."""
     place = store.join(folder, FILE)
     if not store.exists(place):
         return None
-    content = json.loads(store.read_bytes(place))
-    if digest is not None and content.get("digest") != digest:
-        return None
-    return {name: [Shortcut(**values) for values in of_set] for name, of_set in content["sets"].items()}
+    with damage_named(place):
+        content = json.loads(store.read_bytes(place))
+        if digest is not None and content.get("digest") != digest:
+            return None
+        return {name: [Shortcut(**values) for values in of_set] for name, of_set in content["sets"].items()}

@@ -28,6 +28,7 @@ from gansfp.stopwatch import Stopwatch
 AUTO = "auto"  # bfloat16 where it is faster, else float32; see gansfp/runtime/precision.py
 COMPUTED_IN = ("bfloat16", "float32")
 PRECISIONS = (AUTO, *COMPUTED_IN)
+SMALL_BATCH = 16  # slices at once where a command itself embeds, so that it stays small
 
 
 @dataclass(frozen=True)
