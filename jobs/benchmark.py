@@ -33,7 +33,7 @@ from gansfp.runtime.command import Parser, run
 from gansfp.runtime.options import count, names, positive
 from gansfp.runtime.readme import Place
 from gansfp.runtime.record import versions
-from jobs.benchmarks import embedding, features, search
+from jobs.benchmarks import embedding, features, precision, search
 from jobs.benchmarks.full_size import FullSizeConfig, audit_full_size
 from jobs.benchmarks.gpu_acceptance import AcceptanceSizes, accept
 from jobs.benchmarks.machine import describe_machine, faster_precision
@@ -46,6 +46,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
     "passes": embedding.passes,
     "memory": embedding.memory,
     "start": embedding.start,
+    "precision": precision.precision,
     "features": features.features,
     "sweep": search.sweep,
     "search": search.search,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gansfp.embedding.shards import Pair
 from jobs.benchmarks.runs import Run
 from jobs.benchmarks.slices import draw_slices, image_files, link_collection, link_images
+from tune.membership import NETWORKS
 
 LARGEST = 16  # the largest run of jobs.embed has this many times the slices of the smallest
 
@@ -57,12 +58,12 @@ class Row:
 class Sizes:
     """How much work each measurement does. The defaults take five minutes on two quiet cores.
 
-    precision: of networks, where "auto" stands for the faster one of this machine; slices: in the smallest of three
-    runs of jobs.embed, the others have 4 and 16 times as many; repeats: turns in which everything is compared; seconds:
-    how long a process repeats its work to find its rate; sweep: numbers of generated slices to sweep k over;
-    every_linkage: fit scikit-learn's clustering with each linkage at every number of slices, not only with one linkage
-    at the largest; width: numbers in a vector; trials: of the search; configurations: how many are permuted, on as many
-    slices.
+    networks: those whose default precision is compared with the other one; precision: of networks, where "auto" stands
+    for the faster one of this machine; slices: in the smallest of three runs of jobs.embed, the others have 4 and 16
+    times as many; repeats: turns in which everything is compared; seconds: how long a process repeats its work to find
+    its rate; sweep: numbers of generated slices to sweep k over; every_linkage: fit scikit-learn's clustering with each
+    linkage at every number of slices, not only with one linkage at the largest; width: numbers in a vector; trials: of
+    the search; configurations: how many are permuted, on as many slices.
     """
 
     pairs: tuple[Pair, ...] = (("mobilenetv2_100@random", "full"),)
@@ -71,6 +72,7 @@ class Sizes:
         for backbone in ("mobilenetv3_small_050@random", "lcnet_050@random")
         for view in ("full", "lungs", "outer")
     )
+    networks: tuple[str, ...] = tuple(f"{network}@random" for network in NETWORKS)
     precision: str = "auto"
     slices: int = 128
     repeats: int = 1

@@ -85,7 +85,7 @@ class TestTheCommand:
         assert ended.stdout == ""
         assert ended.stderr.splitlines() == [
             "error: --only: got 'speed', expected some of "
-            "embedding,passes,memory,start,features,sweep,search,statistics"
+            "embedding,passes,memory,start,precision,features,sweep,search,statistics"
         ]
 
     def test_a_measurement_that_fails_is_a_row_and_the_others_run(self, tmp_path, capsys, monkeypatch):
