@@ -199,9 +199,10 @@ def _span(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     for part in distances.strips(*data.real.shape):
         real = data.real[part]
         whole = np.square(real.astype(np.float64) - axes.mean).sum(1)
-        inside = np.cumsum(np.square(axes.transform(real, data.device).astype(np.float64)), axis=1)
+        coordinates = axes.leading(axes.rank).transform(real, data.device).astype(np.float64)
+        inside = np.cumsum(np.pad(np.square(coordinates), ((0, 0), (1, 0))), axis=1)
         for c in spans:
-            outside = np.maximum(whole - inside[:, c - 1], 0)
+            outside = np.maximum(whole - inside[:, min(c, axes.rank)], 0)
             scores_of_span[c][part] = -np.log((outside + TINY) / (whole + TINY))
     for c in spans:
         yield {"span": c}, scores_of_span[c]

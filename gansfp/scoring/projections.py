@@ -12,7 +12,6 @@ from gansfp.errors import UsageError
 from gansfp.rows import ChosenRows, Rows
 from gansfp.scoring.distances import mean_of_rows, strips, tensor
 
-EXACT_SIDE = 1024  # rows of a square matrix up to which its products are computed in float64
 # Slices that span the components where there are more than that, of vectors of more numbers than that: the square
 # matrix of vectors of 4,096 numbers would take four times the memory and twice the time.
 MOST_FITTED = 2048
@@ -73,10 +72,9 @@ def pca(x: Rows, components: int | float, device: str = "cpu", seed: int = 0, at
 
     components: how many, or a share in (0, 1) for the fewest that keep this share of the variance; with `at_least` no
     fewer than that, or all that there are. Computed from the eigenvectors of the (n, n) Gram or the (d, d) covariance
-    matrix, whichever is smaller: in float64 up to EXACT_SIDE rows, above in float32, whose rounding errors are far
-    below the variance that such components have. Equal to sklearn.decomposition.PCA(svd_solver="full"); signs are
-    chosen so that each component's largest loading is positive. A component beyond the rank of x (duplicates) explains
-    nothing and may be a zero vector.
+    matrix, whichever is smaller, in float64: in float32 the components of slices that repeat each other would not be
+    orthogonal. Equal to sklearn.decomposition.PCA(svd_solver="full"); signs are chosen so that each component's largest
+    loading is positive. A component beyond the rank of x (duplicates) explains nothing and may be a zero vector.
 
     Of many long vectors (fitted_rows) these are the principal components of at most MOST_MEASURED slices within the
     span of a random part of them (Rayleigh and Ritz; Halko, Martinsson and Tropp 2011); where a number is asked for,
@@ -120,12 +118,23 @@ def _principal(x: Rows, count: Callable[[np.ndarray], int], device: str) -> Axes
     ratio = _shares(variances, float(variances.double().clamp(min=0).sum()))
     ratio = ratio[: count(ratio)]
     basis = vectors[:, : len(ratio)]
-    if rows is not None:  # the components are combinations of the rows of x, with the eigenvectors as weights
-        columns = (rows[:, part].to(basis.dtype) - mean[part].to(basis.dtype) for part in _blocks(d))
-        basis = torch.cat([of_part.T @ basis for of_part in columns])
-        norms = basis.norm(dim=0)
-        basis = torch.where(norms > 1e-7 * norms.max(), basis / norms.clamp(min=1e-300), torch.zeros_like(basis))
+    if rows is not None:
+        basis = _combined(rows, mean, basis)
     return mean, ratio, basis
+
+
+def _combined(rows: torch.Tensor, mean: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns combinations of the centred rows (n, d) at norm 1, (d, k) float32; zero where nothing but rounding errors
+    is left. weights: (n, k) float64."""
+    basis = torch.empty((rows.shape[1], weights.shape[1]), device=rows.device)
+    squares = torch.zeros(weights.shape[1], dtype=torch.float64, device=rows.device)
+    for part in _blocks(rows.shape[1]):
+        of_part = (rows[:, part].double() - mean[part]).T @ weights
+        squares += of_part.square().sum(0)
+        basis[part] = of_part.float()
+    norms = squares.sqrt()
+    scales = torch.where(norms > 1e-7 * norms.max(), 1 / norms.clamp(min=1e-300), torch.zeros_like(norms))
+    return basis.mul_(scales.float())
 
 
 def _principal_within(x: Rows, span: torch.Tensor, count: Callable[[np.ndarray], int]) -> Axes:
@@ -135,7 +144,7 @@ def _principal_within(x: Rows, span: torch.Tensor, count: Callable[[np.ndarray],
     blocks = (_centred(x, mean, part, torch.float32) for part in _blocks(len(x)))
     ratio = _shares(variances, sum(float(block.square().sum(dtype=torch.float64)) for block in blocks))
     ratio = ratio[: count(ratio)]
-    return mean, ratio, span @ vectors[:, : len(ratio)].to(span.dtype)
+    return mean, ratio, span @ vectors[:, : len(ratio)]
 
 
 def _shares(variances: torch.Tensor, total: float) -> np.ndarray:
@@ -145,32 +154,29 @@ def _shares(variances: torch.Tensor, total: float) -> np.ndarray:
 def _gram(rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """Returns the Gram matrix of the centred rows (n, d), (n, n), summed over blocks of columns."""
     n, d = rows.shape
-    square = torch.zeros((n, n), dtype=_exact(n), device=rows.device)
+    square = torch.zeros((n, n), dtype=torch.float64, device=rows.device)
     for part in _blocks(d):
-        centred = rows[:, part].to(square.dtype) - mean[part].to(square.dtype)
+        centred = rows[:, part].double() - mean[part]
         square += centred @ centred.T
     return square
 
 
 def _covariance(x: Rows, mean: torch.Tensor, span: torch.Tensor | None) -> torch.Tensor:
     """Returns n times the covariance matrix of rows (n, d), (d, d), or of their coordinates along the columns of `span`
-    (d, k), (k, k). Summed over blocks of rows."""
-    side = len(mean) if span is None else span.shape[1]
-    square = torch.zeros((side, side), dtype=_exact(side), device=mean.device)
+    (d, k), (k, k). Summed over blocks of rows, in float64; along `span` in float32, which is enough there, because
+    orthogonal components come of every symmetric matrix of coordinates."""
+    side, dtype = (len(mean), torch.float64) if span is None else (span.shape[1], torch.float32)
+    square = torch.zeros((side, side), dtype=dtype, device=mean.device)
     for part in _blocks(len(x)):
         centred = _centred(x, mean, part, square.dtype)
         if span is not None:
-            centred = centred @ span.to(square.dtype)
+            centred = centred @ span
         square += centred.T @ centred
     return square
 
 
 def _centred(x: Rows, mean: torch.Tensor, part: slice, dtype: torch.dtype) -> torch.Tensor:
     return tensor(x[part.start : min(part.stop, len(x))], str(mean.device)).to(dtype) - mean.to(dtype)
-
-
-def _exact(side: int) -> torch.dtype:
-    return torch.float64 if side <= EXACT_SIDE else torch.float32
 
 
 def _blocks(n: int) -> Iterator[slice]:

@@ -178,6 +178,19 @@ def test_span():
     assert scores_of(example(generated=2), "span") == []
 
 
+@pytest.mark.parametrize("numbers", [50, 12])
+def test_spans_of_a_generator_that_repeats_itself_end_with_its_slices(numbers):
+    data = example(numbers=numbers, generated=40)
+    data = replace(data, generated=data.generated[np.arange(40) % 8])
+    found = {p["span"]: score for p, score in scores_of(data, "span", replace(SMALL, spans=(4, 7, 10, 11)))}
+    exact = PCA(7, svd_solver="full").fit(data.generated.astype(np.float64))
+    outside = data.real - exact.inverse_transform(exact.transform(data.real))
+    share = np.square(outside).sum(1) / np.square(data.real - exact.mean_).sum(1)
+    for span in (7, 10, 11):
+        np.testing.assert_allclose(found[span], -np.log(share), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found[4], found[7])
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_folds_own_labels_never_change_its_scores(metric):
     data = example(metric)

@@ -92,17 +92,22 @@ def test_a_number_of_components_of_many_long_vectors_is_nearly_the_best(monkeypa
     assert got.variance_ratio.sum() > 0.9 * exact.variance_ratio.sum()
 
 
-@pytest.mark.parametrize(("n", "d"), [(300, 40), (40, 300)])
-def test_large_matrices_in_float32_have_the_same_components(n, d, monkeypatch):
-    x = sample(n, d, offset=3) * np.linspace(5, 0.1, d, dtype=np.float32)
-    exact = pca(x, 0.95)
-    monkeypatch.setattr(projections, "EXACT_SIDE", 0)
-    monkeypatch.setattr(projections, "_BLOCK", 64)
-    got = pca(x, 0.95)
-    assert got.components.shape == exact.components.shape
-    np.testing.assert_allclose(got.variance_ratio, exact.variance_ratio, rtol=1e-4)
-    spanned = got.components.astype(float).T @ got.components
-    np.testing.assert_allclose(spanned, exact.components.astype(float).T @ exact.components, atol=1e-3)
+@pytest.mark.parametrize("most_fitted", [2048, 500])
+def test_components_of_slices_that_repeat_are_orthogonal_and_end_at_the_rank(most_fitted, monkeypatch):
+    monkeypatch.setattr(projections, "MOST_FITTED", most_fitted)
+    rng = np.random.default_rng(0)
+    distinct = sample(40, 1200, offset=3) / np.sqrt(1 + np.arange(1200, dtype=np.float32))
+    x = distinct[rng.integers(0, len(distinct), 1100)]
+    got = pca(x, 100)
+    assert got.fitted_to == min(most_fitted, len(x))
+    assert got.rank == 39
+    products = got.components.astype(float) @ got.components.T
+    np.testing.assert_allclose(products, np.diag(np.arange(100) < 39), atol=1e-5)
+    exact = PCA(39, svd_solver="full").fit(x.astype(float))
+    np.testing.assert_allclose(got.variance_ratio[:39], exact.explained_variance_ratio_, rtol=1e-4)
+    np.testing.assert_allclose(got.variance_ratio[39:], 0, atol=1e-6)
+    inside = np.square(got.transform(x[:5])).sum(1)
+    np.testing.assert_allclose(inside, np.square(exact.transform(x[:5])).sum(1), rtol=1e-3)
 
 
 @pytest.mark.parametrize("components", [3, 0.5, 0.8])
