@@ -231,14 +231,15 @@ def read_parquet(uri: str) -> pa.Table:
 def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
     """Opens a Parquet file that has only plain columns, so that reading it cannot run code.
 
-    Ray registers a column type whose values it unpickles. Raises OSError where the file cannot be read,
+    Ray registers a column type whose values it unpickles. Pages that carry a checksum are checked when they are read.
+    Raises OSError where the file cannot be read,
     pyarrow.ArrowInvalid where it is not Parquet or has a column of a type that is implemented in Python, and UsageError
     where the environment lets Ray unpickle the description of such a type.
     """
     if os.environ.get(_UNPICKLES, "0") != "0":
         raise UsageError(f"{_UNPICKLES} is set, with which a Parquet file can run code; unset it")
     try:
-        file = pq.ParquetFile(source)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
         schema = file.schema_arrow
     except (OSError, pa.ArrowInvalid):
         raise

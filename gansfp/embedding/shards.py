@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
@@ -73,7 +74,8 @@ def write_shard(
 
 def _write(work: str, identity: Mapping[str, str], table: pa.Table) -> str:
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=["image_id"])
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
+    pq.write_table(table, buffer, write_page_checksum=True, **options)
     rows = list(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
     name = hashlib.sha256(json.dumps([dict(identity), rows], sort_keys=True).encode()).hexdigest()[:20] + ".parquet"
     place = store.join(folder(work, (identity["backbone"], identity["view"])), name)
@@ -137,33 +139,46 @@ def repair_and_list_done(
 ) -> set[str]:
     """Returns the ids among `images` (sha256 by image id) that already have a row, and leaves at most one row for each.
 
-    An image that could not be read has a row too. Removes or rewrites truncated shards; shards with rows of an image
+    An image that could not be read has a row too. Removes or rewrites damaged shards; shards with rows of an image
     whose file has changed; with `retry`, shards with rows of an image that could not be read before; and shards with
     rows that another shard also holds, as a killed run leaves them whose last tasks were still writing.
     """
     done: set[str] = set()
     rewritten: set[str] = set()  # a rewritten shard can have the name of a shard that comes later
 
-    def remove_truncated(path: str) -> None:
+    def remove_damaged(path: str) -> None:
         if path not in rewritten:
             store.remove(path)
 
-    for path, table in _tables(work, identity, ["image_id", "sha256"], remove_truncated):
+    for path, table in _tables(work, identity, ["image_id", "sha256"], remove_damaged):
         if path in rewritten:  # its rows count as done already
             continue
         ids, hashes = table["image_id"].to_pylist(), table["sha256"].to_pylist()
-        valid = []
+        valid, of_shard = [], set[str]()
         for image_id, sha256 in zip(ids, hashes, strict=True):
             current = images.get(image_id, sha256) == sha256 or not (sha256 or retry)
-            valid.append(current and image_id not in done)
+            valid.append(current and image_id not in done and image_id not in of_shard)
             if valid[-1]:
-                done.add(image_id)
+                of_shard.add(image_id)
         if not all(valid):
-            valid_rows = store.read_parquet(path).filter(pa.array(valid))
+            valid_rows = _valid_rows(path, valid)
+            of_shard &= set(valid_rows["image_id"].to_pylist())
             if valid_rows.num_rows:  # the new shard is written before the old one is removed: a kill loses nothing
                 rewritten.add(_write(work, identity, valid_rows))
             store.remove(path)
+        done |= of_shard
     return done & images.keys()
+
+
+def _valid_rows(path: str, valid: Sequence[bool]) -> pa.Table:
+    """Returns some rows of a shard; none where its vectors are damaged."""
+    try:
+        return store.read_parquet(path).filter(pa.array(valid))
+    except (OSError, ValueError) as error:
+        if not _is_damaged(path, error):
+            raise DataError(f"{path}: cannot be read ({store.one_line(error)}); try again") from error
+        log.warning("%s: a damaged shard (%s); its images are embedded again", path, store.one_line(error))
+        return pa.table({"image_id": pa.array([], pa.string())})
 
 
 def count_done(work: str, identity: Mapping[str, str], images: Mapping[str, str]) -> int:
@@ -182,7 +197,8 @@ def read_embeddings(work: str, identity: Mapping[str, str], images: Mapping[str,
     """Returns the embeddings of `images` (sha256 by image id) under one identity.
 
     Reads the vectors of the shards alone that hold one of the images. If two shards hold an image, one of its rows is
-    used. Raises DataError if an image has no row.
+    used. A damaged shard is removed, so that the next run embeds its images again. Raises DataError if an image has no
+    row.
     """
     rows, vectors = _read(work, identity, images, _zeros)
     return Embeddings(rows.status, rows.error, vectors.shape[1], vectors)
@@ -197,7 +213,7 @@ def _read(
 ) -> tuple[_Rows, Matrix]:
     """Reads vectors into what `make` makes of (n, d), zero at first. See read_embeddings."""
     rows, vectors = _Rows(images), make((len(images), 0))
-    for _, table in _tables(work, identity, None, images=images):
+    for _, table in _tables(work, identity, None, store.remove, images):
         targets, used = rows.place(table)
         of_shard = _dense(table["embedding"].combine_chunks())
         if not vectors.shape[1]:
@@ -268,12 +284,12 @@ def _tables(
     work: str,
     identity: Mapping[str, str],
     columns: list[str] | None,
-    on_truncated: Callable[[str], None] | None = None,
+    on_damaged: Callable[[str], None] | None = None,
     images: Collection[str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
     """Returns the shards of an identity, in the order of their names. Logs how many shards of others it leaves out.
 
-    columns: those to read, None for all. on_truncated: called with the path of a truncated file, after the warning.
+    columns: those to read, None for all. on_damaged: called with the path of a damaged file, after the warning.
     images: ids; shards that hold none of them come without rows.
     """
     place = folder(work, (identity["backbone"], identity["view"]))
@@ -293,9 +309,8 @@ def _tables(
                     log.warning(
                         "%s: not a whole shard (%s); its images are embedded again", path, store.one_line(result)
                     )
-                    # An OSError does not say that the file is truncated: the store may answer next time.
-                    if on_truncated and isinstance(result, pa.ArrowInvalid):
-                        on_truncated(path)
+                    if on_damaged and _is_damaged(path, result):
+                        on_damaged(path)
     if others:
         log.warning("%s: left out %d shards of another identity (weights, mask or precision)", place, others)
 
@@ -320,3 +335,16 @@ def _read_shard(
             return file.read(columns=columns).replace_schema_metadata({WIDTH: width})
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and UnicodeDecodeError are ValueErrors
         return error
+
+
+def _is_damaged(path: str, error: Exception) -> bool:
+    """Whether the content of a file is why it could not be read, and not a store that may answer next time."""
+    if isinstance(error, pa.ArrowInvalid):
+        return True
+    with suppress(DataError, OSError):
+        content = pa.BufferReader(store.read_bytes(path))
+        try:
+            store.open_parquet(content).read()
+        except (OSError, ValueError):
+            return True
+    return False

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gansfp import store
 from gansfp.embedding import shards
 from gansfp.embedding.shards import count_done, folder, read_embeddings, repair_and_list_done, write_shard
 from gansfp.errors import DataError
@@ -226,6 +227,53 @@ def test_a_truncated_shard_is_named_and_its_images_are_embedded_again(tmp_path, 
     assert not os.path.exists(place)  # so it does not stop other readers
     write(tmp_path, {"b": "2"})
     assert read_embeddings(str(tmp_path), IDENTITY, images).ok.all()
+
+
+def zeroed(place, at, count=8):
+    """Damages a shard among its vectors. at: bytes from the start of their page, which has a header of some 60."""
+    start = pq.ParquetFile(place).metadata.row_group(0).column(4).data_page_offset + at
+    content = bytearray(Path(place).read_bytes())
+    content[start : start + count] = bytes(count)
+    Path(place).write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [0, 80])
+def test_damage_among_the_vectors_is_found_and_its_images_are_embedded_again(tmp_path, caplog, at):
+    images = {f"b{number}": "2" for number in range(20)}
+    write(tmp_path, {"a": "1"})
+    place = write(tmp_path, images)
+    zeroed(place, at)
+    with pytest.raises(DataError, match=r"no embedding of 20 images, such as 'b0'; run jobs\.embed again"):
+        read_embeddings(str(tmp_path), IDENTITY, {"a": "1", **images})
+    assert f"{place}: not a whole shard" in caplog.text
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", **images}) == {"a"}
+    write(tmp_path, images)
+    assert read_embeddings(str(tmp_path), IDENTITY, {"a": "1", **images}).ok.all()
+
+
+def test_a_damaged_shard_is_not_rewritten(tmp_path, caplog):
+    write(tmp_path, {"a": "1"})
+    place = write(tmp_path, {"b": "1", **{f"c{number}": "1" for number in range(20)}})
+    zeroed(place, 80)
+    assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1", "b": "2", "c1": "1"}) == {"a"}
+    assert f"{place}: a damaged shard" in caplog.text
+    assert raw_ids(tmp_path) == ["a"]
+
+
+def test_a_shard_of_a_store_that_does_not_answer_is_kept(tmp_path, monkeypatch):
+    place = write(tmp_path, {"a": "1"})
+
+    def away(*_):
+        raise OSError("no answer")
+
+    with monkeypatch.context() as store_is_away:
+        store_is_away.setattr(store, "open_parquet", away)
+        store_is_away.setattr(store, "read_bytes", away)
+        with pytest.raises(DataError, match="no embedding of 1 images"):
+            read_embeddings(str(tmp_path), IDENTITY, {"a": "1"})
+        assert repair_and_list_done(str(tmp_path), IDENTITY, {"a": "1"}) == set()
+    assert os.path.exists(place)
+    assert read_embeddings(str(tmp_path), IDENTITY, {"a": "1"}).ok.all()
 
 
 def test_many_shards(tmp_path):
