@@ -3,8 +3,9 @@
 Distances to many rows are computed in strips. Euclidean and cosine distances come from matrix products in float32,
 which take less than half the time of float64. Such a product loses the small distances between near-identical slices,
 which membership inference looks for. Therefore every pair that comes out near gets a second look in float64, from the
-difference of its two rows, and `nearest` orders the nearest rows by float64 distances, so that ties do not depend on
-the device. Functions whose memory grows with the square of the number of slices say so; clustering_space.py limits it.
+difference of its two rows (in a crowd of near pairs every distance comes from a product in float64, and copies alone
+get that look), and `nearest` orders the nearest rows by float64 distances, so that ties do not depend on the device.
+Functions whose memory grows with the square of the number of slices say so; clustering_space.py limits it.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ PIECE = 1 << 20  # of these, distances in one strip: what is computed from a str
 # The rounding error of a product in float32 is at most about 2e-7 of the two squared norms. Above this share of them a
 # squared distance is right to 4e-6, the distance to 2e-6; below it, float64 takes a second look.
 NEAR = 1 / 16
+SAME = 1e-10  # the same for a product in float64, whose rounding error is at most some 1e-15 of the squared norms
 FEW = 1 / 64  # share of near pairs up to which looking at each is faster than a whole product in float64
 SPARE = 8  # rows beside the nearest ones that also get a second look, because rounding may have changed their order
 
@@ -78,8 +80,10 @@ class _Euclidean:
         near = apart < squares.mul_(NEAR)
         count = int(near.sum())
         if count > FEW * near.numel():
-            return self._squared_in_float64(rows, part)
-        if count:
+            apart = self._squared_in_float64(rows, part)
+            near = apart < squares.mul_(SAME / NEAR)
+            count = int(near.sum())
+        if 0 < count <= FEW * near.numel():
             first, second = near.nonzero(as_tuple=True)
             apart[first, second] = self._looked_at(rows, first, second + part.start)
         return apart
