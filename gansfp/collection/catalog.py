@@ -223,7 +223,9 @@ def catalog_of(
         if row.image_id == following.image_id:
             places = f"{row.image.uri} and {following.image.uri}"
             raise DataError(f"{data}: two slices have the image_id {row.image_id!r}: {places}; rename one file")
-    completed, group_notes = complete_groups([row.group for row in rows], [row.origin for row in rows])
+    completed, group_notes = complete_groups(
+        [row.group for row in rows], [row.origin for row in rows], [row.image.purpose for row in rows]
+    )
     catalog = Catalog(data, _table(rows, completed))
     findings = [
         *note_lost_levels([(row.image_id, row.content, row.reading) for row in rows]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from gansfp import store
 from gansfp.collection.image import Image
 from gansfp.collection.layout import collection_folder
-from gansfp.collection.names import key, likely_reason
+from gansfp.collection.names import key, likely_reason, without_frame
 from gansfp.collection.table import notes_of_no_group, plain_names
 from gansfp.errors import DataError
 from gansfp.images.slices import without_ending
@@ -16,7 +16,8 @@ def read_groups(data: str, images: Sequence[Image]) -> tuple[list[str], list[str
     """Returns the group of each image, from DATA's table and from DATA/groups.csv ("" for none), and notes.
 
     An id of groups.csv is an image_id, a file name without ending (it then fits every image of that name), or a path
-    below DATA without ending. Raises DataError for an image with two groups, and where no id fits an image.
+    below DATA without ending. The ids of the slices of one file (name#0001) all stand for the file: its slices are one
+    group. Raises DataError for an image with two groups, and where no id fits an image.
     """
     groups = [image.group for image in images]
     uri = store.join(data, "groups.csv")
@@ -54,13 +55,19 @@ def _find_images(data: str, images: Sequence[Image], ids: Mapping[str, str]) -> 
     rows_of_name: dict[str, list[int]] = defaultdict(list)
     for row, image in enumerate(images):
         rows_of_name[key(image.name)].append(row)
-    if any(key(given) not in row_of_key and key(given) not in rows_of_name for given in ids):
+
+    def find(name: str) -> list[int]:
+        return [row_of_key[name]] if name in row_of_key else rows_of_name.get(name, [])
+
+    def find_all() -> dict[str, list[int]]:
+        return {given: find(key(given)) or find(without_frame(key(given))) for given in ids}
+
+    found = find_all()
+    if not all(found.values()):
         # A path is accepted also for an image whose image_id is its name. Paths are made only if an id needs them.
         row_of_key = {key(path_below(data, image)): row for row, image in enumerate(images)} | row_of_key
-    return {
-        given: [row_of_key[key(given)]] if key(given) in row_of_key else rows_of_name.get(key(given), [])
-        for given in ids
-    }
+        found = find_all()
+    return found
 
 
 def path_below(data: str, image: Image) -> str:
@@ -106,7 +113,7 @@ def _notes_of_left(table: str, images: Sequence[Image], groups: Sequence[str], a
     counted = [
         (image.image_id, group)
         for image, group in zip(images, groups, strict=True)
-        if all_images or (image.purpose.task == "membership" and image.purpose.role != "generated")
+        if all_images or image.purpose.is_real
     ]
     left = [image_id for image_id, group in counted if not group]
     if not left:

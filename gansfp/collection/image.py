@@ -12,6 +12,11 @@ class Purpose(NamedTuple):
     role: str  # "generated", "used", "not_used" or "unknown"
     generator: str  # of attribution's training slices, else ""
 
+    @property
+    def is_real(self) -> bool:
+        """Whether the image is of a patient."""
+        return self.task == "membership" and self.role != "generated"
+
 
 class Image(NamedTuple):
     """One image file of DATA, not yet opened."""

@@ -57,6 +57,11 @@ def frame_ending(frame: int) -> str:
     return f"#{frame:04d}" if frame else ""
 
 
+def without_frame(name: str) -> str:
+    """Returns the id of a slice without what frame_ending gave it."""
+    return re.sub(r"#\d{4,}$", "", name)
+
+
 class KnownIds:
     """The ids and names of images, without ending, to which the ids of a table are compared."""
 

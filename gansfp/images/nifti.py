@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gansfp.images.grey_levels import AIR, is_hu
+from gansfp.images.grey_levels import AIR, choose_rule, evidence, is_hu
 from gansfp.images.image_file import GREY, HU, UNKNOWN, ImageFile, MissingPackageError, NoSliceError, Numbers
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _GZIP = b"\x1f\x8b"
 _HEADER = 540  # bytes of NIfTI-2's header; NIfTI-1's is shorter
 _MOST_BYTES = 1 << 30  # of a volume: 512x512x1000 in 32 bits
+_SAMPLED_SLICES, _SAMPLED_SIDE = 16, 256  # of a volume, to see what its numbers are; pixels, about
 
 
 def is_nifti(data: bytes) -> bool:
@@ -110,20 +111,29 @@ class _Volume:
 
     @cached_property
     def _why_no_hu(self) -> str:
-        """Why the numbers of the whole volume are not HU, or ""."""
-        decisive: list[float] = []  # the extremes of each part and one number of air decide as all numbers would
-        found_air = False
-        for index in range(self._stored.shape[2]):
-            part = self._scaled(self._stored[:, :, index])
-            part = part[np.isfinite(part)]
-            if not part.size:
-                continue
-            decisive += [float(part.min()), float(part.max())]
-            if not found_air:
-                air = part[(part >= AIR[0]) & (part <= AIR[1])]
-                decisive += air[:1].tolist()
-                found_air = bool(air.size)
-        return is_hu(np.array(decisive))
+        """Why the numbers of the volume are not HU, or "".
+
+        The header does not say it. So the numbers are recognised, as those of a PNG file of 16 bits are.
+        """
+        values = self._sample()
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return ""
+        levels, counts = np.unique(values, return_counts=True)
+        # The most frequent number may be a background that was written into the volume: it is no evidence of air.
+        measured = values[values != levels[counts.argmax()]]
+        rule = choose_rule([evidence([Numbers(measured, UNKNOWN)])]).rule
+        if rule == "hu":
+            return ""
+        found = f"look like {rule}" if rule else "lack the air and the soft tissue of HU at their places"
+        return is_hu(values[values >= AIR[0]]) or f"numbers from {levels[0]:g} to {levels[-1]:g} {found}"
+
+    def _sample(self) -> np.ndarray:
+        """Returns the numbers, (n,), of some slices, evenly spread; of large slices every so many rows and columns."""
+        width, height, depth = self._stored.shape
+        step = max(1, max(width, height) // _SAMPLED_SIDE)
+        chosen = sorted({round(index) for index in np.linspace(0, depth - 1, _SAMPLED_SLICES)})
+        return np.concatenate([self._scaled(self._stored[::step, ::step, index]).ravel() for index in chosen])
 
     def numbers(self, frame: int) -> Numbers:
         """Decodes a frame. Numbers that are not finite were not measured."""

@@ -90,7 +90,7 @@ def read_work(work: str, catalog: Catalog | None = None) -> AuditedWork:
         table = read_previous(work)
         catalog = Catalog("", table) if table is not None else None
     metrics = _metrics(work)
-    searches = {task: search for task in TASKS if (search := read_search(work, task))}
+    searches = {task: search for task in TASKS if (search := _search(work, task))}
     records, progress = read_records(work), read_progress(work)
     if not (metrics or catalog or searches or records or progress):
         raise DataError(f"{work}: got nothing to report, expected a folder that jobs.audit or tune.search has written")
@@ -99,6 +99,17 @@ def read_work(work: str, catalog: Catalog | None = None) -> AuditedWork:
         return read
     killed = progress.job_ended is None and is_held(work) is False
     return replace(read, progress=progress, killed=killed)
+
+
+def _search(work: str, task: str) -> Search | None:
+    """The search of a task; None also where a command is writing it."""
+    try:
+        return read_search(work, task)
+    except DataError as error:
+        if not is_held(work):
+            raise
+        log.warning("%s; a command is running, so the page leaves this search out", error)
+        return None
 
 
 def _metrics(work: str) -> Mapping[str, Any]:

@@ -14,13 +14,14 @@ from gansfp.decision.verdict import LEAK, NO_EVIDENCE
 from gansfp.report import membership_plots as plots
 from gansfp.report import search_plots
 from gansfp.report.audited import AuditedWork
-from gansfp.report.compared import Shown, choose, with_pictures
+from gansfp.report.compared import Compared, Shown, choose, with_pictures
 from gansfp.report.curves import roc_curve
 from gansfp.report.pictures import Pictures
 from gansfp.report.texts import TEXTS
 
 LISTED, MOST_LISTED = 30, 1000  # patients in the table; the CSV has all
 MORE_THAN_COINCIDENCE = 0.15  # of the body: twice the spread of the agreement of two patients, see README.md
+EVIDENT = 0.7  # of the body: three times that spread above what two patients have
 FIGURES = ("auc", "f1", "accuracy", "precision", "recall", "specificity", "kappa", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1")
 
 
@@ -57,11 +58,18 @@ class SetSection:
 
     @property
     def shows_copies(self) -> bool | None:
-        """Whether flagged slices agree with synthetic ones more than coincidence; None where this is not known."""
+        """Whether flagged slices, on average, agree with synthetic ones clearly more than coincidence; None where this
+        is not known."""
         kinds = self.agreements
         if not {"flagged", "coincidences"} <= kinds.keys():
             return None
         return kinds["flagged"] - kinds["coincidences"] > MORE_THAN_COINCIDENCE
+
+    @property
+    def evident_copies(self) -> list[float]:
+        """The agreements of the flagged slices that agree as copies do, and more than any coincidence."""
+        limit = max([EVIDENT, *_agreements(self.shown.coincidences)])
+        return [agreement for agreement in _agreements(self.shown.flagged) if agreement > limit]
 
     @property
     def named(self) -> int:
@@ -83,10 +91,12 @@ class SetSection:
     def agreements(self) -> dict[str, float]:
         """The mean agreement of the pictures, by kind; kinds without pictures are left out."""
         kinds = {"flagged": self.shown.flagged, "others": self.shown.others, "coincidences": self.shown.coincidences}
-        values = {
-            kind: [one.agreement for one in of_kind if one.agreement is not None] for kind, of_kind in kinds.items()
-        }
+        values = {kind: _agreements(of_kind) for kind, of_kind in kinds.items()}
         return {kind: float(np.mean(of_kind)) for kind, of_kind in values.items() if of_kind}
+
+
+def _agreements(shown: Sequence[Compared]) -> list[float]:
+    return [one.agreement for one in shown if one.agreement is not None]
 
 
 def set_sections(audited: AuditedWork, pictures: Pictures, everything: bool = False) -> list[SetSection]:

@@ -175,7 +175,10 @@ _TEXTS = {
     ),
     "share": "Estimated from the scores, {value} of the unknown patients were used ({low} to {high}, 95 % sure).",
     "share_careful": "Where there is no leak, it only says how many are like the used patients.",
-    "share_none": "The share of used patients is not known: it takes used, not-used and unknown patients.",
+    "share_none": (
+        "The share of used patients is not known: it takes used, not-used and unknown patients, and scores that tell "
+        "used from not-used ones."
+    ),
     "power_none": "How small a leak would have been seen was not measured: {reason}.",
     "power_seen": (
         "A test of the method, no finding: if one synthetic slice in {every} were a deformed copy of a used slice "
@@ -213,10 +216,13 @@ _TEXTS = {
     "pictures_copies": (
         "In this set the flagged slices agree much more than coincidence: look for vessels and edges that are the same."
     ),
+    "pictures_evident": (
+        "On average the flagged slices agree not clearly more than coincidence does, but {n} of them as copies do, in "
+        "up to {share} of the body: look there for vessels and edges that are the same."
+    ),
     "pictures_no_copies": (
-        "In this set the flagged slices agree no more than coincidence does: the pictures show no copies. What was "
-        "found, "
-        "if anything, is in the scores alone."
+        "On average the flagged slices agree not clearly more than coincidence does, and none of those shown agrees as "
+        "copies do. What was found, if anything, is in the scores alone."
     ),
     "pictures_careful": (
         "The answer for this set is no leak: the scores and probabilities below are no evidence against a patient."

@@ -103,7 +103,8 @@ def bisect_clusters(bisections: Bisections, limits: BisectionSilhouettes) -> Bis
     """Clusters the n slices of a space: bisects nodes from the root down while the limits allow it.
 
     A node is bisected if its silhouette exceeds `limits.root`, or if its silhouette or one below it exceeds
-    `limits.maximum`.
+    `limits.maximum`. Where one of two children is too small to be a generator, its slices are outliers: they go with
+    the other child, which is bisected instead.
     """
     tree, of_nodes, leaves = bisections.tree, bisections.silhouettes, len(bisections.tree) + 1
     holds_certain = np.zeros(2 * leaves - 1, bool)  # nodes above limits.maximum, and those that contain one
@@ -115,18 +116,17 @@ def bisect_clusters(bisections: Bisections, limits: BisectionSilhouettes) -> Bis
     stack: list[tuple[int, np.ndarray]] = [(2 * leaves - 2, np.zeros(0, np.int64))]  # a node, and its outliers
     while stack:
         node, outliers = stack.pop()
-        if not accepted[node]:
+        if node >= leaves and np.isnan(of_nodes[node]):
+            small, large = sorted(tree[node - leaves, :2].astype(np.int64), key=lambda child: bisections.sizes[child])
+            stack.append((large, np.concatenate([outliers, bisections.members[small]])))
+        elif accepted[node]:
+            made.append(float(of_nodes[node]))
+            left, right = tree[node - leaves, :2].astype(np.int64)
+            stack += [(left, outliers), (right, np.zeros(0, np.int64))]
+        else:
             rejected.append(float(np.nan_to_num(of_nodes[node])))
             labels[np.concatenate([bisections.members[node], outliers])] = clusters
             clusters += 1
-            continue
-        left, right = tree[node - leaves, :2].astype(np.int64)
-        if np.isnan(of_nodes[node]):  # one of the two children is too small to be a generator
-            small, large = sorted((left, right), key=lambda child: bisections.sizes[child])
-            stack.append((large, np.concatenate([outliers, bisections.members[small]])))
-        else:
-            made.append(float(of_nodes[node]))
-            stack += [(left, outliers), (right, np.zeros(0, np.int64))]
     worst_accepted = min(made) if len(made) > 1 else 0.0
     return BisectedClusters(by_size(labels[bisections.leaf]), worst_accepted, max(rejected))
 

@@ -55,6 +55,14 @@ def test_each_page_of_a_stack_is_a_slice(tmp_path):
     assert load(Source(catalog.column("uri")[3])).error == "holds 3 frames, expected one slice a file"
 
 
+def test_two_stacks_of_one_patient_are_one_group(tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"membership/a/train/used/{name}.tif", stack(*PICTURES))
+    ids = read_catalog(str(tmp_path)).ids.tolist()
+    (tmp_path / "groups.csv").write_text("image_id,group\n" + "".join(f"{id},{id[0] < 'c'}\n" for id in ids))
+    assert read_catalog(str(tmp_path)).groups().tolist() == ["True"] * 6 + ["False"] * 3
+
+
 def test_the_same_stack_in_two_classes_is_reported(tmp_path):
     write(tmp_path / "membership/a/train/used/x.tif", stack(*PICTURES))
     write(tmp_path / "membership/a/train/not_used/y.tif", stack(*PICTURES))

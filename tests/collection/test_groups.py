@@ -41,6 +41,18 @@ def test_every_unicode_form_and_blanks_around(tmp_path):
     )
 
 
+def test_ids_of_slices_in_a_file_stand_for_the_file(tmp_path):
+    place(tmp_path, "s1.nii.gz", "s2.nii.gz", "s3.nii.gz", "x#0001.png")
+    every = "image_id,group\n" + "".join(f"{s}#{n:04d},p\n" for s in ("s1", "s2") for n in range(1, 5))
+    assert read(tmp_path, every)[0] == {"s1": "p", "s2": "p"}
+    lines = "image_id,group\ns1#0002,p\ns2,p\nattribution/test/s3#12345,q\nx#0001,r\n"
+    assert read(tmp_path, lines) == ({"s1": "p", "s2": "p", "s3": "q", "x#0001": "r"}, [])
+    assert refused(tmp_path, "image_id,group\ns1#0001,p\ns1#0002,q\n").endswith(
+        "s1.nii.gz has two groups, 'p' and 'q', expected one"
+    )
+    assert "none of its 2 ids fits an image" in refused(tmp_path, "image_id,group\nother#0001,p\ns1#1,q\n")
+
+
 def test_zeros_that_a_spreadsheet_has_removed(tmp_path):
     place(tmp_path, "0996.png", "0997.png", "1000.png", "1001.png")
     groups, notes = read(tmp_path, "image_id,group\n996,a\n997,a\n1000,b\n1001,b\n")

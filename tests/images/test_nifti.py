@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from dicom_files import chest
 
 from gansfp.images.grey_levels import lung_window
 from gansfp.images.image_file import GREY, HU, UNKNOWN, NoSliceError
@@ -145,10 +146,12 @@ def test_eight_bits_are_grey_levels_unless_they_are_scaled():
     image = open_nifti(bytes(data))
     assert (image.scale, image.numbers(1).scale) == (GREY, GREY)
     np.testing.assert_array_equal(image.numbers(1).values, grey[:, :, 1].T)
+    stored = np.where(grey < 128, grey % 40, 100 + grey % 40).astype(np.uint8)  # air and soft tissue
+    data = bytearray(nifti(stored, np.diag([-1.0, -1, 1, 1])))
     data[112:120] = struct.pack("<ff", 10.0, -1100.0)
     image = open_nifti(bytes(data))
     assert image.numbers(1).scale == HU
-    np.testing.assert_array_equal(image.numbers(1).values, grey[:, :, 1].T * 10.0 - 1100)
+    np.testing.assert_array_equal(image.numbers(1).values, stored[:, :, 1].T * 10.0 - 1100)
 
 
 def test_numbers_that_are_no_hu_are_unknown_with_a_reason():
@@ -163,9 +166,51 @@ def test_numbers_that_are_no_hu_are_unknown_with_a_reason():
 
 def test_the_whole_volume_decides_what_its_numbers_are():
     """A frame of soft tissue only is HU where another frame has air."""
-    volume = np.full(SHAPE, 40, np.int16)
-    volume[0, 0, 4] = -1000
+    volume = RNG.normal(40, 20, SHAPE).round().astype(np.int16)
+    assert open_nifti(nifti(volume)).numbers(0).scale == UNKNOWN
+    volume[:, :, 4] -= 1000
     assert [open_nifti(nifti(volume)).numbers(frame).scale for frame in (0, 4)] == [HU, HU]
+
+
+def window(volume, frame):
+    return lung_window(volume[:, :, frame].T)
+
+
+def chests(offset=0, frames=4):
+    """A volume of chest slices with noise, (256, 256, frames), HU plus the offset."""
+    units = np.repeat(chest()[:, :, None], frames, axis=2)
+    return (units + RNG.normal(0, 15, units.shape).round() + offset).astype(np.int16)
+
+
+@pytest.mark.parametrize("offset", [1000, 1024])
+@pytest.mark.parametrize("background", [-1000, -1024, -2000])
+@pytest.mark.parametrize("width", [2, 60, 200])
+def test_a_background_is_no_air(offset, background, width):
+    """CT numbers whose intercept was lost; a resampler wrote the background, and numbers between it and the slice."""
+    volume = chests(offset)
+    volume[:width], volume[width, :20] = background, -900
+    assert "look like hu+1024" in decode(nifti(volume), frame=2).error
+    assert decode(nifti(volume), frame=2, rule="hu+1024").status == "ok"
+    volume -= offset
+    np.testing.assert_array_equal(decode(nifti(volume, np.diag([-1.0, -1, 1, 1])), frame=2).pixels, window(volume, 1))
+
+
+@pytest.mark.parametrize("background", [-3024, -2000, -1024, 0])
+def test_a_volume_in_hu_with_a_background_is_read(background):
+    volume = chests()
+    volume[:, 150:] = background
+    np.testing.assert_array_equal(decode(nifti(volume, np.diag([-1.0, -1, 1, 1])), frame=2).pixels, window(volume, 1))
+
+
+def test_grey_levels_with_a_number_of_air_are_not_hu():
+    levels = window(chests(), 1).astype(np.int16)
+    for volume in (levels * 4, levels * 16 - 1000, levels * 8 - 1024):
+        volume[:3] = -1000
+        assert "lack the air and the soft tissue of HU" in decode(nifti(volume)).error
+
+
+def test_large_volumes_are_recognised_too():
+    assert open_nifti(nifti(np.tile(chests(frames=40), (3, 3, 1)))).numbers(0).scale == HU
 
 
 def test_numbers_that_are_not_finite_are_black():

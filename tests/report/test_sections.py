@@ -14,8 +14,11 @@ from scipy.stats import binom
 
 from gansfp.collection.catalog import read_catalog
 from gansfp.report import attribution_section, page, record_section
-from gansfp.report.compared import choose, with_pictures
+from gansfp.report.compared import Compared, Shown, choose, with_pictures
+from gansfp.report.labels import LABELS
+from gansfp.report.membership_section import SetSection
 from gansfp.report.pictures import Pictures, difference_picture, encode, lit, outlined
+from gansfp.report.texts import TEXTS
 
 
 def table(rows):
@@ -111,6 +114,33 @@ def test_a_slice_is_shown_with_its_nearest_ones_or_with_the_reason(collection):
     assert alone.real
     assert "no nearest synthetic slices" in alone.missing
     assert (gone.real, gone.missing) == ("", "it is not in the catalog")
+
+
+def said_of_copies(flagged, coincidences):
+    """The part of the page with the pictures, of slices with these agreements."""
+    kinds = [
+        [Compared("a", "p", 1.0, None, 1, None, (), agreement=agreement) for agreement in kind]
+        for kind in (flagged, coincidences)
+    ]
+    report = {"verdict": {"finding": "leak"}}
+    section = SetSection("s", "set1", report, {}, True, {}, [], 0, 0, Shown(kinds[0], [], kinds[1]))
+    template = page._environment().from_string(
+        '{% import "parts.html" as parts with context %}{% include "pictures.html" %}'
+    )
+    return template.render(sets=[section], t=SimpleNamespace(**LABELS, **TEXTS), no_pictures="none")
+
+
+def test_one_evident_copy_is_spoken_of():
+    plain = [0.45, 0.44, 0.44, 0.44, 0.43]
+    one, two = (said_of_copies(flagged, plain) for flagged in ([0.9, 0.5, 0.5, 0.5, 0.5], [0.75, 0.5, 0.71, 0.4, 0.4]))
+    assert "1 of them as copies do, in up to 90" in one
+    assert "2 of them as copies do, in up to 75" in two
+    assert "much more than coincidence" in said_of_copies([0.8, 0.7, 0.75], plain)
+    none = "none of those shown agrees as copies do"
+    assert none in said_of_copies([0.6, 0.5, 0.5], plain)
+    assert none in said_of_copies([0.75, 0.45], [0.76, 0.44])  # so does a slice that was not used
+    assert "1 of them as copies do" in said_of_copies([0.9], [])
+    assert "copies" not in said_of_copies([0.5], []) + said_of_copies([], plain)
 
 
 def test_areas_and_differences_are_drawn():

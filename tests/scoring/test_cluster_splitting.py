@@ -84,6 +84,30 @@ def test_outliers_stay_with_the_generator_they_are_nearest_to():
     assert adjusted_rand_score(truth, got.labels[:-2]) == 1
 
 
+@pytest.mark.parametrize("shift", [0, 6.6, 7])
+def test_a_few_outliers_change_nothing_else(shift):
+    """The root that bisects off outliers has no silhouette. Then that of the other child counts, which is near here to
+    the silhouettes of single generators."""
+    rng = np.random.default_rng(0)
+
+    def generator(at: float) -> np.ndarray:
+        x = rng.normal(size=(200, 20))
+        return np.column_stack([2 * x[:, 0], x[:, 1] + at, x[:, 2:]]).astype(np.float32)
+
+    own = [generator_silhouettes(ClusteringSpace(generator(at), "cpu")) for at in (0, 8)]
+    limits = bisection_limits(own)
+    x = np.concatenate([generator(0), generator(shift)])
+    outliers = 15 + rng.normal(size=(3, 20)).astype(np.float32)
+    plain, among_outliers = (
+        bisect_clusters(find_bisections(ClusteringSpace(slices, "cpu")), limits)
+        for slices in (x, np.concatenate([x, outliers]))
+    )
+    assert plain.labels.max() == (1 if shift else 0)
+    np.testing.assert_array_equal(among_outliers.labels[:-3], plain.labels)
+    assert among_outliers.worst_accepted == pytest.approx(plain.worst_accepted, abs=1e-3)
+    assert among_outliers.best_rejected == pytest.approx(plain.best_rejected, abs=1e-3)
+
+
 def test_clusters_are_numbered_by_falling_size():
     x = np.concatenate([blobs(CENTRES[2:3], each=20)[0], blobs(CENTRES[:1], each=50)[0]])
     assert np.array_equal(

@@ -1,12 +1,17 @@
 """Rows on disk: they read as an array does, every method gives the same with them, and they take no memory."""
 
+import errno
+import os
+import re
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from gansfp import rows
+from gansfp.errors import DataError
 from gansfp.rows import RowsOnDisk, between, mapped, parts
 from gansfp.scoring import distances, projections
 from gansfp.scoring.dendrograms import cluster_centres
@@ -43,6 +48,22 @@ def test_what_was_not_written_is_zero():
     assert stored[:].tolist() == [[4, 5, 6], [0, 0, 0], [1, 2, 3], [0, 0, 0]]
     assert RowsOnDisk((0, 3))[:].shape == (0, 3)
     assert RowsOnDisk((3, 0))[:].shape == (3, 0)
+
+
+def test_a_disk_without_room_is_an_error_with_what_to_do(monkeypatch):
+    """Not a signal that ends the process, which is what writing to a file without room gives."""
+
+    def full(file, offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    stored = RowsOnDisk((1000, 30))
+    assert os.fstat(stored._file.fileno()).st_blocks * 512 >= 4 * 1000 * 30
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    place = re.escape(tempfile.gettempdir())
+    with pytest.raises(DataError, match=rf"{place}: cannot hold 120,000 bytes .*No space left .*; set TMPDIR to"):
+        RowsOnDisk((1000, 30))
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    assert not RowsOnDisk((4, 3))[:].any()
 
 
 def test_a_part_is_of_the_same_file():
