@@ -6,12 +6,16 @@ takes `Rows` asks for one part after the other, so that its memory does not grow
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from gansfp import store
+from gansfp.errors import DataError
 
 PART = 1 << 22  # numbers in one part: 16 MB
 
@@ -32,13 +36,25 @@ class Rows(Protocol):
 class RowsOnDisk:
     """n vectors of d numbers in a file without a name, which is gone with the last object that reads it.
 
-    The file lies where temporary files do (TMPDIR), and is zero where nothing was written.
+    The file lies where temporary files do (TMPDIR), and is zero where nothing was written. Raises DataError where there
+    is no room for it.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as this object lives)
-        self._file.truncate(4 * shape[0] * shape[1])
         self._first, self.shape = 0, shape
+        size = 4 * shape[0] * shape[1]
+        try:
+            # All room at once: a file that only claims its size ends the process (SIGBUS) where the disk becomes full.
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:  # macOS
+                self._file.truncate(size)
+        except OSError as error:
+            raise DataError(
+                f"{tempfile.gettempdir()}: cannot hold {size:,} bytes of vectors ({store.one_line(error)}); set TMPDIR "
+                "to a folder with more room"
+            ) from error
 
     def __len__(self) -> int:
         return self.shape[0]

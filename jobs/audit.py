@@ -108,7 +108,10 @@ def without_networks(inputs: Mapping[str, SearchInputs]) -> tuple[dict[str, Sear
 
 def _is_searched(work: str, task: str, inputs: SearchInputs) -> bool:
     """Whether an earlier run has searched all embeddings, so that a provisional answer would come no earlier."""
-    found = read_search(work, task)
+    try:
+        found = read_search(work, task)
+    except DataError:  # it was stopped while it wrote; the search writes these files again
+        return False
     return found is not None and set(found.pairs) >= set(inputs.embedding.pairs)
 
 

@@ -107,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="of everything that is drawn (default %(default)s)")
     add_cluster_options(parser)
     options = parser.parse_args(arguments)
-    if options.scale <= 0:
-        raise UsageError(f"--scale: got {options.scale:g}, expected more than 0, such as 0.1")
+    if not 0 < options.scale < np.inf:
+        raise UsageError(f"--scale: got {options.scale:g}, expected a number of more than 0, such as 0.1")
     if options.data and not options.work:
         raise UsageError("--data: got no --work, expected a folder for the catalog")
     if options.readme:

@@ -111,7 +111,8 @@ class AttributionSlices(TaskSlices):
         lie, and how far files and grey levels alone tell generators apart."""
         best = search.result.best[""]
         choices = best.configuration.choices
-        digest = hashlib.sha256(json.dumps([search.result.digest, dict(choices)]).encode()).hexdigest()
+        sources = [search.result.digest, search.result.ids.known, dict(choices)]
+        digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
         if not is_current(read_shortcuts, search.folder, digest):
             known = read_known(images, self.known, self.generators)
             write_shortcuts(search.folder, {"": traces_of(known, choices) if known else []}, digest)

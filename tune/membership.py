@@ -71,8 +71,11 @@ class MembershipSlices(TaskSlices):
         return SearchedIds(ids.tolist(), sets)
 
     def fingerprint(self, images: Catalog) -> list[object]:
-        """The real slices of each set with their labels and folds."""
-        return [[images.ids[s.real].tolist(), s.labels.tolist(), s.folds.tolist()] for s in self.sets]
+        """The slices of each set that can be read, and the labels and folds of the real ones."""
+        ids = images.ids
+        return [
+            [ids[s.generated].tolist(), ids[s.real].tolist(), s.labels.tolist(), s.folds.tolist()] for s in self.sets
+        ]
 
     def square_bytes(self) -> int:
         """Of the largest set, since sets are computed one after the other."""

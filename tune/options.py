@@ -85,11 +85,18 @@ def choose_pairs(
     task: str, backbones: Sequence[str], views: Sequence[str], folder: str | None
 ) -> tuple[list[Pair], list[str]]:
     """The embeddings to search: all backbones x views where they are named, else the task's default, without those
-    whose weights cannot be had; the second value names these and says why."""
+    whose weights cannot be had; the second value names these and says why. Raises UsageError for a view that does not
+    exist, and for a control of the task, which no trial searches."""
     for view in views:
         get_view(view)
     if backbones:
-        return [(backbone, view) for backbone in backbones for view in views or ("full",)], []
+        pairs = [(backbone, view) for backbone in backbones for view in views or ("full",)]
+        if controls := [backbone for backbone, view in pairs if (backbone, view) in TASKS[task].controls]:
+            raise UsageError(
+                f"--backbones: got {controls[0]!r}, which a {task} search embeds by itself, to compare the classes; "
+                "leave it out"
+            )
+        return pairs, []
     default = TASKS[task].default_pairs
     if views:
         default = tuple((backbone, view) for backbone in dict.fromkeys(b for b, _ in default) for view in views)

@@ -27,13 +27,14 @@ from gansfp.rows import Rows
 from gansfp.scoring import distances
 from gansfp.scoring.membership import Sweep
 from gansfp.scoring.projections import Projection
-from tune.rows import SCHEMA, Row, trial_table
+from tune.rows import SCHEMA, TO_REPEAT, Row, trial_table
 
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 LEAST_MEMORY = 0.05  # GB: some 800 centres, enough to cut into any number of clusters that is asked for
+VERSION = 2  # of what trials hold: another one where the same vectors get other scores
 COPY_BLEND = 0.5  # a generator that copies so roughly is one that an audit should still see
 ATTRIBUTION_KS = tuple(range(2, 13))
 
@@ -201,7 +202,7 @@ class Problem:
     def place(self, trial: Trial) -> str:
         """The file of a trial's rows; with another embedding, fold, sweep, seed or version it has another name."""
         sweeps = self.sweeps
-        version = [importlib.metadata.version("gansfp"), SCHEMA.to_string()]
+        version = [importlib.metadata.version("gansfp"), VERSION, SCHEMA.to_string()]
         identity = [trial.as_dict(), self.keys[trial.pair], self.config.seed, self.config.limit]
         text = json.dumps([*identity, asdict(sweeps.membership), sweeps.attribution, version], sort_keys=True)
         return store.join(self.folder, "trials", hashlib.sha256(text.encode()).hexdigest()[:20] + ".parquet")
@@ -214,8 +215,9 @@ class Problem:
     def run(self, trials: Sequence[Trial], device: str) -> Iterator[float]:
         """Runs trials of one embedding, which share its principal components. Leaves out those whose file is there.
 
-        Yields of each trial, when it has ended, what Optuna maximises. A trial that fails is one row. A trial that does
-        not fit into a GPU's memory is computed on the CPU.
+        Yields of each trial, when it has ended, what Optuna maximises. A trial that fails is one row; the next command
+        runs it again, unless it asked for what is not possible (UsageError). A trial that does not fit into a GPU's
+        memory is computed on the CPU.
         """
         options = TrialOptions(self.sweeps, device, self.config.seed, self.config.limit)
         for trial in trials:
@@ -226,13 +228,14 @@ class Problem:
 
     def _run(self, trial: Trial, place: str, options: TrialOptions) -> None:
         started = time.monotonic()
-        rows, error = [], ""
+        rows, error, to_repeat = [], "", False
         try:
             rows = in_memory_of(options.device, functools.partial(self._evaluate, trial, options))
         except Exception as failure:  # whatever failed, the other trials must go on
             error = f"{type(failure).__name__}: {store.one_line(failure)}"
+            to_repeat = not isinstance(failure, UsageError)  # a store or a device that failed may do its work next time
         sink = pa.BufferOutputStream()
-        pq.write_table(trial_table(self.config.task, trial, rows, started, error), sink)
+        pq.write_table(trial_table(self.config.task, trial, rows, started, error, to_repeat), sink)
         store.write_bytes_atomically(place, sink.getvalue())
         release_memory()
 
@@ -250,17 +253,17 @@ def merit(table: pa.Table, task: Task) -> float:
 
 
 def is_there(place: str) -> bool:
-    """Whether a trial has left its rows. A damaged file is reported, and its trial runs again."""
+    """Whether a trial has left its rows, and need not run again. A damaged file is reported."""
     if not store.exists(place):
         return False
     file_system, inner = store.open_store(place)
     try:
         with file_system.open_input_file(inner) as source:
-            store.open_parquet(source)
+            metadata = store.open_parquet(source).schema_arrow.metadata or {}
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         log.warning("%s: damaged (%s); its trial runs again", place, store.one_line(error))
         return False
-    return True
+    return TO_REPEAT not in metadata
 
 
 def read_table(place: str) -> pa.Table:

@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
     ]
 )
 LONG_COLUMNS = ("scores", "known")
+TO_REPEAT = b"gansfp_to_repeat"  # in the metadata of a trial's table: it failed, but may not fail again
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,12 @@ class Row:
     known: np.ndarray | None = None
 
 
-def trial_table(task: str, trial: Trial, rows: Sequence[Row], started: float, error: str = "") -> pa.Table:
+def trial_table(
+    task: str, trial: Trial, rows: Sequence[Row], started: float, error: str = "", to_repeat: bool = False
+) -> pa.Table:
     """The rows of one trial as a table of SCHEMA. A trial that failed is one row with its error.
 
-    started: the time.monotonic() at which the trial started.
+    started: the time.monotonic() at which the trial started. to_repeat: whether the next command runs the trial again.
     """
     if error:
         rows = [Row(Configuration(trial.as_dict()), status="failed", error=error)]
@@ -85,4 +88,4 @@ def trial_table(task: str, trial: Trial, rows: Sequence[Row], started: float, er
         "seconds": time.monotonic() - started,
     }
     records = [{**vars(row), **of_trial, "configuration": row.configuration.to_json()} for row in rows]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+    return pa.Table.from_pylist(records, schema=SCHEMA.with_metadata({TO_REPEAT: b""} if to_repeat else None))

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.decision.search_result import (
+    TRIALS_DIGEST,
     BestRow,
     Configuration,
     Search,
@@ -98,7 +99,7 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
     problem, identities, unreadable = _problem(images, work, config, inputs)
     trials = _run(problem, inputs.embedding.pairs)
     ids = problem.slices.ids(images)
-    table = _collect(problem, list(dict.fromkeys(problem.place(trial) for trial in trials)), ids)
+    table, trials_digest = _collect(problem, list(dict.fromkeys(problem.place(trial) for trial in trials)), ids)
     result = SearchResult(
         task=config.task,
         best=best_rows(table),
@@ -109,6 +110,7 @@ def search(catalog: Catalog, work: str, config: SearchConfig, inputs: SearchInpu
         unreadable=unreadable,
         ids=ids,
         digest=images.digest(),
+        trials_digest=trials_digest,
     )
     for_each = functools.partial(for_each_pair, problem)
     result = _leave_for_final(problem.folder, result, problem.slices, for_each, images)
@@ -178,7 +180,7 @@ def _run(problem: Problem, pairs: Sequence[Pair]) -> list[Trial]:
     with Progress(f"search {config.task}", len(todo) if planned else total, "trials") as progress:
         if todo or not planned:
             ended = run_trials(problem, todo, total, pairs, progress)
-            return planned or ended
+            return planned or sorted(ended, key=Trial.to_json)  # they end in any order
     return planned
 
 
@@ -187,24 +189,28 @@ def _sample(trials: list[Trial], most: int, seed: int) -> list[Trial]:
     return [trials[row] for row in rows]
 
 
-def _collect(problem: Problem, places: Sequence[str], ids: SearchedIds) -> pa.Table:
+def _collect(problem: Problem, places: Sequence[str], ids: SearchedIds) -> tuple[pa.Table, str]:
     """Writes trials.parquet, one row group a trial. Returns all of it but the long columns: the scores of all
-    configurations for all slices would be the largest thing in memory."""
-    short_tables = []
+    configurations for all slices would be the largest thing in memory. And the digest of its trials, in their order."""
+    short_tables, digest = [], hashlib.sha256()
     schema = SCHEMA.with_metadata({"gansfp": json.dumps(ids.as_dict())})
     with tempfile.TemporaryDirectory(prefix="gansfp-search-") as scratch:
         file = os.path.join(scratch, "trials.parquet")
         try:
             with pq.ParquetWriter(file, schema) as writer:
                 for place in places:
-                    table = read_table(place)
-                    writer.write_table(table.replace_schema_metadata(schema.metadata))
+                    table = read_table(place).replace_schema_metadata(schema.metadata)
+                    writer.write_table(table)
                     short_tables.append(table.drop_columns(list(LONG_COLUMNS)))
+                    # The file's name comes from all that decides the rows, but for failures.
+                    of_rows = table.select(["configuration", "status"]).to_pylist()
+                    digest.update(json.dumps([os.path.basename(place), of_rows]).encode())
+                writer.add_key_value_metadata({TRIALS_DIGEST: digest.hexdigest()})
         except OSError as error:
             raise DataError(f"{scratch}: cannot be written ({store.one_line(error)}); set TMPDIR") from error
         with pa.memory_map(file) as content:
             store.write_bytes_atomically(store.join(problem.folder, "trials.parquet"), content.read_buffer())
-    return pa.concat_tables(short_tables)
+    return pa.concat_tables(short_tables), digest.hexdigest()
 
 
 def best_rows(table: pa.Table) -> dict[str, BestRow]:

@@ -25,6 +25,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from gansfp import store
 from gansfp.decision.search_result import Trial
 from gansfp.device import release_memory
 from gansfp.embedding.shards import Pair
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 SMALL_MEMORY = 1e9  # bytes that a trial may take without asking: less than a core's share of most machines
 MOST_SHARERS = 32  # trials on one GPU: each process takes some 0.5 GB of its memory, beside its vectors
 BUNDLES = 2  # the least number of bundles of trials a slot: with fewer, slots would wait long for the last bundle
+BATCH = 8  # trials that are drawn from the same results; on more cores, the others wait
 DRAWN_TRIALS = 32  # of an algorithm that draws, unless --max-trials says another number
 
 Result = TypeVar("Result")
@@ -70,6 +72,23 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grid": Algorithm(plan=grid),
     "optuna": Algorithm(searcher=_optuna),
 }
+
+
+class Batches(ConcurrencyLimiter):
+    """Draws BATCH trials from the same results, and waits until all have ended: so what is drawn depends neither
+    on the number of cores nor on which trial ends first. Ray's own batches end as soon as no trial is running."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        super().__init__(searcher, BATCH)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells the searcher the results of a batch when the last one is there. Optuna orders them by their numbers."""
+        self.cached_results[trial_id] = result, error
+        if len(self.cached_results) == BATCH:
+            for ended, (of_trial, failed) in self.cached_results.items():
+                self.searcher.on_trial_complete(ended, of_trial, failed)
+            self.live_trials.clear()
+            self.cached_results.clear()
 
 
 def get_algorithm(name: str) -> Algorithm:
@@ -176,9 +195,7 @@ def run_trials(
     planned = [[trial.to_json() for trial in bundle] for bundle in bundles(todo, slots)] if todo else []
     searcher, space, samples = None, {"trials": tune.grid_search(planned)}, 1
     if algorithm.searcher:
-        drawing = algorithm.searcher(config, problem.task, pairs)
-        # In batches, so that what is drawn next does not depend on which trial ends first.
-        searcher, space, samples = ConcurrencyLimiter(drawing, max(1, int(slots)), batch=True), {}, total
+        searcher, space, samples = Batches(algorithm.searcher(config, problem.task, pairs)), {}, total
     with tempfile.TemporaryDirectory(prefix="gansfp-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable, problem=problem), resources),
@@ -198,7 +215,10 @@ def run_trials(
 def for_each_pair(
     problem: Problem, pairs: Sequence[Pair], compute: Callable[[Pair, Vectors], Result]
 ) -> Iterator[Result]:
-    """What `compute` gives for each embedding and its vectors, in the order of the pairs, a core each."""
+    """What `compute` gives for each embedding and its vectors, in the order of the pairs, a core each.
+
+    Raises errors of gansfp as they were raised in the workers, and GansfpError where a worker was lost too often.
+    """
 
     def task(pair: Pair, shared: Callable[[Pair, Vectors], Result]) -> Result:
         torch.set_num_threads(1)
@@ -208,4 +228,12 @@ def for_each_pair(
 
     # By the object store: what `compute` holds may be too large to be sent with every task.
     shared, remote = ray.put(compute), ray.remote(task)
-    return iter(ray.get([remote.remote(pair, shared) for pair in pairs]))
+    try:
+        return iter(ray.get([remote.remote(pair, shared) for pair in pairs]))
+    except (ray.exceptions.RayTaskError, ray.exceptions.OutOfMemoryError) as error:
+        if from_worker := from_text(str(error)):
+            raise from_worker from error
+        raise
+    except ray.exceptions.RayError as error:
+        lost = f"{type(error).__name__}: {store.one_line(error)}"
+        raise GansfpError(f"search {problem.task.name}: a process was lost ({lost}); run the command again") from error

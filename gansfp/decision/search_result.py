@@ -25,6 +25,8 @@ from gansfp.errors import DataError
 
 Scalar = str | int | float | bool
 
+TRIALS_DIGEST = b"gansfp_trials_digest"  # in the metadata of trials.parquet; best.json has the same value
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -151,7 +153,8 @@ class SearchResult:
     best: by set, "" for attribution. tried, failed: rows of trials.parquet. search: the search's configuration.
     identities: of the embeddings, by "<backbone> <view>". unreadable: reasons by image id. digest: of the images and
     their classes, see Catalog.digest. names: attribution: the known generator, or "new", that each cluster of the best
-    row resembles; None for membership, and where an earlier version wrote the file.
+    row resembles; None for membership, and where an earlier version wrote the file. trials_digest: of the trials whose
+    rows `best` counts, as the metadata of trials.parquet hold it; "" where an earlier version wrote the files.
     """
 
     task: str
@@ -164,11 +167,13 @@ class SearchResult:
     ids: SearchedIds
     digest: str
     names: Mapping[int, str] | None = None
+    trials_digest: str = ""
 
     def to_json(self) -> str:
         """The text of best.json."""
         values = {name: getattr(self, name) for name in ("task", "tried", "failed", "search", "identities")}
         values |= {"unreadable": self.unreadable, "ids": self.ids.as_dict(), "digest": self.digest}
+        values["trials_digest"] = self.trials_digest
         values["best"] = {name: best.as_dict() for name, best in self.best.items()}
         if self.names is not None:
             values["names"] = {str(cluster): name for cluster, name in self.names.items()}
@@ -191,6 +196,7 @@ class SearchResult:
                 SearchedIds.from_dict(values["ids"]),
                 values["digest"],
                 None if names is None else {int(cluster): name for cluster, name in names.items()},
+                values.get("trials_digest", ""),
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"best.json was written by another version ({type(error).__name__}: {error})") from error
@@ -292,14 +298,17 @@ def search_folder(work: str, task: str) -> str:
 
 
 def read_search(work: str, task: str) -> Search | None:
-    """The search of a task in WORK, or None where there was none. Raises DataError where its files are broken."""
+    """The search of a task in WORK, or None where there was none. Raises DataError where its files are broken
+    or do not belong together."""
     folder = search_folder(work, task)
     if not store.exists(store.join(folder, "best.json")):
         return None
     try:
         result = SearchResult.from_json(store.read_bytes(store.join(folder, "best.json")))
         search = Search(folder, result, read_nearest(folder))
-        _ = search.trials  # a broken file must be reported here
+        metadata = search.trials.metadata.metadata or {}  # a broken file must be reported here
+        if metadata.get(TRIALS_DIGEST, b"").decode() != result.trials_digest:  # a search was stopped between the two
+            raise ValueError("best.json belongs to other trials than trials.parquet")
         return search
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid and json's errors are ValueErrors
         raise DataError(f"{folder}: cannot be read ({store.one_line(error)}); run tune.search again") from error

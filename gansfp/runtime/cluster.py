@@ -47,7 +47,7 @@ def start_ray(cluster: ClusterConfig = ClusterConfig()) -> None:
     """Connects to the cluster's address, or starts Ray on this machine, on loopback and without a dashboard.
 
     Does nothing where this process is connected already (a job that calls another). Raises UsageError for a Ray cluster
-    that does not answer.
+    that does not answer, and for more GPUs than this machine has where Ray starts here.
     """
     verbose = cluster.verbose
     context = DataContext.get_current()
@@ -85,6 +85,11 @@ def start_ray(cluster: ClusterConfig = ClusterConfig()) -> None:
         signal.signal(
             signal.SIGTERM, on_sigterm
         )  # Ray's own handler prints its stack and aborts, and leaves its processes behind
+    if address == "local" and cluster.gpus and cluster.gpus > usable_gpus():  # work would wait for them for ever
+        raise UsageError(
+            f"--gpus: got {cluster.gpus}, this machine has {usable_gpus()}; leave it out, or give the --address of a "
+            "cluster that starts GPUs"
+        )
 
 
 def _own_folder() -> str:

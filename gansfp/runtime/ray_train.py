@@ -119,7 +119,7 @@ def _listening(messages: Queue, progress: Progress) -> Iterator[_Result]:
     ended = threading.Event()
 
     def listen() -> None:
-        epochs = 0
+        epochs: dict[object, int] = {}  # that a training stage has behind it, also those of a run before
         while not ended.is_set() or not messages.empty():
             with contextlib.suppress(Empty):
                 message = messages.get(timeout=POLL)
@@ -128,9 +128,9 @@ def _listening(messages: Queue, progress: Progress) -> Iterator[_Result]:
                 elif isinstance(message, str):
                     result.error = message
                 else:
-                    epochs += 1
+                    epochs[message.get("stage")] = int(message["epoch"])
                     progress.note = ", ".join(f"{key} {value:.4g}" for key, value in message.items() if key in SHOWN)
-                    progress.set(epochs)
+                    progress.set(sum(epochs.values()))
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

@@ -29,8 +29,8 @@ Predictions = dict[str, np.ndarray]  # by set, or under "attribution": (n,) int6
 def read_grey_levels(catalog: Catalog, tasks: Sequence[str], work: str, start_ray: Callable[[], int]) -> GreyLevels:
     """Returns the grey levels of all slices that the baselines of these tasks use; nan for slices that cannot be read.
 
-    Slices that are in WORK/results/reproduction/grey.parquet are not read again. start_ray: starts Ray if there is work
-    to do, and returns the number of GPUs.
+    Slices whose grey levels are in WORK/results/reproduction/grey.parquet are not read again. start_ray: starts Ray if
+    there is work to do, and returns the number of GPUs.
     """
     kinds: set[SliceKind] = set(REAL_KINDS) if "membership" in tasks else set()
     kinds |= {TO_ATTRIBUTE} if "attribution" in tasks else set()
@@ -102,10 +102,14 @@ def _file_properties(images: Catalog, levels: GreyLevels) -> tuple[dict[str, np.
 
 
 def _read_file(place: str) -> dict[str, tuple[float, float]]:
-    """Reads the grey levels of an earlier run; returns none if there is no file or it cannot be read."""
+    """Reads the grey levels of an earlier run, without the slices that it could not read: their files may be there now.
+
+    Returns none if there is no file or it cannot be read.
+    """
     try:
         table = store.read_parquet(place)
         columns = (table[name].to_pylist() for name in ("sha256", "mean", "levels"))
-        return {sha256: (mean, count) for sha256, mean, count in zip(*columns, strict=True)}
+        levels = {sha256: (mean, count) for sha256, mean, count in zip(*columns, strict=True)}
+        return {sha256: of_file for sha256, of_file in levels.items() if not math.isnan(of_file[0])}
     except (OSError, KeyError, pa.ArrowInvalid):
         return {}

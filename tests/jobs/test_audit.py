@@ -16,6 +16,7 @@ from gansfp.collection.catalog import read_catalog
 from gansfp.decision.decide import FinalConfig
 from gansfp.decision.reports import Metrics, RunReport
 from gansfp.embedding.embedder import EmbedConfig
+from gansfp.errors import DataError
 from gansfp.report.options import ReportConfig
 from gansfp.runtime.cluster import ClusterConfig
 from gansfp.runtime.collection import CollectionConfig
@@ -192,6 +193,13 @@ class TestFromCheapToDear:
         chosen = {task: SearchInputs(EmbedConfig(pairs), {}) for task in ("membership", "attribution")}
         assert [step for step in run_audit(chosen) if len(step) == 2] == [(("membership", "attribution"), [])]
         assert "PROVISIONAL" not in capsys.readouterr().out
+
+    def test_a_search_that_was_stopped_while_it_wrote_is_searched_again(self, inputs, run_audit, monkeypatch):
+        def broken(work, task):
+            raise DataError(f"{work}/search/{task}: cannot be read")
+
+        monkeypatch.setattr(audit, "read_search", broken)
+        assert [step[0] for step in run_audit(inputs) if len(step) == 3] == ["membership", "membership", "attribution"]
 
     def test_there_is_no_provisional_answer_after_a_search_of_everything(self, inputs, run_audit, monkeypatch):
         found = SimpleNamespace(pairs=[FREE, NETWORK, ("lbp", "full")])

@@ -115,6 +115,12 @@ def test_the_table_says_what_is_not_met():
     assert '| no leak, no bias: "leak" | 100.0% | 2.5% to 100.0% | 1 | at most 0.08 | **no** |' in table
 
 
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
+def test_a_scale_that_is_no_number_of_packs_is_refused(scale):
+    with pytest.raises(UsageError, match=f"--scale: got {scale}, expected a number of more than 0"):
+        validate.main(["--scale", scale])
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)

@@ -276,6 +276,18 @@ def test_gpus_are_those_that_are_there_or_asked_for(monkeypatch):
     assert [cluster.usable_gpus(asked) for asked in (None, 0, 8)] == [0, 0, 8]
 
 
+@pytest.mark.parametrize("gpus", [{}, {"GPU": 1.0}])
+def test_more_gpus_than_a_ray_on_this_machine_has_are_refused(monkeypatch, gpus):
+    """No more will come, and the work would wait for them."""
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, **gpus})
+    with pytest.raises(UsageError, match=rf"--gpus: got 2, this machine has {len(gpus)}; leave it out, or give the"):
+        cluster.start_ray(cluster.ClusterConfig("local", gpus=2))
+    cluster.start_ray(cluster.ClusterConfig("local", gpus=len(gpus)))
+    monkeypatch.setattr(cluster, "_check_answers", lambda address: None)
+    cluster.start_ray(cluster.ClusterConfig("127.0.0.1:6379", gpus=2))  # that cluster may start them
+
+
 def test_relative_places_are_refused_in_a_submitted_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

@@ -69,6 +69,20 @@ def test_epochs_are_shown_and_the_record_comes_home(work):
     assert progress.note == "train_loss 0.25, loss 0.5"
 
 
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [([("", 41), ("", 42)], 42), ([("one", 1), ("one", 2), ("two", 1)], 3), ([("", 3), ("", 3), ("", 4)], 4)],
+    ids=["resumed after epoch 40", "two stages", "repeated after a fault"],
+)
+def test_the_epochs_of_a_run_before_count(sent, shown):
+    messages = Messages()
+    for stage, epoch in sent:
+        messages.put({"epoch": epoch, "train_loss": 0.25} | ({"stage": stage} if stage else {}))
+    with Progress("train", 50, "epochs") as progress, ray_train._listening(messages, progress):
+        pass
+    assert progress.done == shown
+
+
 def test_an_error_comes_home_as_text(work):
     result, progress = work(Plane(UsageError("rate: got 7, expected less than 1")))
     assert result.record is None

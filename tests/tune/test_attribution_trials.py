@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from runs import small_catalog
 from sklearn.metrics import adjusted_rand_score
 
-from gansfp.decision.search_result import Trial
+from gansfp.decision.search_result import BestRow, Configuration, SearchResult, Trial
 from gansfp.errors import DataError, UsageError
 from gansfp.scoring.attribution import COVARIANCES, INITS, LINKAGES
 from gansfp.scoring.clustering_space import centres_within, exact_bytes
@@ -118,6 +119,21 @@ def test_attribution_rows_of_a_catalog(tmp_path):
         find_slices(catalog, ~np.char.startswith(catalog.ids, "gan"), 0)
     with pytest.raises(DataError, match="no readable test slices"):
         find_slices(catalog, ~np.char.startswith(catalog.ids, "t"), 0)
+
+
+def test_shortcuts_are_looked_for_again_where_more_known_slices_can_be_read(tmp_path, monkeypatch):
+    vectors, slices, _ = example()
+    images, read = SimpleNamespace(ids=np.arange(105).astype(str)), []
+    monkeypatch.setattr(attribution, "read_known", lambda images, rows, generators: read.append(len(rows)))
+    choices = {"backbone": "lbp", "view": "full", "components": 0, "standardise": False}
+    for known in (slices.known[:-1], slices.known, slices.known):
+        some = AttributionSlices(known, slices.generators[: len(known)], slices.test)
+        best = {"": BestRow(0, Configuration(choices), {})}
+        result = SearchResult("attribution", best, 1, 0, {}, {}, {}, some.ids(images), "digest of the catalog")
+        rows = SimpleNamespace(of_row=lambda row: np.zeros(len(slices.test)))
+        search = SimpleNamespace(result=result, folder=str(tmp_path), rows=lambda name: rows)  # noqa: B023
+        some.leave_for_final(search, lambda pairs, look: [look(pairs[0], vectors)], images)
+    assert read == [44, 45]
 
 
 @pytest.mark.parametrize("components", [0, 0.95])

@@ -132,6 +132,17 @@ def test_sets_of_a_catalog(tmp_path):
         find_sets(catalog, ~np.isin(catalog.ids, [f"used{i}" for i in range(5)]), 0)
 
 
+@pytest.mark.parametrize("slice_", ["generated5", "used3", "not_used2", "x2"])
+def test_a_slice_that_became_readable_makes_other_trials(tmp_path, slice_):
+    paths = [f"train/{role}/{role}{i}.png" for role in ("generated", "used", "not_used") for i in range(6)]
+    paths += [f"test/unknown/x{i}.png" for i in range(6)]
+    catalog = small_catalog(tmp_path, [f"membership/s/{path}" for path in paths])
+    every = np.ones(len(catalog), bool)
+    fingerprints = [find_sets(catalog, readable, 0).fingerprint(catalog) for readable in (catalog.ids != slice_, every)]
+    assert fingerprints[0] != fingerprints[1]
+    assert fingerprints[1] == find_sets(catalog, every, 0).fingerprint(catalog)
+
+
 def test_patients_stay_in_one_fold(tmp_path):
     paths = [f"membership/s/train/{role}/{role}{i}.png" for role in ("generated", "used", "not_used") for i in range(8)]
     (tmp_path / "groups.csv").write_text(

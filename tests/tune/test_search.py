@@ -161,7 +161,7 @@ class TestMembership:
         drawn = []
         for name in ("a", "b"):
             work = with_embeddings(searched, tmp_path / name)
-            run(challenge, work, "membership", "--algo", "optuna", "--max-trials", "3", "--seed", "1")
+            run(challenge, work, "membership", "--algo", "optuna", "--max-trials", "10", "--seed", "1")
             drawn.append(rows(tmp_path / name, "membership"))
         assert drawn[0] == drawn[1]
         assert len({row["components"] for row in drawn[0]}) >= 1
