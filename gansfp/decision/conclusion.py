@@ -83,13 +83,19 @@ class Conclusion:
     power: Power | None = None
     missing: str = ""
 
+    @property
+    def known_share(self) -> Estimate | None:
+        """The share; None where there is none, or where the scores allow any share."""
+        return self.share if self.share and (self.share.low, self.share.high) != (0, 1) else None
+
     def as_dict(self) -> dict[str, object]:
         """As metrics.json holds it."""
+        share = self.known_share
         return {
             "verdict": self.verdict.as_dict(),
             "controls": self.controls.as_dict(),
             "patients": self.patients.as_dict(),
-            "share": {**self.share.as_dict(), "at_least_by_not_used": self.least} if self.share else None,
+            "share": {**share.as_dict(), "at_least_by_not_used": self.least} if share else None,
             "power": self.power.as_dict() if self.power else {"missing": self.missing},
         }
 
@@ -161,5 +167,5 @@ def _share(scores: PatientScores, seed: int) -> tuple[Estimate | None, float | N
     present: Mapping[int, bool] = {label: bool((scores.labels == label).any()) for label in (USED, NOT_USED, UNKNOWN)}
     if not all(present.values()):
         return None, None
-    least = least_share(scores.held_out(NOT_USED), scores.unknown().mean(0), seed)
+    least = least_share(scores.held_out(NOT_USED), scores.unknown_by_one_fit(seed), seed)
     return share_of_used(scores, seed=seed), least

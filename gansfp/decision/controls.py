@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from gansfp.decision.blind import SOURCE, Difference, Facts, Units, blocks, find_differences, normal_scores, units_of
 from gansfp.decision.judged import Judged
 from gansfp.decision.pool import Pool, area_under_curve
-from gansfp.decision.stacking import REFITS, nested_for
+from gansfp.decision.stacking import count_refits, nested_for
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.statistics.conditional import FURTHEST, Unexplained, conditional_labels, propensities
@@ -212,7 +212,8 @@ def _conditional(
     def residuals(labelings: np.ndarray) -> Iterator[np.ndarray]:
         return (blind.residuals(units.means(score)) for score in refit(labelings[:, units.codes]))
 
-    return test(blind.residuals(), min(config.permutations, REFITS), config.seed, residuals), test
+    refits = count_refits(config.permutations, config.alpha)
+    return test(blind.residuals(), refits, config.seed, residuals), test
 
 
 def _auc(labels: np.ndarray, score: np.ndarray) -> float:

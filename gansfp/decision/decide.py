@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gansfp.decision.stacking import Combined, combine
 from gansfp.decision.thresholds import DEFAULT_RULE, choose_threshold, threshold_rule
+from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN
 
 
@@ -17,7 +19,8 @@ class FinalConfig:
 
     combine: best, stack, or None for whichever cross-validates better. alpha: the level of the verdicts. fdr: the share
     of wrong names that a list of patients may have on average. match: also compare patients of both classes who are
-    alike by themselves. power: measure how small a leak would have been seen.
+    alike by themselves. power: measure how small a leak would have been seen. Raises UsageError where so few
+    permutations allow no p-value below alpha.
     """
 
     combine: str | None = None
@@ -28,6 +31,14 @@ class FinalConfig:
     fdr: float = 0.1
     match: bool = False
     power: bool = True
+
+    def __post_init__(self) -> None:
+        if 1 / (1 + self.permutations) >= self.alpha:
+            needed = math.floor(1 / self.alpha)
+            raise UsageError(
+                f"permutations: got {self.permutations}, expected at least {needed}: with fewer no p-value can fall "
+                f"below {self.alpha:g} (--alpha)"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 
 from gansfp.decision.decide import Decision, FinalConfig, rows_to_combine
-from gansfp.decision.stacking import REFITS, p_value_refitted
+from gansfp.decision.stacking import count_refits, p_value_refitted
 from gansfp.labels import UNKNOWN
 from gansfp.statistics.intervals import Estimate, attribution_figures, membership_figures, support
 from gansfp.statistics.metrics import attribution_chance, f1_all_used, membership_chance
@@ -103,8 +103,8 @@ def cross_validated_evidence(
     """The figures of the labelled slices, each decided by the other folds.
 
     decided: by decide_membership; scores, labels, folds, learns: as it takes them; groups: (n,). Both p-values rest on
-    the configurations that do not learn from labels. Each permutation of the labels, at most REFITS of them, repeats
-    all choices and fits (stacking.p_value_refitted). Without such configurations there is no p-value.
+    the configurations that do not learn from labels. Each permutation of the labels, count_refits of them, repeats all
+    choices and fits (stacking.p_value_refitted). Without such configurations there is no p-value.
     """
     labelled = labels != UNKNOWN
     combined = scores[rows_to_combine(scores, learns)]
@@ -114,7 +114,7 @@ def cross_validated_evidence(
     if learns is not None and learns.all():
         warning = "every configuration learns from the labels: these figures flatter, and there is no p-value"
         return Evidence(figures, slices, tried, None, None, None, all_used, (warning,))
-    refits = min(config.permutations, REFITS)
+    refits = count_refits(config.permutations, config.alpha)
     p_value, smallest = p_value_refitted(config.combine, combined, labels, folds, groups, config.seed, refits)
     selected = p_values_auc(truth, combined[:, labelled], groups[labelled], 0, config.permutations, config.seed)
     warning = f"too few groups in each fold: p cannot fall below {smallest:.2g}" if smallest > 0.05 else ""
@@ -124,10 +124,24 @@ def cross_validated_evidence(
 
 
 def attribution_evidence(
-    truth: np.ndarray, labels: np.ndarray, groups: np.ndarray, tried: np.ndarray, config: FinalConfig
+    truth: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    tried: np.ndarray,
+    config: FinalConfig,
+    chosen_here: bool = False,
 ) -> Evidence:
-    """The figures of a clustering. truth: (n,) str; labels, groups: (n,); tried: (c, n) of all clusterings."""
+    """The figures of a clustering.
+
+    truth: (n,) str; labels, groups: (n,); tried: (c, n) of all clusterings; chosen_here: whether the clustering was
+    chosen by the truth of these slices.
+    """
     p = p_values_ari(truth, np.concatenate([labels[None], tried]), groups, 0, config.permutations, config.seed)
+    chosen = (
+        f"the clustering is the best of {len(tried):,} on these very slices, so its figures are too high; only the "
+        "p-value that is corrected for the search accounts for this"
+    )
+    warnings = [p.warning] * bool(p.warning) + [chosen] * chosen_here
     return Evidence(
         _beside_chance(attribution_figures(truth, labels, groups, seed=config.seed), attribution_chance(truth, labels)),
         {"n": len(truth), "n_groups": p.n_groups},
@@ -135,7 +149,7 @@ def attribution_evidence(
         p.p_value,
         p.p_value_selected,
         p.smallest,
-        warnings=(p.warning,) if p.warning else (),
+        warnings=tuple(warnings),
         **_luck(p),
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from gansfp.decision.blind import collect_facts
 from gansfp.decision.conclusion import Left, conclude
 from gansfp.decision.decide import Decision, FinalConfig, decide_membership
 from gansfp.decision.evidence import Evidence, attribution_evidence, cross_validated_evidence, membership_evidence
-from gansfp.decision.judged import DecidedSet, judged_by_others, judged_by_truth
+from gansfp.decision.judged import DecidedSet, Judged, is_of_labelled_patient, judged_by_others, judged_by_truth
 from gansfp.decision.planted import read_planted
 from gansfp.decision.real_slices import read_real_slices
 from gansfp.decision.reports import (
@@ -54,6 +54,7 @@ from gansfp.scoring.membership import learns_from_labels
 from gansfp.statistics.intervals import SetDecisions, mean_f1
 
 TASKS = ("membership", "attribution")
+LEAST_PATIENTS = 2  # of each class, which the blind control needs
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
         evidence = cross_validated_evidence(
             decided, of_set.rows.scores, of_set.labels, of_set.folds, of_set.groups, job.config, of_set.learns
         )
-        judged, test_evidence = judged_by_others(of_set, job.config.combine), None
+        judged, test_evidence, left_out = judged_by_others(of_set, job.config.combine), None, 0
         nearest = search.nearest(name, _strongest(decided, of_set.rows).pair)
         test = job.catalog.unknown(name)
         if len(test):
@@ -114,10 +115,13 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
             write_membership(job.work, name, test, answers, nearest)
             truth = read_membership_truth(job.data, job.catalog, name)
             if truth is not None:
-                used, groups = np.array(list(truth.values())), test.groups()
-                test_evidence = membership_evidence(used, answers.score, answers.prediction, groups, tried, job.config)
-                scored.append(SetDecisions(truth=used, prediction=answers.prediction, groups=groups))
-                judged = judged_by_truth(of_set, truth)
+                of_test = judge_test(of_set, truth, test.groups(), answers, tried, job.config)
+                test_evidence, left_out = of_test.evidence, of_test.left_out
+                if test_evidence:
+                    judged = of_test.judged
+                    scored.append(of_test.decisions)
+                else:
+                    evidence = replace(evidence, warnings=(*evidence.warnings, of_test.warning))
         write_judged(job.work, name, of_set, judged, nearest)
         facts = None
         if name in own:
@@ -126,10 +130,57 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
         concluded = conclude(of_set, judged, test_evidence or evidence, left, job.config)
         write_patients(job.work, name, concluded.patients)
         described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
-        of_both = test_evidence, shortcuts.get(name, [])
-        reports[name] = SetReport(concluded, evidence, described, tried_rows, *of_both)
+        beside = test_evidence, shortcuts.get(name, []), left_out
+        reports[name] = SetReport(concluded, evidence, described, tried_rows, *beside)
         release_memory()
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedTest:
+    """What the truth says of the test slices of a set.
+
+    judged, decisions: slices of patients without labelled slices. left_out: how many patients have test and labelled
+    slices. evidence: None where these are left out and too few others remain. warning: says so, "" where none is left
+    out.
+    """
+
+    judged: Judged
+    decisions: SetDecisions
+    left_out: int
+    evidence: Evidence | None
+    warning: str
+
+
+def judge_test(
+    of_set: DecidedSet,
+    truth: Mapping[str, int],
+    groups: np.ndarray,
+    answers: MembershipAnswers,
+    tried: np.ndarray,
+    config: FinalConfig,
+) -> JudgedTest:
+    """Scores the decisions about the test slices of a set.
+
+    truth: by id, in the order of the test slices; groups: (m,) of these; tried: (c, m) scores of all configurations.
+    """
+    known, judged = is_of_labelled_patient(of_set, groups), judged_by_truth(of_set, truth)
+    used, prediction, groups_left = np.array(list(truth.values()))[~known], answers.prediction[~known], groups[~known]
+    decisions = SetDecisions(truth=used, prediction=prediction, groups=groups_left)
+    left_out, evidence, warning = len(np.unique(groups[known])), None, ""
+    if not left_out or min(judged.patients) >= LEAST_PATIENTS:
+        evidence = membership_evidence(used, answers.score[~known], prediction, groups_left, tried[:, ~known], config)
+    if left_out:
+        warning = (
+            f"{left_out:,} patients have labelled and test slices. The fit that scores their {known.sum():,} test "
+            "slices has seen these patients, so no figure and no p-value rests on these slices"
+        )
+        if evidence and (evidence.p_value_smallest or 0) < config.alpha:
+            evidence = replace(evidence, warnings=(*evidence.warnings, warning))
+        else:
+            evidence = None
+            warning += ". Too few other test slices remain: all figures rest on the labelled slices"
+    return JudgedTest(judged, decisions, left_out, evidence, warning)
 
 
 def _read_set(job: _Job, search: Search, name: str) -> DecidedSet:
@@ -188,7 +239,7 @@ def decide_clusters(job: _Job, search: Search) -> AttributionReport:
     labels, tried = rows.of_row(best.row).astype(np.int64), rows.scores.astype(np.int64)
     generators, groups = _of_known(job.catalog, ids.known)
     clusterings = np.stack(list(known_clusters.values()))
-    evidence = attribution_evidence(generators, known_clusters[best.row], groups, clusterings, config)
+    evidence = attribution_evidence(generators, known_clusters[best.row], groups, clusterings, config, chosen_here=True)
     test = job.catalog.unattributed()
     answer, tried = _write_clusters(job.work, test, ids.test, labels, tried, search.result)
     truth = read_attribution_truth(job.data, job.catalog)

@@ -1,4 +1,7 @@
-"""The slices of a set that figures and verdicts are about: test slices with truth, else the labelled ones."""
+"""The slices of a set that figures and verdicts are about: test slices with truth, else the labelled ones.
+
+Test slices of patients who have labelled slices are left out.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,19 @@ class Judged:
         return int((labels == USED).sum()), int((labels == NOT_USED).sum())
 
 
+def is_of_labelled_patient(of_set: DecidedSet, groups: np.ndarray) -> np.ndarray:
+    """Whether slices with these groups (m,) are of a patient who has labelled slices: (m,) bool.
+
+    The fit that scores such a test slice has seen its patient. The score then shows what the patient looks like, so
+    its label is no independent test.
+    """
+    return (groups != "") & np.isin(groups, of_set.groups[of_set.labels != UNKNOWN])
+
+
 def judged_by_truth(of_set: DecidedSet, truth: Mapping[str, int]) -> Judged:
-    """The readable test slices. truth: by id, 1 or 0."""
-    unknown = [row for row, image_id in enumerate(of_set.ids.real) if of_set.labels[row] == UNKNOWN]
-    rows = np.array(unknown, dtype=np.int64)
-    of_rows = np.array([truth[of_set.ids.real[row]] for row in unknown], dtype=np.int64)
+    """The readable test slices of patients without labelled slices. truth: by id, 1 or 0."""
+    rows = np.flatnonzero((of_set.labels == UNKNOWN) & ~is_of_labelled_patient(of_set, of_set.groups))
+    of_rows = np.array([truth[of_set.ids.real[row]] for row in rows], dtype=np.int64)
     score = of_set.decided.combined.score
     return Judged(rows, of_rows, score[rows], of_set.groups, of_set.labels, score)
 

@@ -22,7 +22,7 @@ from gansfp.decision.decide import FinalConfig
 from gansfp.decision.judged import DecidedSet
 from gansfp.decision.planted import Planted, Space
 from gansfp.decision.pool import Pool
-from gansfp.decision.stacking import Nested
+from gansfp.decision.stacking import Nested, count_refits
 from gansfp.labels import NOT_USED, UNKNOWN, USED
 from gansfp.scoring.distances import smallest
 from gansfp.scoring.embedded_set import TINY
@@ -34,7 +34,6 @@ SEEN = 0.8  # the share of leaks that must be found
 MATTERS = 0.1  # copies among the generated slices: a leak that an audit should not miss
 FOLDS = 5
 NEIGHBOURS = (1, 5)
-PERMUTATIONS = 200
 COARSE, OF_EACH = 8, 4  # sizes from the smallest to the largest, and audits of each
 ROUNDS, OF_ROUND = 4, 20  # then audits near the size that is looked for
 MOST_COPIES = 4.0  # of each used slice: more change nothing
@@ -190,11 +189,12 @@ def is_found(layout: Layout, size: float, config: FinalConfig, number: int) -> b
     nested = Nested(Pool(scores, folds), labels, config.combine)
     score = nested.fit(nested.choose()).score[judged]
     tried = np.concatenate([score[None], scores[:, judged]])
-    p = p_values_auc(drawn.used[judged], tried, drawn.units[judged], 0, PERMUTATIONS, number)
+    permutations = count_refits(config.permutations, config.alpha)
+    p = p_values_auc(drawn.used[judged], tried, drawn.units[judged], 0, permutations, number)
     if max(p.p_value, p.p_value_selected) >= config.alpha:
         return False
     of_units = np.bincount(drawn.units[judged], score) / np.bincount(drawn.units[judged])
-    return layout.test(normal_scores(of_units), PERMUTATIONS, number).p_value < config.alpha
+    return layout.test(normal_scores(of_units), permutations, number).p_value < config.alpha
 
 
 @dataclass(frozen=True, eq=False)

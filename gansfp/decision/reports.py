@@ -42,7 +42,8 @@ class DecisionReport:
 @dataclass(frozen=True)
 class SetReport:
     """One membership set. test: None where there is no truth; cross_validated: of the labelled slices. shortcuts: what
-    could make the set easier or harder than it seems."""
+    could make the set easier or harder than it seems. left_out: how many patients have labelled slices and test slices
+    with truth; no figure rests on these test slices."""
 
     concluded: Conclusion
     cross_validated: Evidence
@@ -50,6 +51,7 @@ class SetReport:
     tried: int
     test: Evidence | None = None
     shortcuts: Sequence[Shortcut] = ()
+    left_out: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -64,6 +66,7 @@ class SetReport:
             "configuration": self.decision.as_dict(),
             "shortcuts": [shortcut.as_dict() for shortcut in self.shortcuts],
             "tried": self.tried,
+            "patients_left_out": self.left_out,
             **(self.test.as_dict() if self.test else {}),
         }
 

@@ -10,6 +10,7 @@ scores reached a cross-validated AUC of 0.70. Therefore decide.py leaves them ou
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from gansfp.statistics.resampling import count_permutations, group_codes, permut
 
 MEMBERS = 40  # configurations in a stack
 STRENGTH = 0.3  # inverse regularisation of the stack, as scikit-learn's C, on scores of unit variance
-REFITS = 200  # the most permutations for which the whole combination is fitted again
+REFITS = 200  # the most permutations for which the whole combination is fitted again, at the usual level
 _CELLS = 1 << 23  # numbers that labellings share in memory at once: 64 MB
 
 
@@ -164,6 +165,12 @@ def combine(combination: str | None, scores: np.ndarray, labels: np.ndarray, fol
         of_fits = np.stack([nested.fit(nested.choose(fold), fold).score for fold in held_out])
         aucs = {candidate: nested.auc(candidate) for candidate in nested.names}
     return Combined(name, score, of_fits, calibrated(score, labels), fit.members, fit.coefficients, aucs)
+
+
+def count_refits(permutations: int, alpha: float) -> int:
+    """Returns for how many of the permutations the combination is fitted again: more for a small level alpha, so that
+    p-values can fall below it."""
+    return min(permutations, max(REFITS, math.ceil(10 / alpha)))
 
 
 def p_value_refitted(

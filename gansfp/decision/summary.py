@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from gansfp.decision.conclusion import Conclusion
 from gansfp.decision.reports import AttributionReport, Metrics, SetReport
-from gansfp.decision.verdict import Reason
+from gansfp.decision.verdict import LEAK, Reason
 from gansfp.statistics.intervals import Estimate
 from gansfp.statistics.patients import false_accusations_at_most
 
 MEMBERSHIP_FIGURES = ("auc", "f1", "accuracy", "kappa", "tpr_at_fpr_0.01", "tpr_at_fpr_0.1")
 ATTRIBUTION_FIGURES = ("ari", "nmi", "purity")
+NO_LEAK = "Careful: without a leak this only says how many are like the used patients"
 
 
 def summary(metrics: Metrics) -> str:
@@ -37,7 +38,9 @@ def summary(metrics: Metrics) -> str:
 def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, ...]) -> list[str]:
     evidence, slices = report.test, "test slices with truth"
     if evidence is None:
-        evidence, slices = report.cross_validated, "labelled slices, cross-validated (the test has no truth)"
+        few = isinstance(report, SetReport) and report.left_out
+        why = "too few test slices can be judged" if few else "the test has no truth"
+        evidence, slices = report.cross_validated, f"labelled slices, cross-validated ({why})"
     counts = evidence.support
     lines = [title, f"  {report.verdict.finding.upper()}: {report.verdict.sentence}"]
     lines += [f"  - {_reason(reason)}" for reason in report.verdict.reasons]
@@ -59,10 +62,13 @@ def _block(title: str, report: SetReport | AttributionReport, names: tuple[str, 
 def _of_patients(concluded: Conclusion) -> list[str]:
     """How many of the unknown patients were used, and how many can be named."""
     patients, lines = concluded.patients, []
-    if share := concluded.share:
-        used = f"{share.value:.0%} of the unknown patients were used, {share.low:.0%} to {share.high:.0%}"
+    if share := concluded.known_share:
+        used = f"{share.value:.0%} of the unknown patients were used, {share.low:.0%} to {share.high:.0%} at 95 %"
         least = f"; at least {concluded.least:.0%} if only the not-used labels hold" if concluded.least else ""
-        lines.append(f"  - share: {used} at 95 %{least}")
+        leak = concluded.verdict.finding == LEAK
+        lines.append(f"  - share: {used}{least}" if leak else f"  - share: {used}. {NO_LEAK}")
+    elif concluded.share:
+        lines.append("  - share: not known")
     if patients.listed is not None:
         named = f"{patients.named.sum():,} of {len(patients.names):,} unknown patients"
         withheld = f"; {patients.withheld:,} more have such scores, but the verdict does not allow to name them"

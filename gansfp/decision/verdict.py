@@ -139,13 +139,19 @@ def _obstacles(evidence: Evidence, controls: Controls, alpha: float) -> Sequence
         return [Reason(what, evidence.p_value_smallest)]
     if controls.blind is None:
         return [Reason(reason) for reason in controls.missing]
-    smallest = controls.conditional.smallest if controls.conditional else 1.0
-    if controls.blind.value >= SEPARATED or smallest >= alpha:
+    if controls.blind.value >= SEPARATED:
         what = (
             "used and not-used slices differ so much by themselves that hardly a patient of one class is like one of "
             f"the other (blind AUC {controls.blind.value:.2f}{_named(controls)})"
         )
         return [Reason(what, controls.blind.value)]
+    smallest = controls.conditional.smallest if controls.conditional else 1.0
+    if smallest >= alpha:
+        what = (
+            "there are too few patients to test beyond what the slices show by themselves: this p-value cannot fall "
+            f"below {smallest:.2g}"
+        )
+        return [Reason(what, smallest)]
     return []
 
 

@@ -58,7 +58,7 @@ LABELS: Mapping[str, str] = {
         "Slices of known generators (the test has no truth): {n} slices; {tried} configurations tried"
     ),
     "counts_of_labelled": (
-        "Labelled slices, each judged by a fit to others (the test has no truth): {n} slices of "
+        "Labelled slices, each judged by a fit to others (no truth of test slices counts here): {n} slices of "
         "{patients} patients; {tried} configurations tried"
     ),
     "counts_of_test": "Test slices with truth: {n} slices of {patients} patients; {tried} configurations tried",

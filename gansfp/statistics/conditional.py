@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
+from gansfp.errors import UsageError
 from gansfp.statistics.logistic import logistic
 
 STRENGTH = 1.0  # inverse regularisation of each block's regression, as scikit-learn's C, on columns of unit variance
@@ -27,13 +28,18 @@ def propensities(blocks: Sequence[np.ndarray], labels: np.ndarray, folds: np.nda
     """Returns the probability (n,) of label 1 for each unit, by fits to the units of the other folds.
 
     blocks: each (n, d) float64, columns standardised: features of one kind; labels: (n,) 0/1; folds: (n,), each with
-    both classes outside of it. Each block has a ridge logistic regression; a second regression with coefficients that
-    are not negative combines them. It is fitted to predictions for units that the first did not see (stacked
-    generalisation, Wolpert 1992). So a block that predicts nothing changes little, and labels that do not depend on the
-    features have propensities near their share.
+    both classes. Raises UsageError for fewer than 3 folds.
+
+    Each block has a ridge logistic regression; a second regression with coefficients that are not negative combines
+    them. It is fitted to predictions for units that the first did not see (stacked generalisation, Wolpert 1992). So a
+    block that predicts nothing changes little, and labels that do not depend on the features have propensities near
+    their share.
     """
+    kinds = np.unique(folds)
+    if len(kinds) < 3:  # a fit to the folds beside two of them
+        raise UsageError(f"got {len(kinds)} folds, expected 3 or more: it takes 3 patients of each class")
     score = np.empty(len(labels))
-    for fold in np.unique(folds):
+    for fold in kinds:
         others = folds != fold
         inner = np.column_stack([_held_out(block[others], labels[others], folds[others]) for block in blocks])
         weights, intercept = _combination(inner, labels[others])
@@ -135,35 +141,34 @@ class Unexplained:
         # Each block has the same weight, however many columns it has.
         self._columns = np.column_stack([block / np.sqrt(block.shape[1]) for block in blocks])
         self._folds = folds
-        of_folds = {fold: self._maps(fold) for fold in np.unique(folds).tolist()}
-        candidates = [{fold: maps[number] for fold, maps in of_folds.items()} for number in range(len(PENALTIES))]
-        self._maps_of_fold = min(candidates, key=lambda maps: float(np.square(self._rest(score, maps)).sum()))
+        self._factors_of_fold = {fold: self._factors(fold) for fold in np.unique(folds).tolist()}
+        self._penalty = min(PENALTIES, key=lambda penalty: float(np.square(self._rest(score, penalty)).sum()))
 
-    def _maps(self, fold: int) -> list[np.ndarray]:
-        """For each penalty the matrix (fold, others) that predicts the fold's units from the others' scores.
+    def _factors(self, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What predicts the fold's units from the others' scores x: left @ ((right @ x) / (values + penalty)).
 
-        One decomposition serves all penalties: of the units' products where there are fewer units than columns, else of
-        the columns' products.
+        Returns left (fold, k), values (k,) and right (k, others); k is the smaller number of other units and columns.
+        The product of left and right is never formed: it would take (fold, others) numbers. One decomposition serves
+        all penalties: of the units' products where there are fewer units than columns, else of the columns' products.
         """
         inside, others = self._columns[self._folds == fold], self._columns[self._folds != fold]
         with threadpool_limits(1, user_api="blas"):  # small matrices: threads would wait for each other
             if len(others) < others.shape[1]:
                 values, vectors = np.linalg.eigh(others @ others.T)
-                left, right = inside @ others.T @ vectors, vectors.T
-            else:
-                values, vectors = np.linalg.eigh(others.T @ others)
-                left, right = inside @ vectors, vectors.T @ others.T
-            return [(left / (values + penalty)) @ right for penalty in PENALTIES]
+                return inside @ others.T @ vectors, values, vectors.T
+            values, vectors = np.linalg.eigh(others.T @ others)
+            return inside @ vectors, values, vectors.T @ others.T
 
-    def _rest(self, scores: np.ndarray, maps: dict[int, np.ndarray]) -> np.ndarray:
+    def _rest(self, scores: np.ndarray, penalty: float) -> np.ndarray:
         rest = np.empty(scores.shape)
-        for fold, predicts in maps.items():
+        for fold, (left, values, right) in self._factors_of_fold.items():
             inside = self._folds == fold
             others = scores[..., ~inside]
             mean = others.mean(-1, keepdims=True)
-            rest[..., inside] = scores[..., inside] - mean - (others - mean) @ predicts.T
+            predicted = ((others - mean) @ right.T / (values + penalty)) @ left.T
+            rest[..., inside] = scores[..., inside] - mean - predicted
         return rest
 
     def of(self, scores: np.ndarray) -> np.ndarray:
         """The residuals of scores, (n,) or (m, n)."""
-        return self._rest(scores, self._maps_of_fold)
+        return self._rest(scores, self._penalty)

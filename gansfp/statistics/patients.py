@@ -45,6 +45,18 @@ class PatientScores:
         """Returns the scores of the unknown patients by every fit: (f, u)."""
         return self.scores[:, self.labels == UNKNOWN]
 
+    def unknown_by_one_fit(self, seed: int) -> np.ndarray:
+        """Returns the score of each unknown patient by one fit, drawn at random: (u,). Each fit scores about the same
+        share of the unknown patients as of the not-used ones.
+
+        So the scores of unknown patients who were not used have the distribution of `held_out(NOT_USED)`. The mean over
+        all fits would spread less.
+        """
+        rng = np.random.default_rng([seed, 1])
+        unknown, folds = self.unknown(), rng.permutation(self.folds[self.labels == NOT_USED])
+        fits = rng.permutation(np.resize(folds, unknown.shape[1]))
+        return unknown[fits, np.arange(unknown.shape[1])]
+
 
 @dataclass(frozen=True, eq=False)
 class PatientList:

@@ -92,8 +92,9 @@ def _differences(weights: np.ndarray, values: tuple[np.ndarray, ...]) -> np.ndar
 def least_share(not_used: np.ndarray, unknown: np.ndarray, seed: int = 0) -> float:
     """Returns a lower 95 % bound of the share of used among these unknown patients, from not-used ones alone.
 
-    not_used: (m,), unknown: (u,): a score a patient, for all alike; that of a not-used one did not learn from its
-    label. Without a leak the bound is 0 with a probability of 95 %, whatever the distribution of the scores.
+    not_used: (m,), unknown: (u,): a score a patient, for all alike, so each by one fit: PatientScores.held_out and
+    unknown_by_one_fit. That of a not-used one did not learn from its label. Without a leak the bound is 0 with a
+    probability of 95 %, whatever the distribution of the scores.
 
     Used patients score high, so the unknown patients lack low scores. If k of them are not used, then at most as many
     unknown patients as of these k lie below each score of a not-used patient. The number of these k follows from their

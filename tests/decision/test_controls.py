@@ -131,6 +131,17 @@ def labelled(leak, seed=0):
     return Judged(np.arange(60), labels, combined, groups, labels, combined, refit, folds), facts, scores
 
 
+def test_two_labelled_patients_of_a_class_have_no_blind_control_and_say_so():
+    labels = np.concatenate([[USED, USED], np.repeat(NOT_USED, 30)])
+    groups = np.array([f"p{number}" for number in range(32)])
+    folds, score = stratified_group_folds(labels, groups, 5, 0), np.arange(32.0)
+    facts = Facts(MEASURES[:1], np.random.default_rng(0).standard_normal((32, 1)), {})
+    judged = Judged(np.arange(32), labels, score, groups, labels, score, iter, folds)
+    controls = control(judged, facts, CONFIG)
+    assert (controls.blind, controls.conditional) == (None, None)
+    assert "2 folds, expected 3 or more: it takes 3 patients of each class" in controls.missing[0]
+
+
 @pytest.mark.parametrize(("leak", "found"), [(2.0, True), (0.0, False)])
 def test_cross_validated_slices_are_judged_by_refits(leak, found):
     judged, facts, _ = labelled(leak)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gansfp.decision.decide import decide_by_other_folds, decide_membership
+from gansfp.decision.decide import FinalConfig, decide_by_other_folds, decide_membership
 from gansfp.decision.stacking import combine
 from gansfp.decision.thresholds import choose_threshold, parse_rule
 from gansfp.errors import UsageError
@@ -84,3 +84,11 @@ def test_rules_of_a_command_line():
     for text in ("1.5", "-0.1", "nan", "inf", "F1", ""):
         with pytest.raises(UsageError, match=f"--decide: got '{text}', expected one of"):
             parse_rule(text)
+
+
+def test_so_few_permutations_that_nothing_can_be_found_are_refused():
+    with pytest.raises(UsageError, match="permutations: got 15, expected at least 20"):
+        FinalConfig(permutations=15)
+    with pytest.raises(UsageError, match="got 1000, expected at least 2000"):
+        FinalConfig(alpha=0.0005)
+    assert FinalConfig(permutations=20).permutations == 20

@@ -91,6 +91,8 @@ def test_attribution_evidence():
     assert report["purity"]["chance"] > 1 / 3
     assert report["p_value"] == report["p_value_selected"] == 1 / 101
     assert (report["n"], report["n_groups"], report["tried"], report["warnings"]) == (60, 60, 2, [])
+    (chosen,) = attribution_evidence(truth, labels, np.arange(60), tried, config, chosen_here=True).warnings
+    assert "the clustering is the best of 2 on these very slices, so its figures are too high" in chosen
     few = attribution_evidence(truth, labels, np.arange(60) // 20, tried, config).as_dict()
     assert few["p_value"] > 0.05
     assert "cannot fall below" in few["warnings"][0]

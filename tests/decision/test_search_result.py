@@ -9,6 +9,7 @@ import pytest
 
 from gansfp.decision.nearest_slices import nearest_table, write_nearest
 from gansfp.decision.search_result import (
+    TRIALS_DIGEST,
     BestRow,
     Configuration,
     SearchedIds,
@@ -129,6 +130,17 @@ def test_nearest_slices(work):
     assert search.complete
     assert search.nearest("s", PAIR) == {"a": ["g0", "g1"], "b": ["g1", "g0"], "c": ["g1", "g0"]}
     assert search.nearest("s", ("highpass", "outer")) == search.nearest("t", PAIR) == {}
+
+
+def test_a_result_of_other_trials_is_refused(work):
+    """As a search leaves them that is stopped after it wrote trials.parquet and before it wrote best.json."""
+    folder = search_folder(work, "membership")
+    place = f"{folder}/trials.parquet"
+    pq.write_table(pq.read_table(place).replace_schema_metadata({TRIALS_DIGEST: b"0a"}), place)
+    with pytest.raises(DataError, match=r"best.json belongs to other trials .*; run tune\.search again"):
+        read_search(work, "membership")
+    write_result(folder, result(trials_digest="0a"))
+    assert read_search(work, "membership").result.trials_digest == "0a"
 
 
 def test_no_search_is_none(work):

@@ -16,6 +16,7 @@ from gansfp.decision.stacking import (
     calibrated,
     choose_members,
     combine,
+    count_refits,
     nested_for,
     p_value_refitted,
 )
@@ -302,6 +303,12 @@ def test_the_p_value_of_a_leak_is_small_and_the_smallest_possible_one_is_returne
     # a patient a fold, of which some slices were used: its own slices exchange their labels
     mixed = p_value_refitted("best", scores, labels, folds, folds, 0)
     assert mixed == (1 / (1 + REFITS), 1 / (1 + REFITS))
+
+
+def test_a_small_level_has_more_refits():
+    assert count_refits(1000, 0.05) == REFITS
+    assert 1 / (1 + count_refits(1000, 0.004)) < 0.004
+    assert count_refits(60, 0.05) == 60
 
 
 def test_p_values_of_patients_with_identical_slices_are_calibrated():

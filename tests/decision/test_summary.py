@@ -17,6 +17,7 @@ from gansfp.statistics.patients import PatientList
 
 RUN = RunReport(0, 100, {})
 NAMED = np.array([True, False])
+SHARE = Estimate(0.5, 0.4, 0.6)
 
 
 def evidence(names=MEMBERSHIP_FIGURES, p_value=0.01, selected=0.02, warnings=()):
@@ -24,14 +25,14 @@ def evidence(names=MEMBERSHIP_FIGURES, p_value=0.01, selected=0.02, warnings=())
     return Evidence(figures, {"n": 1300, "n_groups": 66}, 7, p_value, selected, 0.001, warnings=warnings)
 
 
-def metrics(cross_validated, test=None, run=RUN):
+def metrics(cross_validated, test=None, run=RUN, share=SHARE, left_out=0):
     decision = DecisionReport("best", {"best": 0.75}, "f1", 0.5, [])
     controls = Controls(Estimate(0.5, 0.4, 0.6), conditional=Conditional(0.03, 0.001))
     verdict = judge_set(test or cross_validated, controls, Support(33, 33, has_truth=test is not None), 0.05)
     listed = PatientList(*np.array([[0, 1], [3, 1], [4, 0]]), np.array([0.01, 0.9]), np.array([0.02, 0.9]), NAMED)
     patients = Patients(listed, np.array(["anna", "bert"]), 0.1, wrong=0, of=33)
-    concluded = Conclusion(verdict, controls, patients, Estimate(0.5, 0.4, 0.6), 0.25)
-    report = SetReport(concluded, cross_validated, decision, 1206, test)
+    concluded = Conclusion(verdict, controls, patients, share, 0.25)
+    report = SetReport(concluded, cross_validated, decision, 1206, test, left_out=left_out)
     return Metrics(run, MembershipReport({"s": report}))
 
 
@@ -58,6 +59,32 @@ def test_patients_are_counted_beside_slices():
     assert of_set["patients"]["false_accusations_at_most"] == pytest.approx(most)
     assert of_set["patients"]["named"] == 1
     assert of_set["share"] == {"value": 0.5, "low": 0.4, "high": 0.6, "at_least_by_not_used": 0.25}
+
+
+def test_a_share_that_is_not_known_has_no_figure():
+    unknown = metrics(evidence(), evidence(), share=Estimate(0.5, 0.0, 1.0))
+    assert "  - share: not known" in summary(unknown).splitlines()
+    assert unknown.as_dict()["membership"]["sets"]["s"]["share"] is None
+
+
+def test_without_a_leak_the_share_is_no_count_of_used_patients():
+    line = next(
+        line
+        for line in summary(metrics(evidence(selected=0.5), evidence(selected=0.5))).splitlines()
+        if "share:" in line
+    )
+    assert line.endswith(
+        "40% to 60% at 95 %. Careful: without a leak this only says how many are like the used patients"
+    )
+    assert "at least" not in line
+
+
+def test_patients_that_are_left_out_are_counted():
+    few = metrics(evidence(warnings=("12 patients have labelled and test slices",)), left_out=12)
+    lines = summary(few).splitlines()
+    assert "  careful: 12 patients have labelled and test slices" in lines
+    assert any("cross-validated (too few test slices can be judged)" in line for line in lines)
+    assert few.as_dict()["membership"]["sets"]["s"]["patients_left_out"] == 12
 
 
 def test_without_truth_the_labelled_slices_are_shown():

@@ -73,6 +73,14 @@ def test_too_few_patients_or_no_p_value_is_cannot_tell():
     assert "no p-value is valid" in learned.sentence
 
 
+def test_too_few_patients_for_the_conditional_test_is_said_so_and_is_no_difference():
+    controls = Controls(Estimate(0.48, 0.1, 0.9), conditional=Conditional(0.3, 0.07))
+    verdict = judge_set(evidence(), controls, SUPPORT, ALPHA)
+    assert (verdict.finding, verdict.reasons[0].figure) == ("cannot tell", 0.07)
+    assert "too few patients to test beyond what the slices show by themselves" in verdict.sentence
+    assert "differ so much" not in verdict.sentence
+
+
 def test_without_a_blind_control_nothing_is_concluded():
     verdict = judge_set(evidence(), Controls(missing=("1 used patient",)), SUPPORT, ALPHA)
     assert verdict.finding == "cannot tell"

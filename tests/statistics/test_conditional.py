@@ -1,5 +1,6 @@
 """Propensities and the conditional test against scikit-learn, enumeration and plain loops; validity by simulation."""
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from gansfp.errors import UsageError
 from gansfp.statistics.conditional import PENALTIES, STRENGTH, Unexplained, conditional_labels, propensities
 from gansfp.statistics.resampling import stratified_group_folds
 
@@ -54,6 +56,12 @@ def test_propensities_equal_a_plain_computation(shift):
     folds = stratified_group_folds(labels, None, 3, 0)
     expected = plain_propensities(blocks, labels, folds)
     np.testing.assert_allclose(propensities(blocks, labels, folds), expected, atol=2e-3)
+
+
+def test_two_folds_leave_no_fit_within_a_fit():
+    labels, blocks = units(20, 0.0, seed=1)
+    with pytest.raises(UsageError, match="got 2 folds, expected 3 or more"):
+        propensities(blocks, labels, np.arange(20) % 2)
 
 
 def test_propensities_tell_labels_apart_where_features_do_and_stay_near_their_share_elsewhere():
@@ -117,6 +125,30 @@ def test_what_is_not_explained_equals_ridge_regressions_by_scikit_learn(score_fo
     unexplained = Unexplained(blocks, folds, score)
     np.testing.assert_allclose(unexplained.of(score), expected, atol=1e-8)
     np.testing.assert_allclose(unexplained.of(np.stack([score, score])), [expected, expected], atol=1e-8)
+
+
+def dense_rest(unexplained, scores):
+    """By the dense matrix of each fold, (fold, others)."""
+    rest = np.empty(scores.shape)
+    for fold, (left, values, right) in unexplained._factors_of_fold.items():
+        inside = unexplained._folds == fold
+        others = scores[:, ~inside] - scores[:, ~inside].mean(1, keepdims=True)
+        predicts = (left / (values + unexplained._penalty)) @ right
+        rest[:, inside] = scores[:, inside] - scores[:, ~inside].mean(1, keepdims=True) - others @ predicts.T
+    return rest
+
+
+@pytest.mark.parametrize("n", [40, 1500])  # fewer and more units than columns
+def test_what_is_not_explained_takes_memory_for_columns_not_for_pairs_of_units(n):
+    rng = np.random.default_rng(9)
+    blocks, scores = [rng.standard_normal((n, 60)), rng.standard_normal((n, 5))], rng.standard_normal((30, n))
+    tracemalloc.start()
+    unexplained = Unexplained(blocks, np.arange(n) % 5, scores[0])
+    found = unexplained.of(scores)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n < 100 or most < 20 * 8 * n * 65  # 16 MB; the matrices of all penalties took 86 MB
+    np.testing.assert_allclose(found, dense_rest(unexplained, scores), atol=1e-10)
 
 
 def rejections(effect, hidden_bias, packs, plain=False):

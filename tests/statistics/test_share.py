@@ -163,6 +163,30 @@ def test_the_lower_bound_is_zero_without_a_leak_and_rarely_above_the_share():
     assert np.mean(bounds) > 0.35
 
 
+def test_the_lower_bound_compares_scores_of_one_fit_with_scores_of_one_fit():
+    rng, by_mean, by_one_fit = np.random.default_rng(8), [], []
+    labels = np.repeat([NOT_USED, UNKNOWN], [400, 800])
+    folds = np.where(labels == UNKNOWN, -1, np.arange(1200) % 5)
+    for seed in range(30):  # without a leak; fits agree in a part of what they say
+        scores = rng.normal(size=1200) + 2 * rng.normal(size=(5, 1200))
+        patients = PatientScores(scores, labels, folds, np.ones(1200, int))
+        not_used = patients.held_out(NOT_USED)
+        by_mean.append(least_share(not_used, patients.unknown().mean(0), seed))
+        by_one_fit.append(least_share(not_used, patients.unknown_by_one_fit(seed), seed))
+    assert np.mean(np.array(by_mean) > 0) > 0.5  # a mean over fits spreads less: no low scores
+    assert np.mean(np.array(by_one_fit) > 0) <= 5 / 30  # 5 % is 1.5; P(more than 5) is 0.3 %
+
+
+def test_each_fit_scores_as_large_a_share_of_unknown_as_of_not_used_patients():
+    labels = np.repeat([NOT_USED, UNKNOWN], [10, 20])
+    folds = np.where(labels == UNKNOWN, -1, np.repeat([0, 0, 0, 1], [5, 2, 1, 22]))
+    patients = PatientScores(np.array([[0.0] * 30, [1.0] * 30]), labels, folds, np.ones(30, int))
+    assert patients.unknown_by_one_fit(0).sum() == 4  # 2 of 10 not-used patients are in fold 1
+    assert set(map(tuple, (patients.unknown_by_one_fit(seed) for seed in (3, 3)))) == {
+        tuple(patients.unknown_by_one_fit(3))
+    }
+
+
 def test_the_lower_bound_of_little_data():
     assert least_share(np.array([0.0]), np.array([5.0])) == 0
     assert least_share(np.zeros(50), np.zeros(50)) == 0
