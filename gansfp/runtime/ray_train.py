@@ -114,12 +114,16 @@ def _train(config: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _listening(messages: Queue, progress: Progress) -> Iterator[_Result]:
-    """Shows the reports of the epochs while they come; yields the result, which is complete when the context ends."""
+    """Shows the reports of the epochs while they come; yields the result, which is complete when the context ends.
+
+    Epochs of an earlier run of the same training stage count neither as done nor as to do.
+    """
     result = _Result()
     ended = threading.Event()
 
     def listen() -> None:
-        epochs: dict[object, int] = {}  # that a training stage has behind it, also those of a run before
+        epochs: dict[object, int] = {}  # by training stage: its last epoch; a fault repeats some
+        planned, before = progress.total, 0
         while not ended.is_set() or not messages.empty():
             with contextlib.suppress(Empty):
                 message = messages.get(timeout=POLL)
@@ -128,9 +132,11 @@ def _listening(messages: Queue, progress: Progress) -> Iterator[_Result]:
                 elif isinstance(message, str):
                     result.error = message
                 else:
+                    if not epochs:
+                        before = int(message["epoch"]) - 1
                     epochs[message.get("stage")] = int(message["epoch"])
                     progress.note = ", ".join(f"{key} {value:.4g}" for key, value in message.items() if key in SHOWN)
-                    progress.set(sum(epochs.values()))
+                    progress.of(sum(epochs.values()) - before, planned - before)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

@@ -71,16 +71,20 @@ def test_epochs_are_shown_and_the_record_comes_home(work):
 
 @pytest.mark.parametrize(
     ("sent", "shown"),
-    [([("", 41), ("", 42)], 42), ([("one", 1), ("one", 2), ("two", 1)], 3), ([("", 3), ("", 3), ("", 4)], 4)],
+    [
+        ([("", 41), ("", 42)], (2, 10)),
+        ([("one", 1), ("one", 2), ("two", 1)], (3, 50)),
+        ([("", 1), ("", 2), ("", 2), ("", 3)], (3, 50)),
+    ],
     ids=["resumed after epoch 40", "two stages", "repeated after a fault"],
 )
-def test_the_epochs_of_a_run_before_count(sent, shown):
+def test_epochs_are_counted_once_and_those_of_a_run_before_not(sent, shown):
     messages = Messages()
     for stage, epoch in sent:
         messages.put({"epoch": epoch, "train_loss": 0.25} | ({"stage": stage} if stage else {}))
     with Progress("train", 50, "epochs") as progress, ray_train._listening(messages, progress):
         pass
-    assert progress.done == shown
+    assert (progress.done, progress.total) == shown
 
 
 def test_an_error_comes_home_as_text(work):
