@@ -28,9 +28,11 @@ from gansfp.images import slices
 from gansfp.runtime.cluster import start_ray
 from gansfp.runtime.collection import read_collection
 from gansfp.runtime.command import Parser, run
+from gansfp.runtime.lock import held
 from gansfp.runtime.options import (
     add_cluster_options,
     add_collection_options,
+    check_places,
     cluster_config,
     collection_config,
     positive,
@@ -127,7 +129,9 @@ def real_slices(options: argparse.Namespace) -> tuple[Archive, int]:
     if not options.data:
         with processes(PARTS * options.patients) as pool:
             return Archive(*phantoms(PARTS * options.patients, options.slices, options.seed, pool)), options.patients
-    real = not_used_slices(read_collection(options.data, options.work, collection_config(options)))
+    check_places(options.data, options.work)
+    with held(options.work, "jobs.validate"):
+        real = not_used_slices(read_collection(options.data, options.work, collection_config(options)))
     people = len(np.unique(real.patients))
     if people < FEWEST * PARTS:
         raise DataError(f"{options.data}: got {people} not-used patients, expected at least {FEWEST * PARTS}")

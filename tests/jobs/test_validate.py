@@ -12,7 +12,8 @@ import torch
 from scipy.stats import binomtest
 
 from gansfp.embedding.measures import MEASURES, measures
-from gansfp.errors import UsageError
+from gansfp.errors import DataError, UsageError
+from gansfp.runtime.lock import held
 from gansfp.simulation.patients import Archive
 from gansfp.simulation.phantom import phantoms
 from jobs import validate
@@ -119,6 +120,16 @@ def test_the_table_says_what_is_not_met():
 def test_a_scale_that_is_no_number_of_packs_is_refused(scale):
     with pytest.raises(UsageError, match=f"--scale: got {scale}, expected a number of more than 0"):
         validate.main(["--scale", scale])
+
+
+def test_its_work_is_a_folder_of_its_own_that_no_other_command_uses(tmp_path):
+    data, work = tmp_path / "data", str(tmp_path / "work")
+    data.mkdir()
+    options = ["--out", str(tmp_path), "--data", str(data), "--work"]
+    with pytest.raises(UsageError, match="which is --data"):
+        validate.main([*options, str(data)])
+    with held(work, "jobs.audit"), pytest.raises(DataError, match=r"jobs\.audit"):
+        validate.main([*options, work])
 
 
 @pytest.mark.ray
