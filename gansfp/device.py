@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 NATIVE_BFLOAT16 = 8  # CUDA's least compute capability with bfloat16; older GPUs emulate it
@@ -122,7 +123,9 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Gives freed memory back to the system. By default glibc keeps some of it, more with each trial of a process."""
+    """Gives freed memory back to the system. By default Arrow and glibc keep some of it, more with each trial of a
+    process."""
+    pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -143,7 +143,7 @@ def _controls(of_set: DecidedSet, judged: Judged, facts: Facts | None, config: F
         missing = "blind control: the search of an earlier version left nothing for it; run tune.search again"
         return Controls(missing=(missing,))
     controls = control(judged, facts, ControlConfig(config.alpha, config.permutations, config.seed, config.match))
-    scores = of_set.rows.scores[rows_to_combine(of_set.rows.scores, of_set.learns)]
+    scores = of_set.rows.scores[rows_to_combine(of_set.learns)]
     halves, missing_halves = member_only(scores, of_set.labels, of_set.groups, config.combine, config.seed)
     return replace(controls, member_only=halves, missing=(*controls.missing, *missing_halves))
 

@@ -70,9 +70,10 @@ def decide_membership(
     unknown slices' scores alone. learns: (c,) bool, configurations that learn from labels
     (membership.learns_from_labels), which are left out unless there are no others.
     """
-    rows = np.flatnonzero(rows_to_combine(scores, learns))
+    rows = rows_to_combine(learns)
     combined = combine(combination, scores[rows], labels, folds)
-    combined = replace(combined, members=tuple(int(rows[member]) for member in combined.members))
+    places = np.arange(len(scores))[rows]
+    combined = replace(combined, members=tuple(int(places[member]) for member in combined.members))
     labelled = labels != UNKNOWN
     decision = np.zeros(len(labels), np.int64)
     decision[labelled] = decide_by_other_folds(combined.score[labelled], labels[labelled], folds[labelled], rule)
@@ -82,9 +83,15 @@ def decide_membership(
     return Decision(combined, threshold, decision, combined.aucs)
 
 
-def rows_to_combine(scores: np.ndarray, learns: np.ndarray | None) -> np.ndarray:
-    """Returns (c,) bool: the configurations to combine, those that do not learn from labels if there are any."""
-    return np.ones(len(scores), bool) if learns is None or learns.all() else ~learns
+def rows_to_combine(learns: np.ndarray | None) -> np.ndarray | slice:
+    """Returns the rows of the configurations to combine: those that do not learn from labels, or all if there are none.
+
+    A slice where these come first: NumPy then takes their scores without a copy. learns: (c,) bool.
+    """
+    if learns is None or learns.all():
+        return slice(None)
+    count = int((~learns).sum())
+    return np.flatnonzero(~learns) if learns[:count].any() else slice(count)
 
 
 def decide_by_other_folds(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:

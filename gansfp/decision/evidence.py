@@ -77,7 +77,7 @@ def membership_evidence(
 
     truth, score, decision, groups: (n,); tried: (c, n) scores of all configurations.
     """
-    p = p_values_auc(truth, np.concatenate([score[None], tried]), groups, 0, config.permutations, config.seed)
+    p = p_values_auc(truth, tried, groups, score, config.permutations, config.seed)
     return Evidence(
         _membership_figures(truth, score, decision, groups, config.seed),
         support(truth, groups),
@@ -107,7 +107,7 @@ def cross_validated_evidence(
     choices and fits (stacking.p_value_refitted). Without such configurations there is no p-value.
     """
     labelled = labels != UNKNOWN
-    combined = scores[rows_to_combine(scores, learns)]
+    combined = scores[rows_to_combine(learns)]
     truth, score, decision = labels[labelled], decided.combined.score[labelled], decided.decision[labelled]
     figures = _membership_figures(truth, score, decision, groups[labelled], config.seed)
     slices, tried, all_used = support(truth, groups[labelled]), len(scores), f1_all_used(truth)

@@ -45,7 +45,7 @@ from gansfp.decision.search_result import (
     check_current,
     read_search,
 )
-from gansfp.decision.shortcuts import read_shortcuts
+from gansfp.decision.shortcuts import Shortcut, read_shortcuts
 from gansfp.decision.verdict import judge_clusters
 from gansfp.device import release_memory
 from gansfp.errors import DataError
@@ -102,38 +102,44 @@ def decide_sets(job: _Job, search: Search) -> MembershipReport:
     own, planted = read_real_slices(search.folder) or {}, read_planted(search.folder) or {}
     shortcuts, reports, scored = read_shortcuts(search.folder) or {}, {}, []
     for name in search.result.ids.sets:
-        of_set = _read_set(job, search, name)
-        decided = of_set.decided
-        evidence = cross_validated_evidence(
-            decided, of_set.rows.scores, of_set.labels, of_set.folds, of_set.groups, job.config, of_set.learns
-        )
-        judged, test_evidence, left_out = judged_by_others(of_set, job.config.combine), None, 0
-        nearest = search.nearest(name, _strongest(decided, of_set.rows).pair)
-        test = job.catalog.unknown(name)
-        if len(test):
-            answers, tried = _answers(test, of_set.ids, decided, of_set.rows)
-            write_membership(job.work, name, test, answers, nearest)
-            truth = read_membership_truth(job.data, job.catalog, name)
-            if truth is not None:
-                of_test = judge_test(of_set, truth, test.groups(), answers, tried, job.config)
-                test_evidence, left_out = of_test.evidence, of_test.left_out
-                if test_evidence:
-                    judged = of_test.judged
-                    scored.append(of_test.decisions)
-                else:
-                    evidence = replace(evidence, warnings=(*evidence.warnings, of_test.warning))
-        write_judged(job.work, name, of_set, judged, nearest)
         facts = None
         if name in own:
-            facts = collect_facts(own[name], of_set.ids.real, job.catalog.select(task="membership"))
+            facts = collect_facts(own[name], search.result.ids.sets[name].real, job.catalog.select(task="membership"))
         left = Left(facts, planted.get(name))
-        concluded = conclude(of_set, judged, test_evidence or evidence, left, job.config)
-        write_patients(job.work, name, concluded.patients)
-        described, tried_rows = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
-        beside = test_evidence, shortcuts.get(name, []), left_out
-        reports[name] = SetReport(concluded, evidence, described, tried_rows, *beside)
-        release_memory()
+        reports[name], decisions = _decide_set(job, search, name, left, shortcuts.get(name, []))
+        scored += [decisions] if decisions else []
+        release_memory()  # of the scores of all configurations
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
+
+
+def _decide_set(
+    job: _Job, search: Search, name: str, left: Left, shortcuts: Sequence[Shortcut]
+) -> tuple[SetReport, SetDecisions | None]:
+    """Decides about one set. Returns its report, and the decisions that the truth scores, None where it scores none."""
+    of_set = _read_set(job, search, name)
+    decided = of_set.decided
+    evidence = cross_validated_evidence(
+        decided, of_set.rows.scores, of_set.labels, of_set.folds, of_set.groups, job.config, of_set.learns
+    )
+    judged, test_evidence, left_out, decisions = judged_by_others(of_set, job.config.combine), None, 0, None
+    nearest = search.nearest(name, _strongest(decided, of_set.rows).pair)
+    test = job.catalog.unknown(name)
+    if len(test):
+        answers, slices = _answers(test, of_set.ids, decided)
+        write_membership(job.work, name, test, answers, nearest)
+        truth = read_membership_truth(job.data, job.catalog, name)
+        if truth is not None:
+            of_test = judge_test(of_set, truth, test.groups(), answers, slices, job.config)
+            test_evidence, left_out = of_test.evidence, of_test.left_out
+            if test_evidence:
+                judged, decisions = of_test.judged, of_test.decisions
+            else:
+                evidence = replace(evidence, warnings=(*evidence.warnings, of_test.warning))
+    write_judged(job.work, name, of_set, judged, nearest)
+    concluded = conclude(of_set, judged, test_evidence or evidence, left, job.config)
+    write_patients(job.work, name, concluded.patients)
+    described, tried = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
+    return SetReport(concluded, evidence, described, tried, test_evidence, shortcuts, left_out), decisions
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,19 +163,21 @@ def judge_test(
     truth: Mapping[str, int],
     groups: np.ndarray,
     answers: MembershipAnswers,
-    tried: np.ndarray,
+    slices: np.ndarray,
     config: FinalConfig,
 ) -> JudgedTest:
     """Scores the decisions about the test slices of a set.
 
-    truth: by id, in the order of the test slices; groups: (m,) of these; tried: (c, m) scores of all configurations.
+    truth: by id, in the order of the test slices; groups: (m,) of these; slices: (m,) rows among the set's real slices,
+    -1 for one that cannot be read.
     """
     known, judged = is_of_labelled_patient(of_set, groups), judged_by_truth(of_set, truth)
     used, prediction, groups_left = np.array(list(truth.values()))[~known], answers.prediction[~known], groups[~known]
     decisions = SetDecisions(truth=used, prediction=prediction, groups=groups_left)
     left_out, evidence, warning = len(np.unique(groups[known])), None, ""
     if not left_out or min(judged.patients) >= LEAST_PATIENTS:
-        evidence = membership_evidence(used, answers.score[~known], prediction, groups_left, tried[:, ~known], config)
+        tried = _tried(of_set.rows.scores, slices[~known])
+        evidence = membership_evidence(used, answers.score[~known], prediction, groups_left, tried, config)
     if left_out:
         warning = (
             f"{left_out:,} patients have labelled and test slices. The fit that scores their {known.sum():,} test "
@@ -184,9 +192,12 @@ def judge_test(
 
 
 def _read_set(job: _Job, search: Search, name: str) -> DecidedSet:
-    ids, rows = search.result.ids.sets[name], search.rows(name)
+    def learns_of(configuration: Configuration) -> bool:
+        return learns_from_labels(configuration.choices)
+
+    ids, rows = search.result.ids.sets[name], search.rows(name, last=learns_of)
     labels, folds, groups = np.array(ids.labels), np.array(ids.folds), np.array(ids.groups)
-    learns = np.array([learns_from_labels(configuration.choices) for configuration in rows.configurations])
+    learns = np.array([learns_of(configuration) for configuration in rows.configurations])
     decided = decide_membership(rows.scores, labels, folds, job.config.combine, job.config.rule, learns)
     return DecidedSet(ids, rows, labels, folds, groups, learns, decided)
 
@@ -209,8 +220,8 @@ def _strongest(decided: Decision, rows: ScoredRows) -> Configuration:
     return rows.configurations[combined.members[int(np.argmax(np.abs(combined.coefficients)))]]
 
 
-def _answers(test: Catalog, ids: SetIds, decided: Decision, rows: ScoredRows) -> tuple[MembershipAnswers, np.ndarray]:
-    """The answers for every test slice, in the catalog's order, and the scores (c, n) of all configurations.
+def _answers(test: Catalog, ids: SetIds, decided: Decision) -> tuple[MembershipAnswers, np.ndarray]:
+    """The answers for every test slice, in the catalog's order, and its row (n,) among the set's real slices, or -1.
 
     A slice that cannot be read is called not used, and ranks below all others.
     """
@@ -224,8 +235,14 @@ def _answers(test: Catalog, ids: SetIds, decided: Decision, rows: ScoredRows) ->
         probability=np.where(readable, combined.probability[slices], np.nan),
         readable=readable,
     )
-    scores = rows.scores
-    return answers, np.where(readable, scores[:, slices], scores.min(1, keepdims=True) - 1)
+    return answers, slices
+
+
+def _tried(scores: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """The scores (c, m) of all configurations for test slices. slices: (m,) as _answers gives them."""
+    tried = scores[:, slices]
+    tried[:, slices < 0] = scores.min(1, keepdims=True) - 1
+    return tried
 
 
 def decide_clusters(job: _Job, search: Search) -> AttributionReport:

@@ -80,7 +80,7 @@ def judged_by_others(of_set: DecidedSet, combination: str | None) -> Judged:
     """The labelled slices, each judged by a fit to the other folds."""
     labelled, score = of_set.labels != UNKNOWN, of_set.decided.combined.score
     rows = np.flatnonzero(labelled)
-    scores = of_set.rows.scores[rows_to_combine(of_set.rows.scores, of_set.learns)]
+    scores = of_set.rows.scores[rows_to_combine(of_set.learns)]
     pool = Pool(scores, of_set.folds)
 
     def refit(labelings: np.ndarray) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ all rows of trials.parquet, failed ones too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -243,21 +243,33 @@ class Search:
         """False where an earlier version left neither nearest slices nor names of clusters."""
         return self.nearest_slices is not None if self.result.ids.sets else self.result.names is not None
 
-    def rows(self, name: str) -> ScoredRows:
-        """The rows of a set ("" for attribution) that did not fail, read one trial at a time."""
-        rows, configurations, scores = [], [], []
+    def rows(self, name: str, last: Callable[[Configuration], bool] = lambda configuration: False) -> ScoredRows:
+        """The rows of a set ("" for attribution) that did not fail, in the order of the trials; those for which `last`
+        is true come after the others."""
+        table = self.trials.read(["set", "status", "configuration"])
+        of_set = np.array([value or "" for value in table["set"].to_pylist()]) == name
+        rows = np.flatnonzero(of_set & (np.array(table["status"].to_pylist()) == "ok"))
+        found = [Configuration.from_json(text) for text in table["configuration"].take(rows).to_pylist()]
+        order = np.argsort([last(configuration) for configuration in found], kind="stable")
+        scores = self._scores(rows, np.argsort(order))
+        return ScoredRows(rows[order], [found[place] for place in order], scores)
+
+    def _scores(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """The scores (c, n) of rows (c,) of trials.parquet, rising, each at its place. They are read one trial at a
+        time, so that they are in memory once."""
+        scores = np.empty((0, 0), np.float32)
         first = 0
         for group in range(self.trials.num_row_groups):
-            part = self.trials.read_row_group(group, ["set", "status", "configuration", "scores"])
-            of_set = np.array([value or "" for value in part["set"].to_pylist()]) == name
-            chosen = np.flatnonzero(of_set & (np.array(part["status"].to_pylist()) == "ok"))
-            if len(chosen):
-                of_chosen = part.take(chosen)
-                rows.append(first + chosen)
-                configurations += [Configuration.from_json(text) for text in of_chosen["configuration"].to_pylist()]
-                scores.append(of_chosen["scores"].combine_chunks().flatten().to_numpy().reshape(len(chosen), -1))
-            first += part.num_rows
-        return ScoredRows(np.concatenate(rows), configurations, np.concatenate(scores))
+            count = self.trials.metadata.row_group(group).num_rows
+            chosen = (rows >= first) & (rows < first + count)
+            if chosen.any():
+                column = self.trials.read_row_group(group, ["scores"])["scores"].take(rows[chosen] - first)
+                of_group = column.combine_chunks().flatten().to_numpy().reshape(int(chosen.sum()), -1)
+                if not scores.size:
+                    scores = np.empty((len(rows), of_group.shape[1]), of_group.dtype)
+                scores[places[chosen]] = of_group
+            first += count
+        return scores
 
     def known_clusters(self) -> dict[int, np.ndarray]:
         """The clusters (m,) of the known generators' slices, by row; only rows that have them."""

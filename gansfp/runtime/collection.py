@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gansfp.collection.catalog import Catalog, update_catalog
 from gansfp.collection.truth import check_truth_files
+from gansfp.device import release_memory
 from gansfp.runtime.progress import Progress
 from gansfp.runtime.record import record_stage
 
@@ -31,6 +32,7 @@ def read_collection(data: str, work: str, config: CollectionConfig) -> Catalog:
         catalog = update_catalog(
             data, work, allow_outside=config.allow_outside, sixteen_bit=config.sixteen_bit, progress=progress.of
         )
+    release_memory()  # of the rows before they were a table
     unreadable = len(catalog.select(status="unreadable"))
     record_stage(work, "catalog", progress.seconds, {"done": len(catalog), "failed": unreadable}, {"data": data})
     for line in catalog.readings():

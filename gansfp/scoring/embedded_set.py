@@ -72,9 +72,9 @@ class EmbeddedSet:
         ]
         return min(int(rows.sum()) for rows in outside)
 
-    @cached_property
     def generated_space(self) -> ClusteringSpace:
-        """The generated slices, prepared for clustering."""
+        """Returns the generated slices, prepared for clustering. It is not kept: one kind of score needs it, and the
+        others would have its distances in memory beside their own."""
         return ClusteringSpace(self.generated, self.device, self.limit, self.seed, self._leading_generated)
 
     def to_generated(self, count: int) -> tuple[np.ndarray, np.ndarray]:

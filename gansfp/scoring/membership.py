@@ -85,7 +85,7 @@ def mean_nearest(distance: np.ndarray, m: int) -> np.ndarray:
 def _clusters(data: EmbeddedSet, sweep: Sweep) -> Iterator[Scored]:
     """Minus the distance to the nearest centre of clusters of the generated slices (`min`), or the mean distance to all
     centres (`avg`). Published by AI Multimedia Lab 2024."""
-    space = data.generated_space
+    space = data.generated_space()
     for linkage in sweep.linkages:
         ks = [k for k in sweep.ks if k <= len(data.generated if linkage == "kmeans" else space.leaves)]
         if not ks or (linkage == "ward" and data.metric != "euclidean"):

@@ -4,7 +4,7 @@ p = (1 + b) / (1 + B), where b of B permutations reach the observed value (Phips
 valid for every B. resampling.permuted_labels defines what is permuted: groups, or slices within a group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -52,14 +52,15 @@ def p_values_auc(
     truth: np.ndarray,
     scores: np.ndarray,
     groups: np.ndarray | None = None,
-    chosen: int = 0,
+    chosen: int | np.ndarray = 0,
     permutations: int = 1000,
     seed: int = 0,
 ) -> PValues:
     """Tests whether labels unrelated to the scores could give so large an area under the ROC curve.
 
     truth: (n,) 0/1, scores: (n,) or (n_configurations, n) float, a higher score means more likely used, groups: (n,) or
-    None, chosen: the row of scores for p_value. One-sided; ties count half (midranks).
+    None, chosen: the row of scores for p_value, or scores (n,) that count as one more row, before the others.
+    One-sided; ties count half (midranks).
 
     The scores must not have been computed from these labels. Out-of-fold scores of a method that was fitted to the
     labels depend on them; the p-value is then approximate, because an exact test would repeat the fit for every
@@ -68,11 +69,14 @@ def p_values_auc(
     The computation is one product of labels and ranks, exact in float64. The scores and the labels (permutations, n)
     are in memory; everything else is computed block by block.
     """
-    scores = np.atleast_2d(scores)
-    labels = _checked(truth, scores, chosen)
+    parts = [np.atleast_2d(scores)]
+    if not isinstance(chosen, int):
+        # Not in one array with the others: there they would all have to be as wide as the widest numbers.
+        parts, chosen = [chosen[None], *parts], 0
+    labels = _checked(truth, parts, chosen)
     if labels.max() > 1:
         raise UsageError(f"p-value: got {labels.max() + 1} kinds of labels, expected 2: 0 (not used) and 1 (used)")
-    return _permute(labels, scores, groups, chosen, permutations, seed, _auc)
+    return _permute(labels, parts, groups, chosen, permutations, seed, _auc)
 
 
 def p_values_ari(
@@ -89,34 +93,36 @@ def p_values_ari(
     p_values_auc. Clusterings that are equal up to the names of clusters are computed once.
     """
     labelings = np.atleast_2d(labelings)
-    labels = _checked(truth, labelings, chosen)
+    labels = _checked(truth, [labelings], chosen)
     unique, row_of = np.unique(np.stack([_renamed(row) for row in labelings]), axis=0, return_inverse=True)
-    result = _permute(labels, unique, groups, int(row_of[chosen]), permutations, seed, _ari)
+    result = _permute(labels, [unique], groups, int(row_of[chosen]), permutations, seed, _ari)
     best = int(np.flatnonzero(row_of == result.best_index)[0])
     return PValues(**{**asdict(result), "best_index": best, "tried": len(labelings)})
 
 
 def _permute(
     labels: np.ndarray,
-    rows: np.ndarray,
+    parts: Sequence[np.ndarray],
     groups: np.ndarray | None,
     chosen: int,
     permutations: int,
     seed: int,
     statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> PValues:
+    """parts: arrays (c, n) whose rows are numbered through."""
     codes = group_codes(groups, len(labels))
     # row 0 holds the observed labels, so that they go through the same arithmetic
     labelings = np.concatenate([labels[None], permuted_labels(labels, codes, permutations, seed)])
     best, best_index = np.full(len(labelings), -np.inf), 0
-    of_chosen, step = best, _block(len(labels))
-    for start in range(0, len(rows), step):
-        values = statistic(labelings, rows[start : start + step])
-        if start <= chosen < start + step:
-            of_chosen = values[:, chosen - start]
+    of_chosen, step, tried = best, _block(len(labels)), 0
+    for rows in (part[start : start + step] for part in parts for start in range(0, len(part), step)):
+        values = statistic(labelings, rows)
+        if tried <= chosen < tried + len(rows):
+            of_chosen = values[:, chosen - tried]
         if values[0].max() > best[0]:
-            best_index = start + int(values[0].argmax())
+            best_index = tried + int(values[0].argmax())
         best = np.maximum(best, values.max(1))
+        tried += len(rows)
 
     def p_value(values: np.ndarray) -> float:
         # "not below" instead of "at least", so that an undefined value counts as reached; 1e-12 allows for rounding
@@ -130,7 +136,7 @@ def _permute(
         best=float(best[0]),
         best_index=best_index,
         by_chance=tuple(np.percentile(best[1:], np.arange(101)).tolist()),
-        tried=len(rows),
+        tried=tried,
         n_groups=int(codes.max()) + 1,
         permutations=permutations,
         smallest=max(1 / (1 + permutations), 1 / count_permutations(labels, codes)),
@@ -177,16 +183,19 @@ def _ari(labelings: np.ndarray, clusterings: np.ndarray) -> np.ndarray:
     return indices
 
 
-def _checked(truth: np.ndarray, rows: np.ndarray, chosen: int) -> np.ndarray:
+def _checked(truth: np.ndarray, parts: Sequence[np.ndarray], chosen: int) -> np.ndarray:
     """Returns the labels as integers 0... Raises UsageError for arguments that do not fit."""
-    if rows.ndim != 2 or rows.shape[1:] != np.shape(truth) or rows.size == 0:
-        raise UsageError(
-            f"p-value: got labels of shape {np.shape(truth)} for rows of shape {rows.shape}, expected a label a column"
-        )
-    if not 0 <= chosen < len(rows):
-        raise UsageError(f"p-value: got chosen={chosen} of {len(rows)} configurations, expected one of their rows")
-    if not np.isfinite(rows).all():
-        raise UsageError("p-value: got values that are not finite; leave out slices that could not be scored")
+    for rows in parts:
+        if rows.ndim != 2 or rows.shape[1:] != np.shape(truth) or rows.size == 0:
+            raise UsageError(
+                f"p-value: got labels of shape {np.shape(truth)} for rows of shape {rows.shape}, expected a label a "
+                "column"
+            )
+        if not np.isfinite(rows).all():
+            raise UsageError("p-value: got values that are not finite; leave out slices that could not be scored")
+    count = sum(map(len, parts))
+    if not 0 <= chosen < count:
+        raise UsageError(f"p-value: got chosen={chosen} of {count} configurations, expected one of their rows")
     return np.unique(truth, return_inverse=True)[1].astype(np.int16)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gansfp.decision.decide import FinalConfig, decide_by_other_folds, decide_membership
+from gansfp.decision.decide import FinalConfig, decide_by_other_folds, decide_membership, rows_to_combine
 from gansfp.decision.stacking import combine
 from gansfp.decision.thresholds import choose_threshold, parse_rule
 from gansfp.errors import UsageError
@@ -54,6 +54,20 @@ def test_a_folds_own_labels_never_change_its_decisions(rule):
         one, two = (decide_membership(scores, each, folds, None, rule).combined.score for each in (labels, flipped))
         assert np.array_equal(one[here], two[here])
     assert set(np.unique(whole)) <= {0, 1}
+
+
+def test_scores_to_combine_are_no_copy_where_what_learns_comes_last():
+    scores = np.arange(20.0).reshape(5, 4)
+    for learns, rows in (
+        (None, [0, 1, 2, 3, 4]),
+        (np.ones(5, bool), [0, 1, 2, 3, 4]),
+        (np.array([False, False, False, True, True]), [0, 1, 2]),
+    ):
+        chosen = scores[rows_to_combine(learns)]
+        np.testing.assert_array_equal(chosen, scores[rows])
+        assert np.shares_memory(chosen, scores)
+    among_others = rows_to_combine(np.array([True, False, True, False, False]))
+    np.testing.assert_array_equal(scores[among_others], scores[[1, 3, 4]])
 
 
 def test_what_learns_is_left_out():

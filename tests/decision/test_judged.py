@@ -45,7 +45,7 @@ def judged_test(of_set: DecidedSet, truth: dict[str, int]) -> JudgedTest:
     answers = MembershipAnswers(
         decided.combined.score[test], decided.decision[test], decided.combined.probability[test], np.ones(len(truth))
     )
-    return judge_test(of_set, truth, of_set.groups[test], answers, of_set.rows.scores[:, test], CONFIG)
+    return judge_test(of_set, truth, of_set.groups[test], answers, np.flatnonzero(test), CONFIG)
 
 
 @pytest.mark.parametrize("seed", range(3))

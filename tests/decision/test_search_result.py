@@ -12,6 +12,7 @@ from gansfp.decision.search_result import (
     TRIALS_DIGEST,
     BestRow,
     Configuration,
+    Search,
     SearchedIds,
     SearchResult,
     SetIds,
@@ -116,7 +117,30 @@ def test_a_row_has_one_index_failed_rows_counted(work):
     assert rows.configurations == [Configuration({"method": "reverse"})]
     np.testing.assert_array_equal(rows.of_row(search.result.best["s"].row), [0.5, 0.25, 2.0])
     assert search.rows("t").rows.tolist() == [1]
+    assert not len(search.rows("neither").scores)
     assert {row: labels.tolist() for row, labels in search.known_clusters().items()} == {2: [1, 0]}
+
+
+def test_rows_of_all_trials_are_in_their_order_but_the_last_ones(tmp_path):
+    rng, trials = np.random.default_rng(0), []
+    for number in range(4):
+        scores, names = rng.random((5, 3)).astype(np.float32), [f"{number}{row}" for row in range(5)]
+        of_set = ["s" if rng.random() < 0.7 else "t" for _ in range(5)]
+        status = ["ok" if rng.random() < 0.7 else "failed" for _ in range(5)]
+        trials += list(zip(of_set, status, names, scores.tolist(), strict=True))
+    columns = dict(zip(("set", "status", "configuration", "scores"), map(list, zip(*trials, strict=True)), strict=True))
+    columns["configuration"] = [json.dumps({"method": name}) for name in columns["configuration"]]
+    columns["scores"] = pa.array(columns["scores"], pa.list_(pa.float32()))
+    pq.write_table(pa.table(columns), tmp_path / "trials.parquet", row_group_size=5)
+    rows = Search(str(tmp_path), result()).rows("s", last=lambda configuration: configuration.choices["method"] < "2")
+    of_s = [row for row, trial in enumerate(trials) if trial[:2] == ("s", "ok")]
+    expected = [row for row in of_s if trials[row][2] >= "2"] + [row for row in of_s if trials[row][2] < "2"]
+    assert rows.rows.tolist() == expected != of_s
+    assert [configuration.choices["method"] for configuration in rows.configurations] == [
+        trials[row][2] for row in expected
+    ]
+    np.testing.assert_array_equal(rows.scores, np.float32([trials[row][3] for row in expected]))
+    assert rows.scores.dtype == np.float32
 
 
 def test_nearest_slices(work):

@@ -46,6 +46,8 @@ def test_auc_equals_the_loop(grouped):
         assert (got.best_index, got.best) == (observed.argmax(), pytest.approx(observed.max(), abs=1e-12))
         assert got.tried == 150
         np.testing.assert_allclose(np.array(got.by_chance)[[0, 50, 100]], [best.min(), np.median(best), best.max()])
+    beside = p_values_auc(truth, scores[1:].astype(np.float32), groups, scores[0], 60, 3)  # 32 bits keep their order
+    assert beside == p_values_auc(truth, scores, groups, 0, 60, 3)
     single = p_values_auc(truth, scores[7], groups, 0, 60, 3)
     assert single.p_value == single.p_value_selected == pytest.approx(alone[7])
 
