@@ -3,6 +3,8 @@
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import torch
 
@@ -57,6 +59,16 @@ def test_other_errors_are_no_shortage_of_memory():
     assert device.is_out_of_memory(torch.OutOfMemoryError("any message"))
     assert not device.is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not device.is_out_of_memory(ValueError("shape"))
+
+
+def test_released_memory_is_no_longer_arrows():
+    table = pa.table({"number": np.zeros(1 << 21)}).take(np.arange(1 << 21))
+    pool = pa.default_memory_pool()
+    held, resident = pool.bytes_allocated(), psutil.Process().memory_info().rss
+    del table
+    device.release_memory()
+    assert pool.bytes_allocated() < held
+    assert psutil.Process().memory_info().rss < resident - (1 << 23)
 
 
 def test_float32_on_a_gpu_is_not_tensorfloat_32():

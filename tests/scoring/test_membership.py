@@ -1,5 +1,7 @@
 """Membership scores: each against a slow plain reference; labels never change the scores of their fold; odd inputs."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,8 @@ from sklearn.decomposition import PCA
 
 from gansfp.errors import UsageError
 from gansfp.labels import NOT_USED, UNKNOWN, USED
+from gansfp.scoring import embedded_set
+from gansfp.scoring.clustering_space import ClusteringSpace
 from gansfp.scoring.distances import smallest
 from gansfp.scoring.embedded_set import TINY, EmbeddedSet
 from gansfp.scoring.membership import METHODS, Sweep, check_ks, learns_from_labels, mean_nearest, scores
@@ -74,6 +78,22 @@ def test_more_clusters_than_slices_are_left_out():
     with pytest.raises(UsageError, match="got 8, expected at most the number of slices to cluster, 5"):
         check_ks((2, 8), 5)
     check_ks((), 0)
+
+
+def test_distances_for_clustering_are_gone_when_other_scores_are_computed(monkeypatch):
+    made = []
+
+    class Watched(ClusteringSpace):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(embedded_set, "ClusteringSpace", Watched)
+    data = example()
+    assert any(parameters["method"] == "clusters" for parameters, _ in scores(data, SMALL))
+    list(scores(data, replace(SMALL, methods=("clusters",))))
+    gc.collect()
+    assert [reference() for reference in made] == [None, None]
 
 
 def test_kmeans_per_class():
