@@ -122,6 +122,18 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
 
 
+def return_memory() -> None:
+    """Makes glibc return freed pieces of 4 MB and more at once. For steps with large arrays of many sizes.
+
+    By default it keeps pieces of up to 32 MB once it has seen such a piece freed, and the next arrays fit badly into
+    what it keeps. Other C libraries are left as they are.
+    """
+    with suppress(OSError, AttributeError):  # a C library other than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 1 << 24)
+        mallopt(_M_MMAP_THRESHOLD, 1 << 22)
+
+
 def release_memory() -> None:
     """Gives freed memory back to the system. By default Arrow and glibc keep some of it, more with each trial of a
     process."""

@@ -20,6 +20,7 @@ from gansfp.decision.final import TASKS, final
 from gansfp.decision.reports import Metrics
 from gansfp.decision.result_files import write_result
 from gansfp.decision.summary import summary
+from gansfp.device import return_memory
 from gansfp.errors import DataError, UsageError
 from gansfp.report.options import ReportConfig, add_report_option
 from gansfp.report.page import write_report
@@ -54,6 +55,7 @@ def decide(
     pending: backbones that are still to be embedded and searched, so that the answer is provisional.
     """
     started = time.monotonic()
+    return_memory()
     metrics = final(data, work, replace(config, power=config.power and not pending), catalog, tasks)
     record_stage(work, "final", time.monotonic() - started, {"tasks": metrics.tasks}, asdict(config))
     records = read_records(work).values()

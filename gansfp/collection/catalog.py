@@ -74,6 +74,7 @@ SCHEMA = pa.schema(
 )
 
 _SIXTEEN_BIT = b"sixteen_bit"  # key in the metadata of the table
+_PART = 4096  # rows that are dictionaries at once: these take many times the memory of the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +117,8 @@ class Catalog:
         status: str | None = None,
     ) -> "Catalog":
         """Returns the rows that have all given values; the notes stay."""
-        conditions = {"task": task, "set": set, "split": split, "role": role, "status": status}
         table = self.table
-        for name, value in conditions.items():
+        for name, value in {"task": task, "set": set, "split": split, "role": role, "status": status}.items():
             if value is not None:
                 table = table.filter(pc.equal(table[name], value))
         return replace(self, table=table)
@@ -172,9 +172,12 @@ class Catalog:
         """Returns a digest of the images, their purposes and their groups, independent of where the files lie."""
         columns = ("image_id", "content", "task", "set", "split", "role", "generator", "group")
         # A search of an earlier version of gansfp wrote the hash of the content under the name sha256.
-        names = ["sha256" if name == "content" else name for name in columns]
-        rows = self.table.select(columns).rename_columns(names).to_pylist()
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        table, digest = self.table.select(columns).rename_columns({"content": "sha256"}), hashlib.sha256(b"[")
+        for start in range(0, len(self), _PART):  # of the JSON list of all rows, which is in memory in parts
+            text = json.dumps(table.slice(start, _PART).to_pylist())[1:-1]
+            digest.update(f"{', ' if start else ''}{text}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def duplicates(self) -> list[Duplicates]:
         """Returns the kinds of byte-identical images, the worst kind first."""
@@ -238,26 +241,29 @@ def catalog_of(
 
 def _table(rows: Sequence["_Row"], groups: Sequence[str]) -> pa.Table:
     """Returns the table of a catalog."""
-    records = [
-        {
-            "image_id": row.image_id,
-            "frame": row.frame,
-            **{name: getattr(row.image, name) for name in ("name", "uri", "bytes", "mtime", "ctime")},
-            **row.image.purpose._asdict(),
-            **row.content._asdict(),
-            "group": group,
-            "content": content_hash(row.content, row.frame, row.reading),
-            "reading": row.reading.name,
-            "rule": row.reading.rule,
-            "status": "unreadable" if row.reading.error else row.content.status,
-            "error": row.reading.error or row.content.error,
-            "duplicate_of": "",
-        }
-        for row, group in zip(rows, groups, strict=True)
-    ]
-    table = pa.Table.from_pylist(records, schema=SCHEMA)
+    of_slices = [*zip(rows, groups, strict=True)]
+    parts = (of_slices[start : start + _PART] for start in range(0, len(of_slices), _PART))
+    tables = (pa.Table.from_pylist([_record(*of_slice) for of_slice in part], schema=SCHEMA) for part in parts)
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables]).combine_chunks()
     column = SCHEMA.get_field_index("duplicate_of")
     return table.set_column(column, SCHEMA.field(column), pa.array(first_of_same(table), pa.string()))
+
+
+def _record(row: "_Row", group: str) -> dict[str, object]:
+    return {
+        "image_id": row.image_id,
+        "frame": row.frame,
+        **{name: getattr(row.image, name) for name in ("name", "uri", "bytes", "mtime", "ctime")},
+        **row.image.purpose._asdict(),
+        **row.content._asdict(),
+        "group": group,
+        "content": content_hash(row.content, row.frame, row.reading),
+        "reading": row.reading.name,
+        "rule": row.reading.rule,
+        "status": "unreadable" if row.reading.error else row.content.status,
+        "error": row.reading.error or row.content.error,
+        "duplicate_of": "",
+    }
 
 
 class _Row(NamedTuple):

@@ -17,7 +17,7 @@ from gansfp.labels import USED
 
 ALIKE = 0.95  # rank correlation from which two configurations count as alike
 OUTLIER = 4.0  # standard deviations to which a standardised score is clipped
-_CELLS = 1 << 20  # scores in one block of configurations
+_CELLS = 1 << 18  # scores in one block of configurations: some ten arrays as large as that are in memory
 
 HeldOut = frozenset[int]  # the folds whose labels are not used
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gansfp import store
 from gansfp.decision.stamped import read_stamped, write_stamped
@@ -47,11 +48,14 @@ def read_real_slices(folder: str, digest: str | None = None) -> dict[str, dict[P
     table = read_stamped(store.join(folder, FILE), SCHEMA, digest)
     if table is None:
         return None
-    names = list(zip(*(table[column].to_pylist() for column in ("set", "backbone", "view")), strict=True))
-    starts = [row for row, name in enumerate(names) if not row or name != names[row - 1]]
+    # Names in runs: a list of the names of all rows would take more memory than the numbers.
+    names = pc.binary_join_element_wise(table["set"], table["backbone"], table["view"], "\0").combine_chunks()
+    runs = pc.run_end_encode(names)
     found: dict[str, dict[Pair, np.ndarray]] = {}
-    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
-        name, backbone, view = names[start]
+    start = 0
+    for end, of_run in zip(runs.run_ends.to_pylist(), runs.values.to_pylist(), strict=True):
+        name, backbone, view = of_run.split("\0")
         values = table["values"].slice(start, end - start).combine_chunks().flatten().to_numpy()
         found.setdefault(name, {})[backbone, view] = values.reshape(end - start, -1)
+        start = end
     return found

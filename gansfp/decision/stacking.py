@@ -27,7 +27,7 @@ from gansfp.statistics.resampling import count_permutations, group_codes, permut
 MEMBERS = 40  # configurations in a stack
 STRENGTH = 0.3  # inverse regularisation of the stack, as scikit-learn's C, on scores of unit variance
 REFITS = 200  # the most permutations for which the whole combination is fitted again, at the usual level
-_CELLS = 1 << 23  # numbers that labellings share in memory at once: 64 MB
+_CELLS = 1 << 22  # numbers that labellings share in memory at once: 32 MB
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from gansfp.collection import catalog
 from gansfp.collection.catalog import read_catalog, update_catalog
 from gansfp.errors import DataError
 from gansfp.images.slices import Source, load
@@ -81,6 +83,21 @@ def test_a_page_must_not_have_the_id_of_another_file(tmp_path):
     write(tmp_path / "attribution/test/x#0002.png", encode(PICTURES[0]))
     with pytest.raises(DataError, match=r"two slices have the image_id 'x#0002'"):
         read_catalog(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 7])
+def test_a_large_catalog_is_made_and_digested_in_parts(tmp_path, monkeypatch, part):
+    for number in range(6):
+        write(tmp_path / f"attribution/test/{number}.png", encode(RNG.integers(0, 256, (SIDE, SIDE)).astype(np.uint8)))
+    whole = read_catalog(str(tmp_path))
+    names = ("image_id", "content", "task", "set", "split", "role", "generator", "group")
+    rows = [{"sha256" if name == "content" else name: row[name] for name in names} for row in whole.table.to_pylist()]
+    monkeypatch.setattr(catalog, "_PART", part)
+    in_parts = read_catalog(str(tmp_path))
+    assert in_parts.table.equals(whole.table)
+    assert in_parts.digest() == whole.digest() == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    nothing = in_parts.where([False] * 6)
+    assert nothing.digest() == hashlib.sha256(b"[]").hexdigest()
 
 
 def test_a_work_remembers_what_16_bits_are(tmp_path):
