@@ -70,7 +70,7 @@ def p_values_auc(
     are in memory; everything else is computed block by block.
     """
     parts = [np.atleast_2d(scores)]
-    if not isinstance(chosen, int):
+    if isinstance(chosen, np.ndarray):
         # Not in one array with the others: there they would all have to be as wide as the widest numbers.
         parts, chosen = [chosen[None], *parts], 0
     labels = _checked(truth, parts, chosen)
