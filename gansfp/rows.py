@@ -121,3 +121,10 @@ def mapped(x: Rows, compute: Callable[[np.ndarray], np.ndarray]) -> Rows:
         made[part] = vectors
     assert made is not None
     return made
+
+
+def as_slice(rows: np.ndarray) -> slice | np.ndarray:
+    """Returns row numbers (n,) as a slice where each follows the last one: NumPy then takes the rows without a copy."""
+    first = int(rows[0]) if len(rows) else -1
+    follow = first >= 0 and np.array_equal(rows, np.arange(first, first + len(rows)))
+    return slice(first, first + len(rows)) if follow else rows

@@ -11,6 +11,7 @@ from gansfp.decision.stacking import Combined, combine
 from gansfp.decision.thresholds import DEFAULT_RULE, choose_threshold, threshold_rule
 from gansfp.errors import UsageError
 from gansfp.labels import UNKNOWN
+from gansfp.rows import as_slice
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,7 @@ def rows_to_combine(learns: np.ndarray | None) -> np.ndarray | slice:
 
     A slice where these come first: NumPy then takes their scores without a copy. learns: (c,) bool.
     """
-    if learns is None or learns.all():
-        return slice(None)
-    count = int((~learns).sum())
-    return np.flatnonzero(~learns) if learns[:count].any() else slice(count)
+    return slice(None) if learns is None or learns.all() else as_slice(np.flatnonzero(~learns))
 
 
 def decide_by_other_folds(score: np.ndarray, labels: np.ndarray, folds: np.ndarray, rule: str | float) -> np.ndarray:

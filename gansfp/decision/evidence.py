@@ -11,6 +11,7 @@ import numpy as np
 from gansfp.decision.decide import Decision, FinalConfig, rows_to_combine
 from gansfp.decision.stacking import count_refits, p_value_refitted
 from gansfp.labels import UNKNOWN
+from gansfp.rows import as_slice
 from gansfp.statistics.intervals import Estimate, attribution_figures, membership_figures, support
 from gansfp.statistics.metrics import attribution_chance, f1_all_used, membership_chance
 from gansfp.statistics.permutation import PValues, p_values_ari, p_values_auc
@@ -116,7 +117,8 @@ def cross_validated_evidence(
         return Evidence(figures, slices, tried, None, None, None, all_used, (warning,))
     refits = count_refits(config.permutations, config.alpha)
     p_value, smallest = p_value_refitted(config.combine, combined, labels, folds, groups, config.seed, refits)
-    selected = p_values_auc(truth, combined[:, labelled], groups[labelled], 0, config.permutations, config.seed)
+    of_labelled = combined[:, as_slice(np.flatnonzero(labelled))]
+    selected = p_values_auc(truth, of_labelled, groups[labelled], 0, config.permutations, config.seed)
     warning = f"too few groups in each fold: p cannot fall below {smallest:.2g}" if smallest > 0.05 else ""
     warnings = (warning,) if warning else ()
     p_values = p_value, selected.p_value_selected, smallest

@@ -50,6 +50,7 @@ from gansfp.decision.verdict import judge_clusters
 from gansfp.device import release_memory
 from gansfp.errors import DataError
 from gansfp.labels import UNKNOWN
+from gansfp.rows import as_slice
 from gansfp.scoring.membership import learns_from_labels
 from gansfp.statistics.intervals import SetDecisions, mean_f1
 
@@ -99,21 +100,16 @@ class _Job:
 
 def decide_sets(job: _Job, search: Search) -> MembershipReport:
     """Decides about the unknown slices of every set, writes the decisions, and scores them where there is truth."""
-    own, planted = read_real_slices(search.folder) or {}, read_planted(search.folder) or {}
     shortcuts, reports, scored = read_shortcuts(search.folder) or {}, {}, []
     for name in search.result.ids.sets:
-        facts = None
-        if name in own:
-            facts = collect_facts(own[name], search.result.ids.sets[name].real, job.catalog.select(task="membership"))
-        left = Left(facts, planted.get(name))
-        reports[name], decisions = _decide_set(job, search, name, left, shortcuts.get(name, []))
+        reports[name], decisions = _decide_set(job, search, name, shortcuts.get(name, []))
         scored += [decisions] if decisions else []
         release_memory()  # of the scores of all configurations
     return MembershipReport(reports, mean_f1(scored, seed=job.config.seed) if scored else None)
 
 
 def _decide_set(
-    job: _Job, search: Search, name: str, left: Left, shortcuts: Sequence[Shortcut]
+    job: _Job, search: Search, name: str, shortcuts: Sequence[Shortcut]
 ) -> tuple[SetReport, SetDecisions | None]:
     """Decides about one set. Returns its report, and the decisions that the truth scores, None where it scores none."""
     of_set = _read_set(job, search, name)
@@ -136,7 +132,7 @@ def _decide_set(
             else:
                 evidence = replace(evidence, warnings=(*evidence.warnings, of_test.warning))
     write_judged(job.work, name, of_set, judged, nearest)
-    concluded = conclude(of_set, judged, test_evidence or evidence, left, job.config)
+    concluded = conclude(of_set, judged, test_evidence or evidence, _read_left(job, search, name), job.config)
     write_patients(job.work, name, concluded.patients)
     described, tried = _described(decided, of_set.rows, job.config), len(of_set.rows.scores)
     return SetReport(concluded, evidence, described, tried, test_evidence, shortcuts, left_out), decisions
@@ -202,6 +198,15 @@ def _read_set(job: _Job, search: Search, name: str) -> DecidedSet:
     return DecidedSet(ids, rows, labels, folds, groups, learns, decided)
 
 
+def _read_left(job: _Job, search: Search, name: str) -> Left:
+    """What the search left for the conclusion. It is read here, because what comes before takes much memory."""
+    own, planted = read_real_slices(search.folder) or {}, read_planted(search.folder) or {}
+    facts = None
+    if name in own:
+        facts = collect_facts(own[name], search.result.ids.sets[name].real, job.catalog.select(task="membership"))
+    return Left(facts, planted.get(name))
+
+
 def _described(decided: Decision, rows: ScoredRows, config: FinalConfig) -> DecisionReport:
     combined = decided.combined
     members = [rows.configurations[member] for member in combined.members]
@@ -240,8 +245,9 @@ def _answers(test: Catalog, ids: SetIds, decided: Decision) -> tuple[MembershipA
 
 def _tried(scores: np.ndarray, slices: np.ndarray) -> np.ndarray:
     """The scores (c, m) of all configurations for test slices. slices: (m,) as _answers gives them."""
-    tried = scores[:, slices]
-    tried[:, slices < 0] = scores.min(1, keepdims=True) - 1
+    tried, unreadable = scores[:, as_slice(slices)], slices < 0
+    if unreadable.any():
+        tried[:, unreadable] = scores.min(1, keepdims=True) - 1
     return tried
 
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -220,12 +219,10 @@ class ScoredRows:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search as it lies in WORK: its result, its trials, and the nearest generated slices, None where an earlier
-    version left none."""
+    """A search as it lies in WORK: its result, its trials, and the nearest generated slices."""
 
     folder: str
     result: SearchResult
-    nearest_slices: pa.Table | None = None
 
     @cached_property
     def trials(self) -> pq.ParquetFile:
@@ -241,7 +238,7 @@ class Search:
     @property
     def complete(self) -> bool:
         """False where an earlier version left neither nearest slices nor names of clusters."""
-        return self.nearest_slices is not None if self.result.ids.sets else self.result.names is not None
+        return read_nearest(self.folder) is not None if self.result.ids.sets else self.result.names is not None
 
     def rows(self, name: str, last: Callable[[Configuration], bool] = lambda configuration: False) -> ScoredRows:
         """The rows of a set ("" for attribution) that did not fail, in the order of the trials; those for which `last`
@@ -281,9 +278,9 @@ class Search:
 
         Raises DataError where an earlier version left none.
         """
-        if self.nearest_slices is None:
+        rows = read_nearest(self.folder)
+        if rows is None:
             raise DataError(f"{self.folder}: holds no nearest.parquet; run tune.search again, finished trials are kept")
-        rows = self.nearest_slices
         for column, value in zip(("set", "backbone", "view"), (name, *pair), strict=True):
             rows = rows.filter(pc.equal(rows[column], value))
         return dict(zip(rows["image_id"].to_pylist(), rows["nearest"].to_pylist(), strict=True))
@@ -317,7 +314,7 @@ def read_search(work: str, task: str) -> Search | None:
         return None
     try:
         result = SearchResult.from_json(store.read_bytes(store.join(folder, "best.json")))
-        search = Search(folder, result, read_nearest(folder))
+        search = Search(folder, result)
         metadata = search.trials.metadata.metadata or {}  # a broken file must be reported here
         if metadata.get(TRIALS_DIGEST, b"").decode() != result.trials_digest:  # a search was stopped between the two
             raise ValueError("best.json belongs to other trials than trials.parquet")
