@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import ray
+
 from gansfp import store
 from gansfp.collection.catalog import Catalog
 from gansfp.collection.description import describe_collection
@@ -78,6 +80,7 @@ def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
 
     inputs: what each task embeds and searches.
     """
+    own_ray = not ray.is_initialized()  # else that of a program that calls this
     catalog = read_collection(config.data, config.work, config.collection)
     tasks = tasks_of(catalog)
     for line in dict.fromkeys(line for task in tasks for line in inputs[task].left_out):
@@ -88,10 +91,13 @@ def audit(config: AuditConfig, inputs: Mapping[str, SearchInputs]) -> Metrics:
     everything = {task: inputs[task] for task in tasks}
     cheap, pending = without_networks(everything)
     if cheap and pending and not all(_is_searched(config.work, task, everything[task]) for task in tasks):
-        metrics = _answer(config, catalog, cheap, pending)
-        print(f"{summary(metrics)}\n", flush=True)
+        _search(config, catalog, cheap)
+        print(f"{summary(_decide(config, catalog, cheap, pending))}\n", flush=True)
         everything = {task: replace(part, stage="-networks") for task, part in everything.items()}
-    return _answer(config, catalog, everything)
+    _search(config, catalog, everything)
+    if own_ray:
+        ray.shutdown()  # nothing below needs its workers, nor the memory that it shares with this process
+    return _decide(config, catalog, everything)
 
 
 def without_networks(inputs: Mapping[str, SearchInputs]) -> tuple[dict[str, SearchInputs], list[str]]:
@@ -115,12 +121,15 @@ def _is_searched(work: str, task: str, inputs: SearchInputs) -> bool:
     return found is not None and set(found.pairs) >= set(inputs.embedding.pairs)
 
 
-def _answer(
-    config: AuditConfig, catalog: Catalog, inputs: Mapping[str, SearchInputs], pending: Sequence[str] = ()
-) -> Metrics:
-    """Embeds, searches and decides. pending: the backbones that are still to come."""
+def _search(config: AuditConfig, catalog: Catalog, inputs: Mapping[str, SearchInputs]) -> None:
     for task, of_task in inputs.items():
         embed_and_search(catalog, config.work, config.searches[task], of_task, config.workers, config.cluster)
+
+
+def _decide(
+    config: AuditConfig, catalog: Catalog, inputs: Mapping[str, SearchInputs], pending: Sequence[str] = ()
+) -> Metrics:
+    """pending: the backbones that are still to come."""
     return decide(config.data, config.work, config.final, catalog, list(inputs), pending, config.report)
 
 

@@ -164,6 +164,8 @@ class TestFromCheapToDear:
             return Metrics(RunReport(0, 1, {}, pending=pending))
 
         monkeypatch.setattr(audit, "check_embedding_sizes", lambda *_: None)  # it would run the networks
+        monkeypatch.setattr(audit.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(audit.ray, "shutdown", lambda: done.append(("Ray ended",)))
         monkeypatch.setattr(audit, "embed_and_search", embed_and_search)
         monkeypatch.setattr(audit, "decide", decide)
         searches = {task: SearchConfig(task) for task in inputs}
@@ -184,9 +186,14 @@ class TestFromCheapToDear:
             (("membership",), ["mobilenetv2_100@random"]),
             ("membership", everything, "-networks"),
             ("attribution", (NETWORK,), "-networks"),
+            ("Ray ended",),
             (("membership", "attribution"), []),
         ]
         assert capsys.readouterr().out.startswith("PROVISIONAL: without mobilenetv2_100@random, ")
+
+    def test_the_ray_of_a_caller_goes_on(self, inputs, run_audit, monkeypatch):
+        monkeypatch.setattr(audit.ray, "is_initialized", lambda: True)
+        assert ("Ray ended",) not in run_audit(inputs)
 
     @pytest.mark.parametrize("pairs", [(FREE,), (NETWORK,)])
     def test_there_is_one_answer_where_all_costs_alike(self, pairs, run_audit, capsys):
