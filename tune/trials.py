@@ -27,7 +27,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from gansfp import store
 from gansfp.decision.search_result import Trial
-from gansfp.device import release_memory
+from gansfp.device import release_memory, return_memory
 from gansfp.embedding.shards import Pair
 from gansfp.errors import GansfpError, UsageError
 from gansfp.runtime.cluster import usable_gpus
@@ -184,6 +184,7 @@ def run_trials(
 
     def trainable(settings: Mapping[str, str | list[str]], problem: Problem) -> None:
         torch.set_num_threads(1)
+        return_memory()
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
         bundle = [Trial.from_json(text) for text in settings["trials"]]
         for trial, merit in zip(bundle, problem.run(bundle, device), strict=True):
@@ -222,6 +223,7 @@ def for_each_pair(
 
     def task(pair: Pair, shared: Callable[[Pair, Vectors], Result]) -> Result:
         torch.set_num_threads(1)
+        return_memory()
         result = shared(pair, problem.vectors_of(pair))
         release_memory()  # the process waits for other tasks
         return result

@@ -89,7 +89,7 @@ class _Euclidean:
         return apart
 
     def _looked_at(self, rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        step = max(1, PAIRS // rows.shape[1])
+        step = max(1, PIECE // rows.shape[1])  # six times as much is in memory
         squares = []
         for start in range(0, len(first), step):
             of_y = tensor(self._y[second[start : start + step].cpu().numpy()], self._device)
