@@ -246,7 +246,7 @@ def _answers(test: Catalog, ids: SetIds, decided: Decision) -> tuple[MembershipA
 def _tried(scores: np.ndarray, slices: np.ndarray) -> np.ndarray:
     """The scores (c, m) of all configurations for test slices. slices: (m,) as _answers gives them."""
     tried, unreadable = scores[:, as_slice(slices)], slices < 0
-    if unreadable.any():
+    if unreadable.any():  # then they are a copy
         tried[:, unreadable] = scores.min(1, keepdims=True) - 1
     return tried
 
